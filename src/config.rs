@@ -1,4 +1,4 @@
-//! The server's options with their defaults and bounds, and the reasons for many of them.
+//! The server's options, their defaults and their bounds, with the reasons for many of the values.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::{path::PathBuf, time::Duration};
@@ -12,7 +12,7 @@ use crate::features::FeatureOptions;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // half for stdio, the listener etc., half for rejected connections
+pub const RESERVED_DESCRIPTORS: usize = 16; // 8 for stdio, listeners etc., 8 for rejected connections
 
 const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -28,13 +28,13 @@ and type:
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
-    // `help`, because rustdoc would take [::] for a link.
+    // Use `help`, because rustdoc would parse [::] in a doc comment as a link.
     #[arg(long, help = "Listen on HOST:PORT, on [::]:PORT for IPv6 and IPv4, on a port of 127.0.0.1 (0: any free port), or on unix:PATH for a proxy on this machine (repeatable)", default_value = "127.0.0.1:3000", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_listen_address, help_heading = "Access")]
     pub listen: Vec<SockAddr>,
     /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // if absent (and not `open`): the demo tokens, allowed only on a local server
+    pub tokens: Option<PathBuf>, // without `tokens`, `jwt_key` and `open`: demo tokens, on a local server only
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -43,17 +43,18 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty: allow all names, or only loopback names if `listen` is a loopback address
+    pub allow_host: Vec<String>, // if empty: only loopback names if a `listen` address is loopback, else all names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
-    /// Require a PROXY protocol header, which names the client, on each connection from a --trusted-proxy or Unix socket
+    /// Require a PROXY protocol header, which names the client, on each connection from a --trusted-proxy or Unix
+    /// socket
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub proxy_protocol: bool,
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub unique_names: bool,
-    /// Serve no /echo, which sends every message back to its sender
+    /// Disable /echo, which sends every message back to its sender
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub no_echo: bool,
     /// Print every frame to stderr, either on one line or, with =full, with all of its fields
@@ -62,7 +63,7 @@ pub struct Config {
     /// Print only records that match this comma-separated list: connection=7 (or '#7'), user=NAME, control, errors
     #[arg(long, value_name = "FILTER", help_heading = "Tracing and recording")]
     pub trace_filter: Option<String>,
-    /// Let each page inspect its own connection; always on if only this machine can reach the server
+    /// Let each page inspect its own connection; on by default if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
     /// Let no page inspect its connection
@@ -82,7 +83,7 @@ pub struct Config {
     pub max_headers: usize, // bounds the parser's memory; 64 is ample: a browser sends about 15, an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // bounds the buffer of a message; fits the longest chat text, even if all JSON escapes
+    pub max_message: usize, // bounds the buffer of a message; fits the longest chat text in JSON escapes
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
@@ -109,7 +110,7 @@ pub struct Config {
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Accept this many connections per second from one address, and bursts of five times as many; 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
-    pub connect_rate: f64, // a handshake costs as much as ten messages; a page load opens at most two connections
+    pub connect_rate: f64, // a handshake takes the time of ten messages; a page load opens at most two connections
     /// Allow this many wrong access tokens per minute from one address (loopback is exempt unless the server is
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
@@ -180,7 +181,7 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // Require one byte per character of `--max-text`: few clients send JSON escapes, which need up to 12 bytes.
+        // Require one byte per character of `--max-text`: few clients send JSON escapes, which have up to 12 bytes.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);
@@ -230,12 +231,13 @@ impl Config {
         self.listen.iter().any(is_loopback_address)
     }
 
-    /// Whether only programs on this machine are meant to reach the server (PROTOCOL.md, "Local servers").
+    /// Whether, by its options, only programs on this machine can reach the server (PROTOCOL.md, "Local servers").
     pub fn is_local(&self) -> bool {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public, with its value. A proxy (or a Unix socket) may serve remote clients.
+    /// The first option that makes the server public, with its value. A trusted proxy or a Unix socket makes the server
+    /// public too: a proxy may forward the connections of remote clients.
     fn public_option(&self) -> Option<String> {
         let listen = self.listen.iter().find(|address| !is_loopback_address(address));
         let listen = listen.map(|address| format!("--listen {}", format_address(address)));
@@ -245,7 +247,8 @@ impl Config {
     }
 }
 
-/// The TCP address at which programs on this machine reach a listener: browsers cannot open `http://[::]:3000/`.
+/// The TCP address at which programs on this machine reach a listener: browsers cannot open `http://[::]:3000/`. `None`
+/// for a Unix socket.
 pub fn local_address(address: &SockAddr) -> Option<SocketAddr> {
     let address = address.as_socket()?;
     Some(if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address })
@@ -392,11 +395,11 @@ mod tests {
             assert!(error.contains(bad[bad.len() - 2]) && error.contains(bad[bad.len() - 1]), "{error}");
             assert!(config(good).is_ok(), "{good:?}");
         }
-        assert!(config(&["--max-text", "20000"]).is_ok(), "texts of several bytes a character may be too long");
+        assert!(config(&["--max-text", "20000"]).is_ok(), "the check counts one byte per character");
     }
 
     #[test]
-    fn off_loopback_only_with_access_control() {
+    fn a_listener_off_loopback_requires_access_control() {
         assert!(config(&["--listen", "0.0.0.0:3000", "--open"]).is_ok());
         assert!(config(&["--listen", "0.0.0.0:3000", "--tokens", "file"]).is_ok());
         assert!(config(&["--listen", "[::1]:3000"]).unwrap().is_loopback());

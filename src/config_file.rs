@@ -9,13 +9,13 @@ use toml::{Table, Value};
 
 use crate::config::{add_environment, format_error};
 
-/// Options that a file cannot set.
+/// Options that the `--config` file cannot set.
 const COMMAND_LINE_ONLY: [&str; 3] = ["config", "help", "version"];
 
 /// Reads the `--config` file and inserts its options before all other arguments, except options that the command line
 /// or the environment sets. `Err` is an error message for the operator.
 pub fn add_file(command: &Command, mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
-    // Ignore errors in other arguments: the caller reports them later.
+    // Ignore errors in arguments other than `--config`: the caller reports those errors later.
     let lenient = add_environment(command.clone()).ignore_errors(true).try_get_matches_from(&arguments);
     let Some((matches, path)) = lenient.ok().and_then(|matches| {
         let path = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned()?;
@@ -47,7 +47,7 @@ fn read(path: &Path) -> Result<Table, String> {
     })
 }
 
-/// Converts an option of the file into arguments: `["--allow-host=a", "--allow-host=b"]`.
+/// Converts an option of the `--config` file into arguments: `["--allow-host=a", "--allow-host=b"]`.
 fn to_arguments(name: &str, value: Value) -> Result<Vec<OsString>, &'static str> {
     if COMMAND_LINE_ONLY.contains(&name) {
         return Err("only the command line can set this option");

@@ -1,5 +1,5 @@
-//! The options of the optional features. They exist in every build, so that a build without a feature can say which one
-//! is missing.
+//! The command-line options of the optional features. Every build has these options, so that a build without a feature
+//! can name the missing feature in its error text.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -41,10 +41,10 @@ pub struct FeatureOptions {
     pub tls_key: Option<PathBuf>,
     /// Serve metrics to the operator on this address, and remove or ban clients on request (feature metrics)
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
-    pub admin: Option<SocketAddr>, // requests need no token, so only the operator may reach this address
+    pub admin: Option<SocketAddr>, // requests require no token: other users must not have access to this address
     /// Compress messages for clients that offer permessage-deflate, as browsers do (feature deflate)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Compression")]
-    pub deflate: bool, // off by default: it costs CPU, and lengths can reveal secrets (README.md)
+    pub deflate: bool, // off by default: compression costs CPU time, and lengths can reveal secrets (README.md)
     /// Leave messages of fewer bytes than this uncompressed [default: 32]
     #[arg(long, value_name = "BYTES", value_parser = parse_number(1, 1 << 30), help_heading = "Compression")]
     pub deflate_min: Option<usize>, // a shorter message shrinks by a few bytes at best

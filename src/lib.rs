@@ -3,7 +3,7 @@
 //!
 //! # Layers
 //! ```text
-//! main    ─▶ net, tools, config, config_file, http, systemd  arguments become a Config, and the Config a server or a tool
+//! main    ─▶ net, tools, config, config_file, http, systemd  parses the arguments, then runs a server or a tool
 //! net     ─▶ server, inspect, config, broker, chat, http, operator, systemd, proxy_protocol  poll loop, sockets, clock
 //! server  ─▶ ws, http, chat, broker, config      connections: bytes to the protocol, messages to the chat, and back
 //! http    ─▶ ws, chat, config                    everything before the upgrade: pages, tokens, origins
@@ -19,8 +19,9 @@
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, admin, health
 //! ```
-//! In the diagram, an arrow means "may use"; `tests/layering.rs` enforces it. Only [`net`] and the tools read a clock
-//! or open sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply these.
+//! In the diagram, an arrow means "may use"; `tests/layering.rs` enforces it. "Part two" and "part three" are parts of
+//! the README's reading order. Only [`net`] and the tools read a clock or open sockets. The other layers receive
+//! sockets, time and random bytes as arguments, so tests can supply these.
 //!
 //! # Reading order
 //! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; the frame header and its rules; masking.
@@ -28,14 +29,14 @@
 //! 3. [`ws::close`], [`ws::protocol`]: close codes and protocol errors; the state machine of a connection.
 //! 4. [`ws::request`], [`ws::handshake`], [`ws::extension`]: the opening handshake.
 //! 5. [`chat`], [`chat::command`], [`chat::event`]: commands in, events and their recipients out.
-//! 6. [`chat::identity`], [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the members of a room; names; rate limits.
+//! 6. [`chat::identity`], [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: members; names; rate limits.
 //! 7. [`chat::dialect`]: three message formats for the same chat.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
 //! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: requests, responses; who may connect, and as whom.
-//! 10. [`server`], [`server::connection`], `server::lifecycle`, `server::shutdown`: one turn of the loop; the life cycle
-//!     of a connection; the stages of a shutdown.
+//! 10. [`server`], [`server::connection`], `server::lifecycle`, `server::shutdown`: one turn of the loop; the life
+//!     cycle of a connection; the stages of a shutdown.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
-//! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
+//! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines; limits; the inspector's interface.
 //! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`config`], `main.rs`: system, options.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`]: the other tools.
@@ -45,7 +46,7 @@
 //! # One message, seven hops
 //! | | code | what happens to the message |
 //! |---|---|---|
-//! | 1 | [`Connection::read`](server::connection::Connection::read) | its *bytes* go into one buffer that all connections share, within the byte budget of the connection's turn |
+//! | 1 | [`Connection::read`](server::connection::Connection::read) | reads its *bytes* into one buffer that all connections share, at most `--max-read` bytes per connection and turn |
 //! | 2 | [`Protocol::receive`](ws::protocol::Protocol::receive) | validates the *frame* header, unmasks the payload in place, validates UTF-8, and returns a *message* |
 //! | 3 | [`Chat::receive`](chat::Chat::receive) | parses the JSON into a *command*, checks rate, length and name, and submits a *request* to the broker |
 //! | 4 | [`Broker::submit`](broker::Broker::submit) | gives the request its place in the order of the room, gives the message its id, stores it, and returns a *room event* |

@@ -40,7 +40,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
         arguments.push("--help".into());
     }
     let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
-    // An environment variable meant for the server must not make a tool fail.
+    // An invalid server option, in the environment or in a configuration file, must not make a tool fail.
     let mut command = CommandLine::command();
     if !names_a_tool {
         arguments = config_file::add_file(&command, arguments).map_err(|error| (EXIT_USAGE, error))?;

@@ -90,7 +90,7 @@ mod tests {
         let mut map = PeerMap::default();
         (0..MAX_PEERS).for_each(|peer| *map.entry(peer, 0, |count| *count < 2) += 1 + usize::from(peer < 10));
         assert!(map.entries.len() <= 2048, "{} entries", map.entries.len());
-        assert!((0..10).all(|peer| map.get(&peer) == Some(&2)), "these have not expired");
+        assert!((0..10).all(|peer| map.get(&peer) == Some(&2)), "the first ten entries have not expired");
         (0..3 * MAX_PEERS).for_each(|peer| _ = map.entry(peer, 9, |count| *count < 2));
         assert!(map.entries.len() <= MAX_PEERS);
     }

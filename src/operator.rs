@@ -1,5 +1,5 @@
-//! What the operator of a server sees and decides (feature `metrics`): counters, durations, bans, and the
-//! replies to messages that the operator publishes. `net::metrics` serves them over HTTP.
+//! The state of the admin interface (feature `metrics`): counters, durations, bans, and the replies to messages that
+//! the operator publishes. `net::metrics` serves the state over HTTP.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -33,12 +33,12 @@ impl<E> Default for Operator<E> {
 #[derive(Debug, Default)]
 pub struct Counters {
     pub accepts: u64,
-    pub services: [u64; 3],             // upgraded connections that exist now, by `Service`
-    pub rejections: BTreeMap<u16, u64>, // by HTTP status
-    pub closes: BTreeMap<u16, u64>,     // upgraded connections that have ended, by the code of the first Close frame
+    pub services: [u64; 3],             // number of open upgraded connections, by `Service`
+    pub rejections: BTreeMap<u16, u64>, // number of rejected requests, by HTTP status
+    pub closes: BTreeMap<u16, u64>,     // number of ended upgraded connections, by the code of the first Close
     pub slow_consumers: u64,
     pub bytes_received: u64,
-    pub bytes_sent: u64,    // only on connections that have ended
+    pub bytes_sent: u64,    // bytes sent on connections that have ended
     pub messages: [u64; 3], // messages that clients have published to rooms, by `Dialect`
     pub deliveries: u64,    // room and private messages sent, counted once per recipient; excludes history
     pub resumes: [u64; 2],  // joins that asked to resume: first those that failed, then those that succeeded
@@ -60,7 +60,7 @@ impl Counters {
 /// The upper bounds of the buckets of [`Durations`], in seconds.
 pub const BOUNDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY];
 
-/// A histogram of durations. Any thread may add to it.
+/// A histogram of durations. Any thread may add a duration.
 #[derive(Debug, Default)]
 pub struct Durations {
     counts: [AtomicU64; BOUNDS.len()],
@@ -84,7 +84,8 @@ impl Durations {
     }
 }
 
-/// Stores a change: subject, end of the ban (`None` lifts it), time now. The receiver gets `true` once it is stored.
+/// Stores a change: the subject, the end of the ban (`None` lifts the ban), and the current time. The receiver gets
+/// `true` once the change is stored.
 pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
 /// The networks and the username keys that the operator has banned, each with the end of the ban.
@@ -111,7 +112,7 @@ impl fmt::Display for BanSubject {
 }
 
 impl Bans {
-    /// Restores the bans of an earlier run: each [`BanSubject`] as text, and the end of its ban.
+    /// Restores the bans of an earlier run. `stored` contains each [`BanSubject`] as text and the end of its ban.
     pub fn restore(&mut self, stored: Vec<(String, SystemTime)>, store: StoreBan) {
         for (subject, until) in stored.into_iter().take(MAX_BANS) {
             match subject.split_once(' ') {
@@ -119,13 +120,14 @@ impl Bans {
                     network.parse().into_iter().for_each(|network| _ = self.addresses.insert(network, until));
                 }
                 Some(("username", key)) => _ = self.usernames.insert(key.into(), until),
-                _ => {} // no version writes this
+                _ => {} // no version of the server writes such a subject
             }
         }
         self.store = Some(store);
     }
 
-    /// Changes a ban; `None` lifts it. Returns whether there was a ban and, if bans are stored, the result.
+    /// Sets the end of a ban; `None` lifts the ban. Returns whether the subject was banned before and, if the server
+    /// stores bans, a receiver for the result.
     pub fn set(
         &mut self,
         subject: &BanSubject,
@@ -142,7 +144,7 @@ impl Bans {
         (before.is_some(), self.store.as_ref().map(|store| store(subject.to_string(), until, now)))
     }
 
-    /// Calls `key`, which computes a username key, only if a username is banned: computing a key is slow.
+    /// Whether the network or the username key is banned. Calls `key`, which is slow, only if any username is banned.
     pub fn contains(&self, network: IpAddr, key: impl FnOnce() -> Option<Rc<str>>, now: SystemTime) -> bool {
         let is_in_force = |until: &SystemTime| now < *until;
         let by_key = || if self.usernames.is_empty() { None } else { self.usernames.get(&key()?) };

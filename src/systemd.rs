@@ -1,5 +1,5 @@
-//! Integration with systemd, or with any other program that speaks its two small protocols: listening sockets that are
-//! open before the server starts (`LISTEN_FDS`), and reports about the state of the server (`NOTIFY_SOCKET`).
+//! Integration with systemd or a compatible service manager: takes over listening sockets that the service manager has
+//! opened (`LISTEN_FDS`), and reports the server's state to the service manager (`NOTIFY_SOCKET`).
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use socket2::Socket;
 
-const GRACE: Duration = Duration::from_secs(30); // for the last Close replies and for storing the last messages
-const FIRST_DESCRIPTOR: usize = 3; // sd_listen_fds(3): descriptors follow stdin, stdout and stderr
+const GRACE: Duration = Duration::from_secs(30); // time to receive the last Close frames and to store the last messages
+const FIRST_DESCRIPTOR: usize = 3; // sd_listen_fds(3): the sockets follow stdin, stdout and stderr
 
-/// Returns the listening sockets that this process has inherited: none unless `LISTEN_PID` is its own id.
+/// Returns the listening sockets that this process has inherited: none unless `LISTEN_PID` is the id of this process.
 pub fn take_sockets() -> Result<Vec<Socket>, String> {
     // listenfd would also accept descriptors if `LISTEN_PID` is missing or empty.
     if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
@@ -23,7 +23,7 @@ pub fn take_sockets() -> Result<Vec<Socket>, String> {
         if socket.is_none() {
             socket = descriptors.take_unix_listener(index).ok().flatten().map(Socket::from);
         }
-        // Reject a socket without an address: it could be mistaken for one that only this machine can reach.
+        // Reject a socket whose address is unknown: the server could not tell whether other machines can reach it.
         let socket = socket.filter(|socket| socket.is_listener().unwrap_or_default() && socket.local_addr().is_ok());
         let descriptor = FIRST_DESCRIPTOR + index;
         sockets.push(socket.ok_or_else(|| {
@@ -47,7 +47,7 @@ pub fn report_reloading() {
 
 /// Reports that the server is stopping. `wait`: how long the shutdown waits before it closes the last connection.
 pub fn report_stopping(wait: Duration) {
-    let timeout = u32::try_from((wait + GRACE).as_micros()).unwrap_or(u32::MAX); // `u32::MAX` is 71 minutes
+    let timeout = u32::try_from((wait + GRACE).as_micros()).unwrap_or(u32::MAX); // `u32::MAX` µs are 71 minutes
     let status = NotifyState::Status("Closing the connections");
     report(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(timeout)]);
 }

@@ -1,5 +1,5 @@
-//! The admin listener (`--admin`): its requests and their errors, metrics that match a scripted load exactly, kicks,
-//! bans, publishing, slow and malicious peers, and the tool `wirechat admin`.
+//! Tests of the admin listener (`--admin`): every request and every error, metrics that match a scripted load exactly,
+//! kicks, bans, published messages, slow and malicious peers, and the tool `wirechat admin`.
 
 #![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -63,7 +63,7 @@ impl Host {
         self.exchange(&get(target).method(method))
     }
 
-    /// The JSON of a response with status 200.
+    /// Sends a request, expects status 200, and returns the response's JSON.
     fn json(&self, method: &'static str, target: &str) -> Value {
         parse_json(&self.request(method, target))
     }
@@ -83,7 +83,7 @@ impl Host {
         lines.map(sample).collect()
     }
 
-    /// Waits until the metrics have these values. The values of metrics that never appear are 0.
+    /// Waits until every metric in `expected` has its value. A metric that `/metrics` does not list counts as 0.
     fn wait_for_metrics(&self, expected: &[(&str, u64)]) {
         let mut metrics = BTreeMap::new();
         let differing = |metrics: &BTreeMap<String, f64>| {
@@ -123,7 +123,7 @@ fn parse_json(response: &Response) -> Value {
     serde_json::from_str(&response.body).expect("JSON")
 }
 
-/// Reads until a Close frame, and returns its code and reason.
+/// Skips frames until a Close frame, and returns the Close frame's code and reason.
 fn read_close(client: &mut RawClient) -> (u16, String) {
     loop {
         let frame = client.read_frame();
@@ -137,7 +137,8 @@ fn removed() -> (u16, String) {
     (1008, "removed by the operator".to_owned())
 }
 
-/// Each row: the method, the target, the status, and a part of the response: of `Allow` for 405, else of the body.
+/// Method, target, expected status, expected text. The text is the `Allow` header for 405, the whole body for 200, and
+/// a part of the body for all other statuses.
 const REQUESTS: &[(&str, &str, u16, &str)] = &[
     ("GET", "/live", 200, "live\n"),
     ("GET", "/live?x=y", 200, "live\n"),
@@ -210,7 +211,7 @@ fn requests_and_their_errors() {
     );
 }
 
-/// HEAD gets the headers of GET. A second request on the same connection is not read.
+/// HEAD and GET get the same Content-Length. The server ignores a second request on the same connection.
 #[test]
 fn heads_and_second_requests() {
     let host = Host::start(&[]);
@@ -225,7 +226,7 @@ fn heads_and_second_requests() {
     assert_eq!((http_1_0.status, http_1_0.body.as_str()), (200, "live\n"));
 }
 
-/// A page in the operator's browser must not reach the admin listener, not even through DNS rebinding.
+/// The server rejects requests that web pages in the operator's browser send, even with DNS rebinding.
 #[test]
 fn hosts_and_origins() {
     let host = Host::start(&["--allow-host", "admin.example", "--open"]);
@@ -251,7 +252,7 @@ fn hosts_and_origins() {
     }
     member.send_text(r#"{"event":"ping"}"#);
     member.read_event("pong");
-    // On an address that is not loopback, a monitoring system may use any name of the machine.
+    // An admin listener on a non-loopback address accepts any `Host`: a machine can have many names.
     let host = Host::launch(&mut Server::command("127.0.0.1:0", &["--admin", "0.0.0.0:0"]));
     let mut client = RawClient::new(TcpStream::connect(("127.0.0.1", host.admin.port())).unwrap());
     client.send(&get("/live").set("Host: chat.internal:9000").bytes());
@@ -282,7 +283,7 @@ fn rude_requests() {
         |(bytes, status)| {
             let mut client = host.connect();
             client.send(bytes);
-            // Closing a socket with unread input would reset the connection and could destroy the response.
+            // `read_response` fails on a TCP reset. A server that closes a socket with unread input sends a reset.
             assert_eq!(client.read_response().status, *status);
         },
     );
@@ -295,7 +296,8 @@ fn rude_requests() {
     assert_eq!(host.request("GET", "/live").status, 200);
 }
 
-/// Silent peers cannot lock the operator out: the oldest one is closed. A request may arrive byte by byte.
+/// A full admin listener closes its oldest silent connection to accept a new one. The server accepts a request that
+/// arrives byte by byte.
 #[test]
 fn silent_and_slow_peers() {
     let host = Host::start(&[]);
@@ -307,12 +309,12 @@ fn silent_and_slow_peers() {
         slow.send(&[byte]);
     }
     assert_eq!(parse_json(&slow.read_response())["text"], "hi");
-    // The other silent peers are closed when their deadline expires.
+    // The server closes the newest silent connection, too: 10 seconds after accepting it.
     let mut last = silent.pop().unwrap();
     last.expect_end();
 }
 
-/// The bytes that all [`Counted`] clients have sent and received.
+/// The number of bytes that all [`Counted`] clients have sent, then the number that they have received.
 type Bytes = Rc<Cell<[u64; 2]>>;
 
 /// A client that counts the bytes that it sends and receives.
@@ -330,7 +332,7 @@ impl Counted {
         (counted, head)
     }
 
-    /// Upgrades the connection. Unless `words` is empty, reads until a frame contains `words`.
+    /// Connects and upgrades. Unless `words` is empty, reads frames until one contains `words`.
     fn join(host: &Host, path: &str, bytes: &Bytes, words: &str) -> Counted {
         let (mut counted, head) = Counted::connect(host, upgrade_request(path).as_bytes(), bytes);
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -376,7 +378,7 @@ impl Counted {
         }
     }
 
-    /// Reads the rest of the stream.
+    /// Reads until the server ends the stream.
     fn finish(mut self) {
         let rest = self.client.read_to_end().len();
         self.add(1, rest);
@@ -387,14 +389,15 @@ impl Counted {
         self.finish();
     }
 
-    /// Ends the stream without a Close.
+    /// Half-closes TCP without sending a Close frame.
     fn shut_down(self) {
         self.client.stream.shutdown(Shutdown::Write).unwrap();
         self.finish();
     }
 }
 
-/// Sends three messages by ann, two by ben and one by pat, a duplicate, and private messages to pat and to nobody.
+/// ann sends three room messages, one message with a repeated nonce, one private message to pat and one to an unknown
+/// user. ben sends two room messages, pat one.
 fn talk(ann: &mut Counted, ben: &mut Counted, pat: &mut Counted) {
     for number in 1..=3 {
         let text = format!("ann's message {number}");
@@ -435,7 +438,7 @@ const TALKED: [(&str, u64); 13] = [
     ("storage_queue_bytes", 0),
 ];
 
-/// Connections that end in different ways: two echo clients, four chat clients, three rejected requests.
+/// Opens and ends nine connections: two echo clients, four chat clients, three rejected requests.
 fn end_in_many_ways(host: &Host, bytes: &Bytes) {
     let mut echo = Counted::join(host, "/echo?token=dev-token", bytes, "");
     echo.send_text(&"x".repeat(70_000));
@@ -513,7 +516,7 @@ fn metrics_equal_a_scripted_load() {
     }
 }
 
-/// A client that does not read is closed with 1008, and counted as a slow consumer.
+/// The server sends Close 1008 to a client that does not read, and counts one slow consumer.
 #[test]
 fn slow_consumers_are_counted() {
     let host = Host::start(&["--max-outbox", "1024"]);
@@ -533,7 +536,7 @@ fn slow_consumers_are_counted() {
     host.wait_for_metrics(&[("closes_total{code=\"1008\"}", 1), ("connections{endpoint=\"/\"}", 1)]);
 }
 
-/// promtool accepts the Prometheus text format, and prometheus_client accepts OpenMetrics.
+/// promtool parses `/metrics` in the Prometheus text format; the Python package prometheus_client parses OpenMetrics.
 #[test]
 fn independent_parsers_accept_the_metrics() {
     #[cfg(feature = "sqlite")]
@@ -566,7 +569,7 @@ fn independent_parsers_accept_the_metrics() {
         let output = feed(Command::new(promtool).args(["check", "metrics"]), &text);
         assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     }
-    // Needs a Python venv in target/openmetrics, with tests/openmetrics/requirements.txt installed.
+    // Requires a Python venv in target/openmetrics with the packages of tests/openmetrics/requirements.txt.
     let python = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/openmetrics/bin/python");
     if let Some(python) = require_tool("openmetrics-python", &[python]) {
         const SCRIPT: &str = "import sys; from prometheus_client.openmetrics import parser; \
@@ -580,11 +583,11 @@ fn independent_parsers_accept_the_metrics() {
     }
 }
 
-/// Runs a command with this text as its input.
+/// Runs `command` with `input` on its stdin.
 fn feed(command: &mut Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the tool runs");
-    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).expect("it reads");
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).expect("the tool reads its stdin");
     child.wait_with_output().unwrap()
 }
 
@@ -621,24 +624,24 @@ fn kicked_clients() {
     assert_eq!((read_close(&mut ann), read_close(&mut twin)), (removed(), removed()));
     assert_eq!(other.read_event("left")["username"], "Ann");
     host.server.wait_for_log("KICK user=ann closed=2 by=127.0.0.1:");
-    // In the dialect `rooms`, a user has the name of its last message.
+    // In the `rooms` dialect, a client's username is the username in the client's latest message.
     let mut ben = host.server.upgrade(&rooms_path("tea"));
     ben.send_text(r#"{"username":"ben","text":"hi"}"#);
     while !ben.read_text().contains("hi") {}
     assert_eq!(host.json("POST", "/kick?username=ben"), json!({"closed": 1}));
     assert_eq!(read_close(&mut ben), removed());
-    // An echo client has no username, only a connection number.
+    // An echo client has no username, so kick the client by its connection number.
     let mut echo = host.server.upgrade("/echo?token=dev-token");
     let clients = host.json("GET", "/clients");
     let number = clients.as_array().unwrap().last().unwrap()["connection"].as_u64().unwrap();
     assert_eq!(host.json("POST", &format!("/kick?connection={number}")), json!({"closed": 1}));
-    assert_eq!(host.json("POST", &format!("/kick?connection={number}")), json!({"closed": 0}), "it is closing");
+    assert_eq!(host.json("POST", &format!("/kick?connection={number}")), json!({"closed": 0}), "already closing");
     assert_eq!(read_close(&mut echo), removed());
     host.json("POST", "/kick?username=x%20y%3D1");
     host.server.wait_for_log("KICK user=\"x y=1\" closed=0");
     other.send_text(r#"{"event":"ping"}"#);
     other.read_event("pong");
-    assert_eq!(host.server.status(&handshake().target(events_path("ann", "tea"))), 101, "a kick is no ban");
+    assert_eq!(host.server.status(&handshake().target(events_path("ann", "tea"))), 101, "a kick is not a ban");
 }
 
 #[test]
@@ -657,7 +660,7 @@ fn banned_usernames() {
     assert_eq!(status(&events_path("mallory2", "tea")), 101);
     let check = host.server.connect().exchange_text("/check?token=dev-token&username=mallory");
     assert!(check.contains("\"status\":403") && check.contains("operator has banned"), "{check}");
-    // A client of the dialect `rooms` sends its name in each message, so each message is checked.
+    // A `rooms` client names its user in each message, so the server checks each message against the bans.
     for (name, words) in [("Mallory", "The username Mallory is banned"), ("ben", "\"text\":\"hi\"")] {
         ben.send_text(&json!({"username": name, "text": "hi"}).to_string());
         let mut text = ben.read_text();
@@ -675,13 +678,13 @@ fn banned_usernames() {
     host.server.wait_for_log("UNBAN user=mallory lifted=1 by=127.0.0.1:");
     assert_eq!(host.json("GET", "/bans"), json!([]));
     assert_eq!(status(&events_path("mallory", "tea")), 101);
-    // A ban expires.
     host.json("POST", "/ban?username=mallory&seconds=1");
     wait_until("the ban is over", || status(&events_path("mallory", "tea")) == 101);
     assert_eq!(host.json("GET", "/bans"), json!([]));
 }
 
-/// The proxy reports the client's address. A ban of an IPv6 address covers its /64 network.
+/// The server bans by the client address that the proxy sends in `X-Forwarded-For`. Banning an IPv6 address bans its
+/// whole /64 network.
 #[test]
 fn banned_addresses() {
     let host = Host::start(&["--trusted-proxy", "127.0.0.1", "--open"]);
@@ -722,7 +725,7 @@ fn banned_addresses() {
     assert_eq!(host.server.status(&from("2001:db8::2", "/echo")), 101);
 }
 
-/// The header of the PROXY protocol gives the client's address, for the list of clients and for bans.
+/// The list of clients and the bans use the client address from the PROXY protocol header.
 #[test]
 fn clients_named_by_a_proxy_header() {
     let host = Host::start(&["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open"]);
@@ -752,20 +755,20 @@ fn published_messages() {
     assert_eq!(published["username"], "bot");
     assert_eq!((&published["text"], &published["id"], &published["nonce"]), (&json!("hi"), &json!(1), &json!("n1")));
     assert_eq!(ann.read_event("joined")["username"], "Anonymous");
-    assert_eq!(ann.read_json(), json!({"event": "message", "data": published}), "nobody joins");
+    assert_eq!(ann.read_json(), json!({"event": "message", "data": published}), "the publisher does not join");
     while ben.read_text() != r#"{"type":"message","username":"bot","text":"hi"}"# {}
     host.server.wait_for_log("PUBLISH room=tea user=bot by=127.0.0.1:");
     // A second request with the same nonce publishes nothing and gets the same response.
     assert_eq!(parse_json(&host.publish("tea", &body)), published);
     assert_eq!(parse_json(&host.publish("tea", r#"{"username":"bot","text":"/msg ann x"}"#))["id"], 2);
-    assert_eq!(ann.read_json()["data"]["text"], "/msg ann x", "a text, and the repeated message is sent to nobody");
+    assert_eq!(ann.read_json()["data"]["text"], "/msg ann x", "/msg is plain text here, and ann received no duplicate");
     ann.send_text(r#"{"event":"message","data":{"text":"three"}}"#);
     assert_eq!(ann.read_json()["data"]["id"], 3);
     let mut carl = host.server.upgrade(&events_path("carl", "tea"));
     let welcome = carl.read_event("welcome");
     assert_eq!((&welcome["members"], &welcome["member_count"]), (&json!(["ann", "Anonymous"]), &json!(2)));
     assert_eq!(welcome["history"][0], published);
-    // A room without members keeps the message for its first member.
+    // The server keeps messages that are published to an empty room, and sends them to the first member.
     for id in [1, 2] {
         let body = json!({"username": "bot", "text": "early"}).to_string();
         assert_eq!(parse_json(&host.publish("new", &body))["id"], id);
@@ -809,11 +812,12 @@ fn messages_that_are_not_published() {
     );
     assert_eq!(host.publish("x\u{7}", r#"{"username":"bot","text":"hi"}"#).status, 400);
     ann.send_text(r#"{"event":"ping"}"#);
-    assert_eq!(ann.read_json()["event"], "pong", "nobody has received anything");
+    assert_eq!(ann.read_json()["event"], "pong", "ann received no message");
     assert_eq!(parse_json(&host.publish("tea", r#"{"username":"bot","text":"1234567890"}"#))["id"], 1);
 }
 
-/// A published message is stored like any other, and the response waits for the disk.
+/// The server stores a published message like a client's message. The response waits until the message is on disk,
+/// or is 503 after 10 seconds.
 #[test]
 #[cfg(feature = "sqlite")]
 fn published_messages_are_durable() {
@@ -852,11 +856,11 @@ fn published_messages_are_durable() {
     let published = parse_json(&patient.read_response());
     assert_eq!(ann.read_json(), json!({"event": "message", "data": published}));
     wait_until("the server is ready again", || host.request("GET", "/ready").status == 200);
-    assert_eq!(host.server.upgrade(&events_path("ben", "late")).read_event("welcome")["last_id"], 1, "it was stored");
+    assert_eq!(host.server.upgrade(&events_path("ben", "late")).read_event("welcome")["last_id"], 1, "stored late");
     host.wait_for_metrics(&[("rooms", 1), ("storage_queue_bytes", 0)]);
 }
 
-/// The command of a server with a history file in `folder`.
+/// The command that starts a server with a history file in `folder`.
 #[cfg(feature = "sqlite")]
 fn durable_command(folder: &history_file::Directory, args: &[&str]) -> Command {
     let args = [&["--history-db", "chat.db", "--trusted-proxy", "127.0.0.1", "--open"], args].concat();
@@ -880,7 +884,7 @@ fn status_from(server: &Server, address: &str, path: &str) -> u16 {
     server.status(&handshake().target(path).add(format!("X-Forwarded-For: {address}")))
 }
 
-/// The history file keeps bans. The response waits until a ban is stored, so not even a kill lifts it.
+/// The server stores a ban in the history file before responding, so a ban survives even SIGKILL.
 #[test]
 #[cfg(feature = "sqlite")]
 fn bans_are_durable() {
@@ -892,7 +896,7 @@ fn bans_are_durable() {
     for subject in ["username=ben%20x", "address=192.0.2.7", "address=2001:db8::7", "address=192.0.2.9"] {
         assert_eq!(host.json("POST", &format!("/ban?{subject}&seconds=60")), json!({"closed": 0}));
     }
-    host.json("POST", "/ban?username=ben%20x&seconds=7200"); // replaces the shorter ban
+    host.json("POST", "/ban?username=ben%20x&seconds=7200"); // replaces the ban of 60 seconds
     assert_eq!(host.json("DELETE", "/ban?address=192.0.2.9"), json!({"lifted": 1}));
     assert_eq!(host.json("DELETE", "/ban?address=192.0.2.9"), json!({"lifted": 0}));
     let bans = host.json("GET", "/bans");
@@ -904,7 +908,7 @@ fn bans_are_durable() {
     let until = |ban: &Value| humantime::parse_rfc3339(ban["until"].as_str().unwrap()).unwrap();
     for (before, after) in bans.as_array().unwrap().iter().zip(host.json("GET", "/bans").as_array().unwrap()) {
         assert_eq!((&before["address"], &before["username"]), (&after["address"], &after["username"]));
-        // The file stores whole seconds, and rounds up.
+        // The history file stores the end of a ban in seconds, rounded up.
         let later = until(after).duration_since(until(before)).expect("no ban ends early");
         assert!(later.as_secs() <= 1, "{before} {after}");
     }
@@ -927,7 +931,8 @@ fn bans_are_durable() {
     assert_eq!(subjects.unwrap(), "address 192.0.2.7", "bans that are over are removed");
 }
 
-/// Bans hold without the admin port, too. A file of an earlier version has no table of bans.
+/// A server without `--admin` still enforces stored bans. A history file from an older version has no table `bans`;
+/// the server creates one.
 #[test]
 #[cfg(feature = "sqlite")]
 fn bans_without_the_admin_port_and_in_an_old_file() {
@@ -947,7 +952,8 @@ fn bans_without_the_admin_port_and_in_an_old_file() {
     assert_eq!(durable_host(&folder).json("GET", "/bans")[0]["address"], "192.0.2.7");
 }
 
-/// While the disk hangs, a ban is in force, but the response waits.
+/// While the disk is stalled, a ban takes effect at once. The response waits until the ban is stored, or is 507
+/// after 10 seconds.
 #[test]
 #[cfg(feature = "sqlite")]
 fn a_ban_waits_for_the_disk() {
@@ -968,7 +974,7 @@ fn a_ban_waits_for_the_disk() {
     assert_eq!((response.status, response.body.contains("not stored yet")), (507, true), "{response:?}");
     let mut patient = send("/ban?username=ben&seconds=3600");
     host.server.wait_for_log("BAN user=ben");
-    drop(send("/ban?username=carl&seconds=3600")); // a peer that does not wait for its response
+    drop(send("/ban?username=carl&seconds=3600")); // this peer disconnects before the response
     host.server.wait_for_log("BAN user=carl");
     stall.end();
     assert_eq!(parse_json(&patient.read_response()), json!({"closed": 0}));
@@ -976,7 +982,7 @@ fn a_ban_waits_for_the_disk() {
     assert!(host.metrics()["storage_commit_duration_seconds_sum"] > 0.0);
 }
 
-/// If no descriptor is left, a monitoring system that is already connected still gets a response.
+/// When the server has no file descriptor left, `/ready` on an admin connection that is already open responds 503.
 #[test]
 fn a_server_without_descriptors_is_not_ready() {
     let host = Host::start(&[]);
@@ -1013,7 +1019,8 @@ fn a_full_server_is_not_ready() {
     wait_until("the server is ready again", || host.request("GET", "/ready").status == 200);
 }
 
-/// During a shutdown, the server waits two seconds for a client that does not reply to its Close.
+/// At shutdown, the server waits two seconds for clients to reply to its Close. In those two seconds, `/ready` and
+/// `/publish` respond 503.
 #[test]
 fn a_server_that_shuts_down_is_not_ready() {
     let is_seen = (0..5).any(|_| {
@@ -1029,10 +1036,10 @@ fn a_server_that_shuts_down_is_not_ready() {
         assert!(host.server.wait().success());
         responses[0].contains("503") && responses[0].contains("draining") && responses[1].contains("503")
     });
-    assert!(is_seen, "in five attempts");
+    assert!(is_seen, "no 503 in five attempts");
 }
 
-/// The address of the admin listener is printed, and an address in use is an error at start.
+/// The server does not start if the address of `--admin` is in use, or equals the address of `--listen`.
 #[test]
 fn addresses_that_are_in_use() {
     let host = Host::start(&[]);
@@ -1048,7 +1055,7 @@ fn addresses_that_are_in_use() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let error = fail(&free, &free);
     assert!(error.contains("--listen") || error.contains("--admin"), "{error}");
-    // A port without an address means loopback.
+    // `--admin` with only a port listens on loopback.
     let host = Host::launch(&mut Server::command("127.0.0.1:0", &["--admin", "0"]));
     assert!(host.admin.ip().is_loopback());
 }
@@ -1096,7 +1103,7 @@ trait Exchange {
 }
 
 impl Exchange for RawClient {
-    /// Sends a plain request, and returns the body of the response.
+    /// Sends a GET request and returns the response's body.
     fn exchange_text(mut self, target: &str) -> String {
         self.send(&get(target).bytes());
         self.read_response().body

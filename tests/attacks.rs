@@ -1,7 +1,8 @@
-//! Attacks on the running server by up to two thousand clients at once: mass disconnects, frequent joins, a flood,
-//! long lists of subprotocol names, guessed tokens. Each test bounds the server's CPU time, memory or bytes. No test
-//! bounds wall time, because other programs may use the same machine. Each bound is about five times what a small
-//! virtual machine needs, so the tests detect costs quadratic in the number of clients, but tolerate slow machines.
+//! Attacks on a running server by up to 2,000 clients at once: mass disconnects, repeated joins, a flood of messages,
+//! long lists of subprotocol names, and guessed tokens. Each test asserts upper bounds on the server's CPU time, its
+//! memory, the bytes that it sends, or the messages that it handles before it replies to another client. Apart from
+//! one generous deadline, no bound is in wall-clock time, because other programs may use the same machine. Each bound
+//! is about five times what a small virtual machine needs: slow machines pass, and quadratic costs fail.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -17,22 +18,22 @@ use crowd::{Crowd, cpu_seconds, peak, reset_peak};
 use support::users::{Dialect, chat, events_path, path, presence_path};
 use support::{Server, masked, token_file, upgrade_request};
 
-/// Fewer in a debug build, which is about ten times slower and runs these tests in parallel with many others.
+/// Number of clients in the largest room. Debug builds use fewer clients, because they are about ten times slower.
 const MEMBERS: usize = if cfg!(debug_assertions) { 300 } else { 2000 };
-/// How much more CPU time a debug build may use.
+/// Factor by which a debug build may exceed the CPU time of a release build.
 const SLOWNESS: f64 = if cfg!(debug_assertions) { 12.0 } else { 1.0 };
-/// The time limit for all attacks together.
+/// Wall-clock limit for all tests of this file together.
 const LIMIT: Duration = Duration::from_secs(120);
-const MIB: usize = 1024;
+const MIB: usize = 1024; // in KiB, the unit of `peak`
 
-/// Lets only one attack run at a time, so that attacks do not compete for CPUs. Also returns the deadline for them all.
+/// Locks a mutex, so that attacks run one at a time and do not compete for CPUs. Also returns their common deadline.
 fn alone() -> (MutexGuard<'static, ()>, Instant) {
     static END: LazyLock<Instant> = LazyLock::new(|| Instant::now() + LIMIT);
     static ALONE: Mutex<()> = Mutex::new(());
     (ALONE.lock().unwrap_or_else(PoisonError::into_inner), *END)
 }
 
-/// Asserts that a cost is below its bound, and prints both, so that `--nocapture` shows the margin.
+/// Asserts that `cost` is below `bound`. Prints both numbers, so that `--nocapture` shows the margin.
 fn assert_below(what: &str, cost: f64, bound: f64) {
     println!("{what}: {cost:.3}, bound {bound:.3}");
     assert!(cost < bound, "{what}: {cost:.3} is not below {bound:.3}");
@@ -47,8 +48,9 @@ enum Drop {
     Reset,
 }
 
-/// All members of a room disconnect except one witness, which receives a `left` for each. With `has_presence`, a client
-/// of the `presence` dialect stays too. With `at_once`, one turn of the event loop detects all the disconnects.
+/// All members of a room disconnect, except a witness that must receive a `left` event for each of them. With
+/// `has_presence`, a client of the `presence` dialect stays in the room too. With `at_once`, the server is stopped with
+/// SIGSTOP while the members disconnect, and finds all the disconnects when it continues.
 fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
     let (_alone, end) = alone();
     let server = chat(&[]);
@@ -111,7 +113,7 @@ fn a_room_resets_its_connections() {
 
 // -------------------------------------------------------------------------------------------------------- presence
 
-/// A user with two sockets repeatedly joins and leaves a room of `presence` clients.
+/// Two connections of one user repeatedly join and leave a room of `presence` clients.
 #[test]
 fn a_user_that_comes_and_goes() {
     const ROUNDS: usize = 100;
@@ -135,7 +137,7 @@ fn a_user_that_comes_and_goes() {
             (joined, left) == (2 * round, 2 * round)
         });
     }
-    // Each join and each leave is one event, whose length does not depend on the size of the room.
+    // The server sends each member one event per join and per leave. The event must not grow with the size of the room.
     let events = (4 * ROUNDS) as f64;
     let bytes = crowd.members[members.start].received - bytes;
     assert_below("presence: bytes per event for one member", bytes as f64 / events, 200.0);
@@ -145,12 +147,12 @@ fn a_user_that_comes_and_goes() {
 
 // ------------------------------------------------------------------------------------------------------- busy room
 
-/// The members of one room flood it while clients join a second room. A client of a third room is not starved: only a
-/// few rounds of flood messages pass between its Ping and the Pong.
+/// The members of one room flood it while new clients join a second room. A third room must not starve: the server may
+/// handle only a few rounds of the flood between receiving a Ping from the third room and sending the Pong.
 #[test]
 fn a_busy_room_delays_no_other() {
     const FLOODERS: usize = 40;
-    const BURST: usize = 20; // messages in one write of a flooder
+    const BURST: usize = 20; // messages per write of one flooder
     const ROUND: usize = FLOODERS * BURST;
     let (_alone, end) = alone();
     let server = chat(&["--history", "0"]);
@@ -172,7 +174,7 @@ fn a_busy_room_delays_no_other() {
         if is_over && received == sent {
             break;
         }
-        // Keep up to two rounds in flight: the server always has messages to read, but never more than it can send.
+        // Keep up to two rounds in flight: the server always has messages to read, but no outbox grows without limit.
         if !is_over && sent - received <= ROUND {
             flooders.clone().for_each(|flooder| crowd.send(flooder, &burst));
             sent += ROUND;
@@ -201,7 +203,8 @@ fn a_busy_room_delays_no_other() {
 
 // ------------------------------------------------------------------------------------------------------ handshakes
 
-/// Request heads of the maximum length, full of subprotocol names (RFC 6455 §11.3.4): all different, or all the same.
+/// Request heads of the maximum length, filled with subprotocol names (RFC 6455 §11.3.4). The names are all different
+/// or all the same. The server must reject each head with a 400, without comparing every name with every other.
 #[test]
 fn thousands_of_subprotocol_names() {
     let (_alone, end) = alone();
@@ -223,7 +226,7 @@ fn thousands_of_subprotocol_names() {
     }
 }
 
-/// Clients guess tokens, which the server compares with a large token file.
+/// Clients guess tokens. Rejecting a wrong token must be cheap even if the token file has 100,000 lines.
 #[test]
 fn guessed_tokens() {
     const GUESSES: usize = 500;

@@ -1,21 +1,24 @@
-//! The Autobahn test suite's fuzzing client against `/echo`: all 301 cases of its sections 1–7, 9 and 10, compared with
-//! `autobahn/expected.json`. The suite's results are "OK", "NON-STRICT" (allowed, but late or lossy) and "INFORMATIONAL" (the
-//! RFC leaves it open); wherever the RFC has a rule, only OK is expected. Any difference fails the test, even a better result.
+//! Runs the Autobahn test suite's fuzzing client against `/echo`: the 301 cases of the suite's sections 1–7, 9 and
+//! 10. The results must equal `autobahn/expected.json`; even a better result fails the test. The suite reports a case
+//! as "OK", "NON-STRICT" (allowed, but late or lossy) or "INFORMATIONAL" (the RFC has no rule). Where the RFC has a
+//! rule, `expected.json` contains only "OK".
 //!
-//! In a build with the feature `deflate`, all these servers compress, and a sample of the 216 cases of sections 12 and 13,
-//! which are about compression, is played too. With `WIRECHAT_AUTOBAHN=all`, it is all of them, which takes ten minutes.
+//! With the feature `deflate`, the server runs with `--deflate`, and the tests also run a sample of the 216 cases of
+//! sections 12 and 13, which test compression. `WIRECHAT_AUTOBAHN=all` runs all of these cases and takes ten minutes.
 //!
-//! Two runners execute the same cases, one after the other, each in well under a minute. Delays in the suite take most
-//! of that: a second in each of 5.19, 5.20 and 6.4.*. The reports, one page per case, stay in `target/tmp/autobahn/`.
+//! Two runners execute the same cases, one runner after the other, each in well under a minute. The suite's own
+//! delays take most of that time: one second in each of the cases 5.19, 5.20 and 6.4.*. The reports, one page per
+//! case, stay in `target/tmp/autobahn/`.
 //!
-//! - `kosoku` runs on Python 3.10 or newer; CI relies on it. One command installs it:
+//! - `kosoku` runs on Python 3.10 or newer, and CI requires it. One command installs `kosoku`:
 //!   `python3 -m venv target/autobahn-venv && target/autobahn-venv/bin/pip install -r tests/autobahn/requirements.txt`
-//! - `wstest`, the original, needs Python 2.7 and runs where that is installed. Only `wstest` checks which end closes the TCP
-//!   connection ("FAILED BY CLIENT"), so a separate test below covers that rule. After the command above, these install it:
+//! - `wstest`, the original runner, needs Python 2.7. Without `wstest`, its tests are skipped. Only `wstest` checks
+//!   which endpoint closes the TCP connection first ("FAILED BY CLIENT"), so `the_server_closes_tcp_first` checks
+//!   that rule without a runner. After the command above, these commands install `wstest`:
 //!   `target/autobahn-venv/bin/virtualenv -p python2.7 target/autobahn-original && target/autobahn-original/bin/pip
 //!   install -r tests/autobahn/requirements-original.txt`
 //!
-//! `WIRECHAT_KOSOKU` and `WIRECHAT_WSTEST` name the two programs if they are elsewhere.
+//! The environment variables `WIRECHAT_KOSOKU` and `WIRECHAT_WSTEST` set other paths for the two programs.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -32,13 +35,13 @@ use serde_json::{Value, json};
 use support::{Server, masked};
 
 const CASES: usize = 301;
-/// Several times longer than either runner needs for all cases: a hung server must not hang the tests.
+/// Maximum time of one run of the suite. The longest run, with all compression cases, takes about ten minutes.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1800);
 
-/// Both runners time the server's replies, so they must not run at the same time and slow each other down.
+/// Lets only one runner run at a time. The runners measure response times, and would slow each other down.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Case → (behaviour, behaviour at the close).
+/// For each case number: the suite's `behavior` and `behaviorClose`.
 type Results = BTreeMap<String, (String, String)>;
 
 #[test]
@@ -60,7 +63,7 @@ fn compressed_messages() {
     let (server, reports) = (start(), fresh_dir("kosoku-deflate"));
     let mut command = Command::new(kosoku);
     command.arg(echo_url(&server)).arg("-o").arg(&reports);
-    // `kosoku` cannot send the empty message of the first case of each group.
+    // The first case of each group sends an empty message, which `kosoku` cannot send.
     let cases = compressed_cases().into_iter().filter(|case| !case.ends_with(".1"));
     let expected: Results = cases.map(|case| (case, result("OK", "OK"))).collect();
     command.args(expected.keys().flat_map(|case| ["-i", case]));
@@ -75,8 +78,8 @@ fn compressed_messages_by_the_original_runner() {
     play_original("wstest-deflate", &json!(cases), &json!([]), &expected);
 }
 
-/// The cases of sections 12 and 13: twelve groups, each with other messages or parameters. Each group has 18 cases, with
-/// messages of 0 to 128 KiB, from the eleventh on in fragments.
+/// Returns a sample of the cases of sections 12 and 13, or all of them with `WIRECHAT_AUTOBAHN=all`. Each of the twelve
+/// groups has 18 cases, with messages of 0 to 128 KiB. Cases 11 to 18 of a group send the messages in fragments.
 #[cfg(feature = "deflate")]
 fn compressed_cases() -> Vec<String> {
     let groups = (1..=5).map(|group| format!("12.{group}")).chain((1..=7).map(|group| format!("13.{group}")));
@@ -85,7 +88,7 @@ fn compressed_cases() -> Vec<String> {
     groups.flat_map(|group| numbers.iter().map(move |number| format!("{group}.{number}")).collect::<Vec<_>>()).collect()
 }
 
-/// A server that compresses, if it can.
+/// Starts a server, with `--deflate` if the build has that feature.
 fn start() -> Server {
     Server::start(if cfg!(feature = "deflate") { &["--deflate"] } else { &[] })
 }
@@ -100,7 +103,8 @@ fn play_original(name: &str, cases: &Value, excluded: &Value, expected: &Results
         Some(path) => PathBuf::from(path),
         None => root("target/autobahn-original/bin/wstest"),
     };
-    // Do not use `require_tool`, which fails in CI: few machines have Python 2.7, and `kosoku` covers the same cases.
+    // `require_tool` would fail the test in CI. Skip the test instead: few machines have Python 2.7, and `kosoku` runs
+    // the same cases.
     if std::env::var_os("WIRECHAT_WSTEST").is_none() && !found.is_file() {
         support::print_skipped("the original Autobahn suite, for Python 2.7, is not installed");
         return;
@@ -121,12 +125,12 @@ fn play_original(name: &str, cases: &Value, excluded: &Value, expected: &Results
     run_suite(command, &reports, expected);
 }
 
-/// RFC 6455 §7.1.1: the server closes the TCP connection first. `kosoku` closes it itself and cannot check that.
+/// `kosoku` itself closes the TCP connection, so it cannot check that the server closes TCP first (RFC 6455 §7.1.1).
 #[test]
 fn the_server_closes_tcp_first() {
     let close = masked(0x88, &[0x03, 0xe8]);
     let protocol_error = masked(0xc1, b"a reserved bit is set");
-    // Case 6.4.3: U+110000 in the middle of a frame whose last six bytes are never sent.
+    // As in case 6.4.3, the payload contains U+110000, and the client does not send the last six bytes of the frame.
     let mut bad_text = masked(0x81, b"\xce\xba\xf4\x90\x80\x80edited");
     bad_text.truncate(bad_text.len() - 6);
     let server = start();
@@ -135,7 +139,7 @@ fn the_server_closes_tcp_first() {
         client.send(&sent);
         assert_eq!(client.read_frame().close().0, code);
         if code != 1000 {
-            // Like the suite, reply with a Close even if the frame sent before is unfinished.
+            // Like the suite, reply with a Close even though the text frame may be unfinished.
             client.try_send(&masked(0x88, &u16::to_be_bytes(code)));
         }
         client.expect_end();
@@ -168,8 +172,8 @@ fn a_difference_is_seen() {
     assert_eq!(differences(&expected, &got), ["1.1.1", "6.4.3", "7.1.5", "9.9.9"]);
 }
 
-/// Runs the suite, and fails with a list of the cases whose results are unexpected. Some cases measure time, and fail
-/// if the machine was suspended. If only timed cases fail, runs the suite once more, because a slow server fails again.
+/// Runs the suite, and fails with a list of the cases whose results are unexpected. If only cases that measure time
+/// fail, runs the suite once more: a machine that was suspended passes the second run, a slow server does not.
 fn run_suite(mut command: Command, reports: &Path, expected: &Results) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|failed| failed.into_inner());
     let mut index = play(&mut command, reports);
@@ -190,10 +194,10 @@ fn run_suite(mut command: Command, reports: &Path, expected: &Results) {
     assert!(report.is_empty(), "{count} cases differ; see {}:\n{}", reports.display(), report.join("\n"));
 }
 
-/// One run of the suite. Returns its index: for each case, the results and the name of its report.
+/// Runs the suite once. Returns the suite's index: for each case, the results and the name of the report file.
 fn play(command: &mut Command, reports: &Path) -> Value {
     let (output, index) = (reports.join("output.txt"), reports.join("index.json"));
-    let _ = fs::remove_file(&index); // an old index must not pass for a new one
+    let _ = fs::remove_file(&index); // otherwise a failed run would leave the previous run's index
     let log = File::create(&output).expect("a log file");
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
     run_to_its_end(command, &output);
@@ -205,7 +209,7 @@ fn is_by_the_clock(case: &str, got: &Value) -> bool {
     case.starts_with("6.4.") || got["behaviorClose"] == "FAILED BY CLIENT"
 }
 
-/// Ignores the exit status: `kosoku` reports failure even for expected results, and `wstest` never does.
+/// Ignores the exit status: `kosoku` fails even if all results are expected, and `wstest` always succeeds.
 fn run_to_its_end(command: &mut Command, output: &Path) {
     let mut child = command.spawn().expect("the suite starts");
     let end = Instant::now() + SUITE_DEADLINE;
@@ -219,13 +223,13 @@ fn run_to_its_end(command: &mut Command, output: &Path) {
     }
 }
 
-/// The cases whose result is not the expected one, including missing and unknown cases.
+/// Returns the cases whose results differ, including cases that are only in `expected` or only in `got`.
 fn differences(expected: &Results, got: &Results) -> Vec<String> {
     let cases: BTreeSet<&String> = expected.keys().chain(got.keys()).collect();
     cases.into_iter().filter(|case| expected.get(*case) != got.get(*case)).cloned().collect()
 }
 
-/// The suite's own explanation of a result, from its index and its report.
+/// Returns a case's results with the suite's own explanation, from the index entry and the report file.
 fn what_happened(reports: &Path, entry: &Value) -> String {
     let Some(file) = entry["reportfile"].as_str() else { return "was not played".to_owned() };
     let report = read_json(&reports.join(file));
@@ -272,7 +276,7 @@ fn candidates(variable: &str, usual: PathBuf) -> Vec<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).into_iter().chain([usual]).collect()
 }
 
-/// An empty folder for the reports.
+/// Creates an empty folder for a runner's reports, and deletes the reports of the previous run.
 fn fresh_dir(runner: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("autobahn").join(runner);
     let _ = fs::remove_dir_all(&dir);

@@ -31,7 +31,7 @@ const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO }
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Recipients {
     One(Token),
-    /// All clients in the room, except one.
+    /// All clients in the room, except the given client, if any.
     Room(RoomId, Option<Token>),
 }
 
@@ -41,7 +41,7 @@ struct Harness {
     control: Option<Control>,
 }
 
-/// Runs a scenario with the memory broker, and with the delayed broker under four seeds.
+/// Runs a scenario once with the memory broker, and once with the delayed broker for each of four seeds.
 fn with_each_broker(args: &[&str], scenario: impl Fn(&mut Harness)) {
     scenario(&mut Harness::memory(args));
     (0..4).for_each(|seed| scenario(&mut Harness::delayed(args, seed)));
@@ -68,7 +68,8 @@ impl Harness {
         Harness { chat: Chat::new(&config, Box::new(broker)), control: Some(control) }
     }
 
-    /// Returns a harness with two members in a room, and the control of its delayed broker.
+    /// Returns a harness with a delayed broker, where Alice and Bob have joined one room, and the control of the
+    /// broker.
     fn delayed_two() -> (Harness, Control) {
         let mut harness = Harness::delayed(&[], 1);
         harness.two_join();
@@ -76,7 +77,7 @@ impl Harness {
         (harness, control)
     }
 
-    /// Alice and Bob join the same room with the native dialect.
+    /// Alice and Bob join room `general` with the dialect `events`.
     fn two_join(&mut self) {
         self.join(ALICE, request(Dialect::Events, "alice", "general"));
         self.join(BOB, request(Dialect::Events, "bob", "general"));
@@ -101,7 +102,7 @@ impl Harness {
         self.drain()
     }
 
-    /// Returns all effects. A delayed broker releases event after event until none is pending.
+    /// Releases all events that a delayed broker holds, one at a time, and returns the effects of all events.
     fn drain(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         loop {
@@ -117,7 +118,7 @@ impl Harness {
         std::iter::from_fn(|| self.chat.next_effect()).collect()
     }
 
-    /// Joins, then leaves again. Returns the reason if the join is rejected.
+    /// Joins and then leaves. Returns the close reason if the join is rejected.
     fn rejection(&mut self, client: Token, request: JoinRequest) -> Option<&'static str> {
         let effects = self.join(client, request);
         let rejection = effects.iter().find_map(|effect| match effect {
@@ -130,7 +131,7 @@ impl Harness {
     }
 }
 
-/// Returns a join request with credential 1. The address depends on the length of the username.
+/// Returns a join request with credential 1. The length of the username is the last byte of the client's IP address.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
     let identity = Identity { credential: CredentialId::new(1), ..Identity::default() };
     let address = [192, 0, 2, username.len() as u8].into();
@@ -167,7 +168,7 @@ fn json(dialect: Dialect, event: &Event) -> String {
     String::from_utf8(json).unwrap()
 }
 
-/// Returns the events to send, encoded in the native dialect, each with its recipients.
+/// Returns the events that the chat sends, in the dialect `events`, with the recipients of each event.
 fn sent(effects: &[Effect]) -> Vec<(Recipients, String)> {
     let sent = effects.iter().filter_map(|effect| match effect {
         Effect::SetRoom { .. } => None,
@@ -219,13 +220,13 @@ fn a_switch_sends_its_events_in_order() {
                 .1
                 .starts_with(r#"{"event":"switched","data":{"room":"other","members":[],"member_count":0,"epoch":"#)
         );
-        assert_eq!(harness.receive(BOB, &switch("other")), [], "the same room: nothing");
+        assert_eq!(harness.receive(BOB, &switch("other")), [], "bob is already in this room");
         assert_eq!(harness.chat.recipients(old).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
         let effects = harness.receive(ALICE, &switch("other"));
         assert_eq!(effects[0], Effect::SetRoom { client: ALICE, from: Some(old), to: new });
         let events = sent(&effects);
         assert_eq!(events[1], (Recipients::Room(new, Some(ALICE)), event("joined", r#"{"username":"alice"}"#)));
-        assert_eq!(events.len(), 2, "the old room is empty");
+        assert_eq!(events.len(), 2, "the old room is empty, so the chat sends no `left`");
     });
 }
 
@@ -241,7 +242,7 @@ fn a_room_without_members_is_closed() {
         assert!(harness.chat.recipients(room).next().is_none() && harness.chat.dialects(room).next().is_none());
         assert!(harness.chat.room_of(BOB).is_none() && harness.chat.dialect_of(BOB).is_none());
         harness.join(CAROL, request(Dialect::Events, "carol", "general"));
-        assert_ne!(harness.chat.room_of(CAROL), Some(room), "a room number is never used again");
+        assert_ne!(harness.chat.room_of(CAROL), Some(room), "room ids are never reused");
         let no_such_user = event("error", r#"{"message":"No such user: bob"}"#);
         assert_eq!(sent(&harness.receive(CAROL, &message("/msg bob hi"))), [(Recipients::One(CAROL), no_such_user)]);
     });
@@ -262,7 +263,7 @@ fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
         let events = sent(&harness.receive(BOB, &switch("third")));
         assert!(
             events[0].1.contains(r#""switched","data":{"room":"third""#),
-            "bob was alone in the second: {events:?}"
+            "bob frees a place by leaving the second room empty: {events:?}"
         );
         assert!(!can_join(harness, "second"));
     });
@@ -361,7 +362,7 @@ fn a_message_that_is_sent_twice_is_published_once() {
         let again = sent(&harness.receive(ALICE, &message));
         assert_eq!((again.len(), again[0].0, &again[0].1), (1, Recipients::One(ALICE), &first[0].1));
         let other = sent(&harness.receive(BOB, &message));
-        assert!(other[0].1.contains(r#""id":2"#), "another name, another message");
+        assert!(other[0].1.contains(r#""id":2"#), "the same nonce from another user is a new message");
     });
 }
 
@@ -377,7 +378,7 @@ fn a_private_message_goes_to_two_names_only() {
         let expected = r#"{"from":"alice","to":"bob","text":"psst","time":"1970-01-01T00:00:00.000Z","nonce":"n"}"#;
         assert_eq!(events[0].1, event("private", expected));
         let to_itself = harness.receive(ALICE, &message("/msg alice hello me"));
-        assert_eq!(sent(&to_itself).len(), 1, "the sender receives it once");
+        assert_eq!(sent(&to_itself).len(), 1, "alice receives a message to herself once");
         for (to, named) in [("zoe", "zoe"), (" ", ""), (&"x".repeat(100), &"x".repeat(64)), ("a\\u0000b", "a\\u0000b")]
         {
             let private = event("private", &format!(r#"{{"to":"{to}","text":"hi"}}"#));
@@ -521,7 +522,7 @@ fn a_client_that_reconnects_replaces_itself() {
         assert_eq!(events[0], (Recipients::Room(room, None), event("left", r#"{"username":"alice"}"#)));
         assert!(events[1].0 == Recipients::One(Token(5)) && events[1].1.contains(r#""members":["bob"]"#));
         assert_eq!(events[2], (Recipients::Room(room, Some(Token(5))), event("joined", r#"{"username":"alice"}"#)));
-        assert_eq!(harness.leave(ALICE), [], "it has left already");
+        assert_eq!(harness.leave(ALICE), [], "alice has already left");
         assert_eq!(harness.receive(ALICE, &message("hi")), []);
     });
 }
@@ -546,7 +547,7 @@ fn a_username_that_a_token_is_bound_to_is_reserved() {
         harness.join(CAROL, request(Dialect::Events, "carol", "general"));
         harness.chat.set_reserved_usernames(["Carol".into()].into_iter());
         let error = event("error", r#"{"message":"The username carol is reserved for another token"}"#);
-        assert_eq!(sent(&harness.receive(CAROL, &message("hi"))), [(Recipients::One(CAROL), error)], "after a reload");
+        assert_eq!(sent(&harness.receive(CAROL, &message("hi"))), [(Recipients::One(CAROL), error)]);
     });
 }
 
@@ -577,9 +578,10 @@ fn users_share_a_bucket_that_outlives_the_connection_except_on_a_local_server() 
             slowed
         };
         let reconnect = request(Dialect::Presence, "alice", "general");
-        (0..9).for_each(|_| assert_eq!(harness.chat.check_join(&reconnect, NOW), Ok(()), "a check draws nothing"));
+        (0..9).for_each(|_| assert_eq!(harness.chat.check_join(&reconnect, NOW), Ok(()), "check_join takes no token"));
         let first = is_slowed(&mut harness, ALICE);
-        assert_eq!(first, if is_local { [false, false, true] } else { [false, true, true] }, "a join draws, too");
+        // A join takes a token from the user's bucket. On a local server, each connection has its own full bucket.
+        assert_eq!(first, if is_local { [false, false, true] } else { [false, true, true] });
         let again = is_slowed(&mut harness, BOB);
         assert_eq!(again, if is_local { [false, false, true] } else { [true, true, true] });
         let slowed = if is_local { Ok(()) } else { Err(JoinError::TooManyJoins) };
@@ -602,7 +604,7 @@ fn large_rooms_send_shorter_lists() {
         };
         let effects = harness.join(CAROL, request(Dialect::Presence, "carol", "general"));
         let large = r#"{"type":"user_joined","username":"carol","active_users":[],"active_count":3}"#;
-        assert_eq!(presence(&effects), [large, large], "to carol, and to the others");
+        assert_eq!(presence(&effects), [large, large], "one event for carol, one for the other members");
         let welcome = sent(&harness.join(DAVE, request(Dialect::Events, "dave", "general")));
         assert!(
             welcome[0].1.contains(r#""members":["alice","bob"],"#) && welcome[0].1.contains(r#""member_count":3,"#)
@@ -620,7 +622,7 @@ fn a_client_id_belongs_to_one_connection() {
         harness.join(ALICE, request());
         let effects = harness.join(BOB, request());
         let replaced = Effect::Close { client: ALICE, reason: event::REPLACED, may_retry: false };
-        assert_eq!(effects[0], replaced, "checked before the name");
+        assert_eq!(effects[0], replaced, "the client id is checked before the username");
         assert!(harness.chat.room_of(BOB).is_some());
         let other_id = with(request(), |join| join.client_id = Some("c2".into()));
         assert_eq!(harness.rejection(CAROL, other_id), Some(event::NAME_IN_USE));
@@ -693,7 +695,7 @@ fn a_joining_client_cannot_make_the_server_hold_events_without_bound() {
     assert_eq!(harness.ready(), []);
     harness.chat.receive(ALICE, "no JSON", NOW);
     assert_eq!(harness.ready(), [Effect::Close { client: ALICE, reason: event::FLOODING, may_retry: false }]);
-    assert_eq!(harness.drain().len(), 66, "moved, the welcome, and what was held");
+    assert_eq!(harness.drain().len(), 66, "SetRoom, the welcome, and 64 held errors");
 }
 
 #[test]
@@ -712,7 +714,7 @@ fn a_client_that_leaves_while_its_join_is_pending_receives_nothing() {
         assert!(events[1].0 == Recipients::Room(room, None) && events[1].1.contains(r#""text":"hi""#));
         assert_eq!(events[2], (Recipients::Room(room, None), event("left", r#"{"username":"bob"}"#)));
         assert_eq!(events.len(), 3);
-        assert_eq!(harness.chat.dialect_of(BOB), None, "nothing of it is left");
+        assert_eq!(harness.chat.dialect_of(BOB), None, "the chat has forgotten bob");
     }
 }
 
@@ -725,7 +727,7 @@ fn a_client_that_is_leaving_receives_nothing_but_is_a_member_until_it_has_left()
     assert_eq!(harness.chat.recipients(room).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
     assert_eq!(harness.chat.room_of(BOB), None);
     control.release_one();
-    assert_eq!(harness.ready().len(), 1, "the message");
+    assert_eq!(harness.ready().len(), 1, "alice receives only the message");
     harness.chat.join(CAROL, request(Dialect::Events, "carol", "general"), NOW);
     let events = sent(&harness.drain());
     assert_eq!(events[0], (Recipients::Room(room, None), event("left", r#"{"username":"bob"}"#)));
@@ -744,13 +746,13 @@ fn a_join_can_be_rejected_late() {
             .iter()
             .for_each(|text| harness.chat.receive(CAROL, text, NOW));
         let close = Effect::Close { client: CAROL, reason, may_retry };
-        assert_eq!(harness.drain(), [close], "its commands are dropped");
+        assert_eq!(harness.drain(), [close], "carol's commands are dropped");
         assert_eq!(harness.chat.dialect_of(CAROL), None);
         assert_eq!(harness.leave(CAROL), []);
         control.reject_next_join(error);
         harness.chat.join(DAVE, request(Dialect::Events, "dave", "general"), NOW);
         harness.chat.leave(DAVE, "closed", NOW);
-        assert_eq!(harness.drain(), [], "a client that has gone needs no close");
+        assert_eq!(harness.drain(), [], "dave has left, so the chat does not close his connection");
     }
 }
 
@@ -764,7 +766,7 @@ fn a_client_that_leaves_and_is_replaced_at_once_leaves_once() {
     harness.chat.leave(ALICE, "closed", NOW);
     let effects = harness.drain();
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Close { .. })), "{effects:?}");
-    assert_eq!(sent(&effects).len(), 1, "bob's welcome: the room was empty");
+    assert_eq!(sent(&effects).len(), 1, "only bob's welcome: alice had left, so nobody else was in the room");
 }
 
 #[test]
@@ -776,8 +778,8 @@ fn a_message_that_is_not_stored_is_an_error_with_its_nonce() {
     let error = event("error", r#"{"message":"Message not stored","nonce":"n1"}"#);
     assert_eq!(sent(&harness.receive(ALICE, &message)), [(Recipients::One(ALICE), error)]);
     let events = sent(&harness.receive(ALICE, &message));
-    assert_eq!(events[0].0, Recipients::Room(room, None), "its nonce is free");
-    assert!(events[0].1.contains(r#""id":1"#), "it used no id");
+    assert_eq!(events[0].0, Recipients::Room(room, None), "the nonce of the failed message may be used again");
+    assert!(events[0].1.contains(r#""id":1"#), "the failed message used no id");
 }
 
 #[test]
@@ -806,7 +808,7 @@ fn members_on_other_instances_are_listed_and_announced() {
     control.add_remote_members("general", &[(rita, "rita")]);
     let events = sent(&harness.join(ALICE, request(Dialect::Events, "alice", "general")));
     assert!(events[0].1.contains(r#""members":["rita"]"#), "{}", events[0].1);
-    assert_eq!(events.len(), 1, "rita's instance sends it to her");
+    assert_eq!(events.len(), 1, "only alice's welcome: rita's own instance sends `joined` to rita");
     let room = harness.chat.room_of(ALICE).unwrap();
     harness.join(BOB, request(Dialect::Presence, "bob", "general"));
 
@@ -835,10 +837,10 @@ fn members_on_other_instances_are_listed_and_announced() {
     assert!(harness.chat.recipients(room).next().is_none());
     control.add_remote_members("general", &[(rob, "rob")]);
     let events = sent(&harness.join(DAVE, request(Dialect::Events, "dave", "general")));
-    assert!(events[0].1.contains(r#""members":["rob"]"#), "the room was closed here, and opens again");
+    assert!(events[0].1.contains(r#""members":["rob"]"#), "the room has reopened on this instance");
 }
 
-/// The events that each client receives, as the server would deliver them.
+/// For each client: the encoded events that the chat sends to the client, and the close reason, in order.
 #[derive(Debug, Default, PartialEq)]
 struct Transcripts(BTreeMap<Token, Vec<String>>);
 
@@ -866,7 +868,7 @@ impl Transcripts {
     }
 }
 
-/// Runs clients that act at random, without waiting for the events that their commands cause.
+/// Runs clients that send random commands without waiting for the resulting events.
 fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
     let random = &mut Rng::with_seed(seed);
     let mut transcripts = Transcripts::default();
@@ -874,7 +876,7 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
     let rooms = ["a", "b", "c", "d"];
     for step in 0..300 {
         let room = *random.choice(&rooms).unwrap();
-        // Draw the same random numbers for every broker, so that the clients act alike in all runs.
+        // Draw all random numbers of a step in advance, so that the clients act alike with every broker.
         let (action, at, count) = (random.u8(0..10), random.usize(0..100), random.usize(0..4));
         match action {
             0..2 => {
@@ -902,12 +904,12 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
             transcripts.deliver(effect, &harness.chat);
         }
     }
-    // Compare only clients that stay: how many events a leaving client still receives depends on the delay.
     while harness.control.as_ref().is_some_and(Control::release_one) {
         while let Some(effect) = harness.chat.next_effect() {
             transcripts.deliver(effect, &harness.chat);
         }
     }
+    // Compare only clients that stay: how many events a leaving client still receives depends on the delay.
     transcripts.0.retain(|client, _| clients.contains(client));
     transcripts
 }

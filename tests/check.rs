@@ -1,4 +1,5 @@
-//! `GET /check` tells a page why a handshake would fail. Each response is compared with the handshake itself.
+//! Tests of `GET /check`, which reports the status and the body that a handshake with the same parameters would get.
+//! Most tests also make that handshake and compare the two results.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -10,7 +11,8 @@ use support::table::each_row;
 use support::users::{Dialect, User, encode};
 use support::{Server, token_file, wait_until};
 
-/// Options for a public server, which exempts no client from limits. The connection limits per address are off.
+/// `--allow-host` makes the server public, so that its limits also apply to clients on loopback. The other options
+/// turn off the limits on connections per address.
 const PUBLIC: [&str; 6] = ["--allow-host", "chat.example", "--connect-rate", "0", "--max-per-address", "0"];
 
 fn public(args: &[&str]) -> Server {
@@ -21,13 +23,13 @@ fn tokens(name: &str, content: &str) -> String {
     token_file(name, content).to_str().unwrap().to_owned()
 }
 
-/// Builds the `/check` request for a handshake with this target.
+/// Builds the `/check` request that asks about a handshake with this request target.
 fn check_request(target: &str) -> Request {
     let (endpoint, query) = target.split_once('?').unwrap_or((target, ""));
     get(&format!("/check?{query}&endpoint={}", encode(endpoint)))
 }
 
-/// The JSON in the response to a check.
+/// Sends a `/check` request, and returns the JSON in the response.
 fn checked(server: &Server, request: &Request) -> Value {
     let response = response(server, request);
     assert_eq!(response.status, 200, "{response:?}");
@@ -42,7 +44,7 @@ fn status(server: &Server, target: &str) -> u64 {
     checked(server, &check_request(target))["status"].as_u64().expect("a status")
 }
 
-/// A target, header lines, and the status of both the handshake and its check.
+/// The request target and the extra header lines of a handshake, and the status that the server must report.
 type Row<'a> = (&'a str, &'a [&'a str], u16);
 
 fn run(server: &Server, rows: &[Row]) {
@@ -73,18 +75,18 @@ fn a_check_has_the_status_and_the_body_of_the_handshake() {
             ("/ws/a%2Fb?token=dev-token", &[], 101),
             ("/ws?token=dev-token&username=ann&client_id=1", &[], 101),
             ("/?username=ann", &["Authorization: Bearer dev-token"], 101),
-            // The endpoint is checked before the token.
+            // The server checks the endpoint before the token.
             ("/nope", &[], 404),
             ("/nope?token=dev-token", &["Origin: https://evil.example"], 404),
             ("/ws/a/b?token=dev-token", &[], 404),
             ("/ws/?token=dev-token", &[], 400),
-            // The origin is checked before the token.
+            // The server checks the origin before the token.
             ("/?token=dev-token", &["Origin: null"], 101),
             ("/?token=dev-token", &["Origin: http://127.0.0.1"], 101),
             ("/", &["Origin: https://evil.example"], 403),
             ("/", &["Origin: null", "Origin: null"], 400),
             ("/", &[&long_origin], 400),
-            // The token is checked before the parameters.
+            // The server checks the token before the other parameters.
             ("/", &[], 401),
             ("/?token=wrong&username=%00", &[], 401),
             ("/?token=%zz", &[], 401),
@@ -131,11 +133,11 @@ fn a_server_that_is_full() {
     run(&server, &[("/?room=tea", &[], 503), ("/ws/coffee", &[], 503), ("/?room=%00", &[], 400), ("/nope", &[], 404)]);
 }
 
-/// The rate limit is checked last, and a check does not count towards it.
+/// The server checks the rate limit last. A `/check` request does not count towards the rate limit.
 #[test]
 fn a_check_draws_nothing_from_the_rate_limit() {
     let server = public(&["--open", "--rate-limit", "0.001", "--max-rooms", "1"]);
-    (0..5).for_each(|_| assert_eq!(status(&server, "/?room=tea"), 101, "the burst is one message"));
+    (0..5).for_each(|_| assert_eq!(status(&server, "/?room=tea"), 101, "a check does not use up the burst"));
     let _client = server.upgrade("/?room=tea");
     run(
         &server,
@@ -163,7 +165,7 @@ fn a_check_counts_wrong_tokens() {
     (0..3).for_each(|_| assert_eq!(second.status(&handshake().target("/?token=wrong")), 401));
     assert_eq!(status(&second, "/?token=right"), 429, "wrong tokens in handshakes count as well");
     let third = server();
-    // The endpoint and the origin are checked before the token, so these wrong tokens are not counted.
+    // The server checks the endpoint and the origin before the token, so it does not count these wrong tokens.
     (0..9).for_each(|_| assert_eq!(status(&third, "/nope?token=wrong"), 404));
     for _ in 0..9 {
         let foreign = check_request("/?token=wrong").add("Origin: https://evil.example");
@@ -186,7 +188,7 @@ fn a_check_joins_nothing_and_replaces_nobody() {
         format!("/ws?token=dev-token&username=pat&client_id={id}&room=tea"),
     ];
     for target in targets {
-        // A username in use is rejected after the handshake.
+        // `ann` is in use, but the server rejects a username for this reason only after the handshake.
         assert_eq!(checked(&server, &check_request(&target)), json!({"status": 101, "message": ""}), "{target}");
     }
     ann.receives_nothing();
@@ -233,7 +235,8 @@ fn the_endpoint_is_a_parameter() {
     );
 }
 
-/// Pages may read the response only if their origin is allowed, whatever the rest of the check says.
+/// A page may read the response (CORS) only if the server allows the page's origin, whatever status the response
+/// reports.
 #[test]
 fn pages_of_allowed_origins_may_read_the_response() {
     let server = Server::start(&["--allow-origin", "https://Chat.example"]);
@@ -274,7 +277,7 @@ fn pages_of_allowed_origins_may_read_the_response() {
     }
     let not_utf8 = check_request("/?token=dev-token").add(b"Origin: https://\xff");
     assert_eq!(response(&any, &not_utf8).header("Access-Control-Allow-Origin"), "");
-    // Other pages and rejected handshakes have no `Access-Control-Allow-Origin`.
+    // The server sends `Access-Control-Allow-Origin` only in responses to `/check`.
     for request in [get("/health"), get("/"), handshake().target("/")] {
         let response = response(&any, &request.add("Origin: https://evil.example"));
         assert_eq!(response.header("Access-Control-Allow-Origin"), "", "{response:?}");
@@ -301,7 +304,8 @@ fn a_check_is_a_page() {
     }
 }
 
-/// Neither the log nor the trace contains the token of a check, whether in the query or in a header.
+/// Neither the log nor the trace contains the token of a `/check` request, whether the token is in the query or in a
+/// header.
 #[test]
 fn no_token_of_a_check_is_logged() {
     const SECRET: &str = "s3cret-7f3a";

@@ -1,4 +1,4 @@
-//! `--config FILE`: the options in a TOML file, and what overrides them.
+//! Tests of `--config FILE`: a TOML file sets options; environment variables and the command line override the file.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,13 +27,13 @@ fn run_with(path: &str) -> Failure {
     run_to_failure(&mut with_file(path))
 }
 
-/// The limits that the server reports in `welcome`.
+/// Joins, and returns the limits that the server reports in `welcome`.
 fn limits(server: &Server) -> Value {
     User::at(server, Dialect::Events, &events_path("alice", "general"), "alice").receive()["data"]["limits"].take()
 }
 
 #[test]
-fn the_command_line_overrides_the_environment_and_that_the_file() {
+fn the_command_line_overrides_the_environment_which_overrides_the_file() {
     let path = file("precedence", "max-text = 300\nmax-message = 40_000\nrate-limit = 7.5\n");
     let mut command = Server::command("127.0.0.1:0", &["--config", &path, "--max-text", "100"]);
     let server = Server::launch(command.env("WIRECHAT_MAX_MESSAGE", "50000").env("WIRECHAT_MAX_TEXT", "200"));
@@ -55,7 +55,7 @@ fn a_file_sets_options_of_each_kind() {
         allow-origin = []
         ping-interval = 0.5
         quiet = true";
-    // A bare command, without the options that tests usually pass.
+    // Not `Server::command`: its `--listen` would override the `listen` in the file.
     let server =
         Server::launch(Command::new(env!("CARGO_BIN_EXE_wirechat")).env("WIRECHAT_CONFIG", file("kinds", text)));
     assert_eq!(server.status(&handshake().target("/").set("Host: chat.example")), 101, "--open needs no token");
@@ -64,7 +64,7 @@ fn a_file_sets_options_of_each_kind() {
     assert_eq!(server.log(), "", "--quiet logs no connections");
 }
 
-/// A list on the command line replaces the file's list. The two are not merged.
+/// A list on the command line replaces the list in the file. The server does not merge the two lists.
 #[test]
 fn lists_are_replaced() {
     let path = file("lists", "allow-host = [\"one.example\"]");
@@ -73,7 +73,7 @@ fn lists_are_replaced() {
     assert_eq!(server.status(&handshake().set("Host: two.example")), 101);
 }
 
-/// Each row: the text of a file, and words of the error.
+/// Each row has the text of a configuration file, and words that the error message must contain.
 #[test]
 fn errors_name_the_file_and_the_option() {
     let rows: [(&str, &[&str]); 15] = [
@@ -102,16 +102,16 @@ fn errors_name_the_file_and_the_option() {
         },
     );
     run_with("/nonexistent.toml").check(USAGE, &["--config /nonexistent.toml: No such file"]);
-    // An error in an environment variable does not blame the file.
+    // The error message for an invalid environment variable does not name the file.
     let path = file("valid", "max-text = 5");
     let environment = run_to_failure(with_file(&path).env("WIRECHAT_MAX_HEAD", "x"));
     environment.check(USAGE, &["--max-head"]);
     assert!(!environment.stderr.contains("--config"), "{}", environment.stderr);
-    // Options that contradict each other do so in a file, too.
+    // The server also rejects options in a file that contradict each other.
     run_with(&file("pair", "ping-interval = 9\nidle-timeout = 8")).check(USAGE, &["--idle-timeout 8"]);
 }
 
-/// Subcommands such as `explain` do not read the server's file.
+/// Subcommands such as `explain` do not read the configuration file.
 #[test]
 fn tools_ignore_the_file() {
     let mut explain = Command::new(env!("CARGO_BIN_EXE_wirechat"));

@@ -1,7 +1,7 @@
-//! The `events` dialect, word for word: what several users in several rooms send and receive.
+//! Tests the `events` dialect: the exact events that several users in several rooms receive.
 //!
-//! Some users connect with `tungstenite`, an independent WebSocket client. It exposes a misreading of the RFC that the
-//! server and these tests share.
+//! Some users connect with `tungstenite`, an independent WebSocket client. So a test fails even if the server and the
+//! tests' own client misread the RFC in the same way.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -64,7 +64,7 @@ impl User {
         }
     }
 
-    /// Checks that the next message is `event` with at least the fields of `data`. Returns all fields that it received.
+    /// Checks that the next event is `event` with at least the fields of `data`. Returns all fields of the event.
     fn receives(&mut self, event: &str, data: Value) -> Value {
         let mut received = self.receive();
         assert_eq!(received["event"], event, "{received}");
@@ -81,7 +81,7 @@ impl User {
         assert_eq!(names(&data), members);
     }
 
-    /// Checks that no message for this user is pending: the next one must be the reply to a `ping`.
+    /// Checks that the server has sent this user no other event: the next event must be the reply to a `ping`.
     fn receives_nothing(&mut self) {
         self.send(r#"{"event":"ping"}"#);
         self.receives("pong", json!({}));
@@ -104,7 +104,7 @@ fn joining() {
     let mut bob = join_independently(&server, "bob", "general");
     bob.receives_welcome("bob", "general", &["alice"]);
     alice.receives("joined", json!({"username": "bob"}));
-    // The member list has one name per connection, and excludes the connection that joins.
+    // The member list in `welcome` has one name per connection, and excludes the connection that joins.
     let mut other_alice = join(&server, "alice", "general");
     other_alice.receives_welcome("alice", "general", &["alice", "bob"]);
     let mut carol = join(&server, "carol", "general");
@@ -178,10 +178,10 @@ fn assert_time(time: &Value, before: SystemTime) {
     assert!(time + Duration::from_millis(1) >= before && time <= SystemTime::now(), "{text} is now");
 }
 
-/// A way to end a connection, with its name.
+/// The name of a way to end a connection, and a function that ends a connection in this way.
 type Ending = (&'static str, fn(RawClient));
 
-/// However a connection ends, the remaining members receive `left` exactly once.
+/// When a member's connection ends, in any way, the remaining members of the room receive `left` exactly once.
 #[test]
 fn leaving() {
     let server = chat(&[]);
@@ -250,7 +250,7 @@ fn switching_rooms() {
     new.receives("message", json!({"text": "still here", "id": 2}));
     moritz.receives("message", json!({"text": "still here", "id": 2}));
 
-    // A new room has no members.
+    // The client is the only member of a new room, and the member list excludes the client itself.
     moritz.switch_room(" brand new ");
     moritz.receives("switched", json!({"room": "brand new", "members": []}));
     new.receives("left", json!({"username": "moritz"}));
@@ -259,8 +259,8 @@ fn switching_rooms() {
     }
 }
 
-/// Commands in one write take effect in order: the client receives its message in the old room before `switched`, and
-/// neither room receives a message of the other room.
+/// The server executes the commands of one write in order: only the old room receives the message before the switch,
+/// and only the new room receives the message after the switch.
 #[test]
 fn a_switch_between_two_messages() {
     let server = chat(&[]);
@@ -308,7 +308,8 @@ enum Reply {
 
 use Reply::{ErrorAbout, Pong, Silence};
 
-/// Sends the text of each row and checks the complete reply. A second user must receive only `message` events.
+/// Sends the text of each row as one user, and checks the complete reply. A second user must receive only `message`
+/// events.
 fn run(rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
     let mut witness = join_independently(&server, "witness", "general");
@@ -486,7 +487,7 @@ fn texts() {
     ]);
 }
 
-/// A row's id, a name, and the name after normalization; `None` if the server rejects the name.
+/// A row's id, a name, and the normalized name, or `None` if the server must reject the name.
 type Name = (&'static str, String, Option<String>);
 
 fn good(id: &'static str, name: &str) -> Name {
@@ -593,7 +594,8 @@ fn room_names() {
         &rows,
         |(id, name, _)| format!("{id} {name:?}"),
         |(_, name, expected)| {
-            // Start a new server for each row: rows may share a room, and the server notices a disconnect with a delay.
+            // Start a new server for each row: rows may use the same room, and the clients of the row before may still
+            // be members.
             let server = chat(&[]);
             let mut moritz = join(&server, "moritz", "start");
             moritz.receives("welcome", json!({}));
@@ -616,7 +618,7 @@ fn room_names() {
     );
 }
 
-/// In a query, `+` is a space and `%2B` is a plus.
+/// In a query string, `+` stands for a space and `%2B` for a plus sign.
 #[test]
 fn names_in_a_query() {
     let server = chat(&[]);
@@ -626,7 +628,6 @@ fn names_in_a_query() {
     client.receives("welcome", json!({"username": "漢", "room": "é"}));
 }
 
-/// A name or a text in the log cannot start another line or look like another field.
 #[test]
 fn names_and_texts_cannot_forge_log_lines() {
     let server = chat(&["-v"]);

@@ -1,8 +1,8 @@
-//! The three dialects side by side: their endpoints, their exact JSON, and how users of one dialect appear to users of
-//! the others.
+//! Tests the dialects `events`, `rooms` and `presence`: their endpoints, their exact JSON, and what a user of one
+//! dialect receives from users of another dialect.
 //!
-//! The protocol allows new fields in an object. Except for `welcome`, these tests do not: if one fails because of a new
-//! field, check first that the pages written for these dialects tolerate it.
+//! PROTOCOL.md allows the server to add fields to an object, but most of these tests compare whole objects. If a new
+//! field makes a test fail, first check that the existing pages for the dialect ignore unknown fields.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -20,7 +20,7 @@ use Dialect::{Events, Presence, Rooms};
 
 // ------------------------------------------------------------------------------------------------------- endpoints
 
-/// A name, a request, and the status of the response.
+/// A description, a request, and the expected status of the response.
 type Row = (&'static str, Request, u16);
 
 fn to(target: impl Into<String>) -> Request {
@@ -47,16 +47,16 @@ fn endpoints() {
         ("two segments, the first empty", to("/ws//a?token=dev-token"), 404),
         ("two segments, not an upgrade", get("/ws/a/b"), 404),
         ("another letter case", to("/WS/general?token=dev-token"), 404),
-        ("no token is checked before a bad room", to("/ws/%00"), 401),
+        ("no token and a bad room: the token is checked first", to("/ws/%00"), 401),
         ("presence", presence_query("username=pat&client_id=1"), 101),
         ("presence, not an upgrade", get("/ws?token=dev-token&username=pat&client_id=1"), 426),
         ("presence, POST", presence_query("username=pat&client_id=1").method("POST"), 405),
         ("presence, no token", to("/ws?username=pat&client_id=1"), 401),
-        ("presence, no token is checked before no name", to("/ws"), 401),
+        ("presence, no token and no name: the token is checked first", to("/ws"), 401),
         ("presence, no name", presence_query("client_id=1"), 400),
         ("presence, an empty name", presence_query("username=&client_id=1"), 400),
         ("presence, a bad name", presence_query("username=a%E2%80%8Bb&client_id=1"), 400),
-        ("presence, a name of 33", presence_query(&format!("username={}&client_id=1", "x".repeat(33))), 400),
+        ("presence, a name of 33 characters", presence_query(&format!("username={}&client_id=1", "x".repeat(33))), 400),
         ("presence, no client_id", presence_query("username=pat"), 400),
         ("presence, an empty client_id", presence_query("username=pat&client_id="), 400),
         ("presence, a client_id of 64 characters", presence_query(&long(64)), 101),
@@ -71,7 +71,6 @@ fn endpoints() {
     each_row(&rows, |row| row.0.to_owned(), |(_, request, status)| assert_eq!(server.status(request), *status));
 }
 
-/// A rejection for a missing parameter names the parameter.
 #[test]
 fn missing_parameters_are_named() {
     let server = Server::start(&[]);
@@ -83,7 +82,7 @@ fn missing_parameters_are_named() {
     }
 }
 
-/// The path is split at `/`, then decoded. The room is checked like any room name, and `+` does not mean a space.
+/// The server splits the path at `/` before it decodes the room name. A `+` in a path is not a space.
 #[test]
 fn rooms_in_the_path() {
     let long = |count: usize| "%F0%9F%98%80".repeat(count);
@@ -222,7 +221,7 @@ fn rooms_word_for_word() {
     for user in [&mut ron, &mut rita] {
         user.receives(json!({"type": "private", "from": "Anonymous", "to": "ron", "text": "between  us"}));
     }
-    // The next message may carry another name.
+    // A client of `rooms` may send each message under another username.
     ron.send(r#"{"username":"ronald","text":"it is me"}"#);
     for user in [&mut ron, &mut rita] {
         user.receives(json!({"type": "message", "username": "ronald", "text": "it is me"}));
@@ -241,7 +240,7 @@ fn presence_word_for_word() {
     for user in [&mut pat, &mut pia] {
         user.receives(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia"]}));
     }
-    // A username with two connections is listed twice.
+    // `active_users` lists a username once per connection.
     let mut other = User::at(&server, Presence, &presence_path("pia", "another id", "general"), "pia");
     for user in [&mut pat, &mut pia, &mut other] {
         user.receives(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia", "pia"]}));
@@ -267,7 +266,7 @@ fn presence_word_for_word() {
     pat.receives_nothing();
 }
 
-/// The server's reply to a message.
+/// The server's reply to the text of a row.
 enum Reply {
     Silence,
     /// An error with this text.
@@ -275,13 +274,14 @@ enum Reply {
     AnError,
     /// An error whose text contains this word.
     ErrorAbout(&'static str),
-    /// A message to the room, with this name and this text.
+    /// A message to the room, with this username and this text.
     Message(String, String),
 }
 
 use Reply::{AnError, Error, ErrorAbout, Message, Silence};
 
-/// Sends the text of each row and checks the complete reply. A second user must receive only messages to the room.
+/// Sends the text of each row, and checks that the server sends the expected reply and nothing else. A second user must
+/// receive messages to the room, but no errors.
 fn run(dialect: Dialect, rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
     let mut witness = User::rooms(&server, "", "general");
@@ -335,10 +335,10 @@ fn messages_of_rooms() {
             row("not an object", "null", ErrorAbout("object")),
             row("not an object", "\"x\"", ErrorAbout("object")),
             row("not an object", "true", ErrorAbout("object")),
-            row("a wrong field", "{}", Silence),
-            row("a wrong field", r#"{"username":"ron"}"#, Silence),
-            row("a wrong field", &text(""), Silence),
-            row("a wrong field", &text(" \t\r\n\u{a0}\u{3000}"), Silence),
+            row("no text", "{}", Silence),
+            row("no text", r#"{"username":"ron"}"#, Silence),
+            row("empty text", &text(""), Silence),
+            row("only white space", &text(" \t\r\n\u{a0}\u{3000}"), Silence),
             row("a wrong field", r#"{"text":1}"#, ErrorAbout("text")),
             row("a wrong field", r#"{"text":null}"#, ErrorAbout("text")),
             row("a wrong field", r#"{"text":["x"]}"#, ErrorAbout("text")),
@@ -352,9 +352,9 @@ fn messages_of_rooms() {
             row("32 characters", &carries(&"\u{1f600}".repeat(32)), message(&"\u{1f600}".repeat(32), "x")),
             row("33 characters", &carries(&"x".repeat(33)), AnError),
             row("trimmed", r#"{"username":" ron\u3000","text":"x"}"#, message("ron", "x")),
-            row("a change of direction", &carries("a\u{202e}b"), AnError),
+            row("a bidirectional control", &carries("a\u{202e}b"), AnError),
             row("an invisible character", &carries("a\u{200b}b"), AnError),
-            row("kept in text", &text("a\u{200b}b\u{202e}"), message(none, "a\u{200b}b\u{202e}")),
+            row("invisible characters in text", &text("a\u{200b}b\u{202e}"), message(none, "a\u{200b}b\u{202e}")),
             row("a control in a name", &carries("a\0b"), AnError),
             row("markup", &carries("<img src=x>"), message("<img src=x>", "x")),
             row("500 characters", &text(&"é".repeat(500)), message(none, &"é".repeat(500))),
@@ -379,14 +379,14 @@ fn messages_of_presence() {
             same("not JSON: a message of rooms", r#"{"username":"ron","text":"x"}"#),
             same("not JSON: typing", r#"{"type":"typing","username":"bot"}"#),
             same("not JSON: a string", r#""x""#),
-            same("half a JSON", "{"),
+            same("incomplete JSON", "{"),
             same("null", "null"),
             same("control characters", "a\0b\u{1b}[2J"),
-            same("kept in text", "a\u{200b}b\u{202e}c\u{feff}d"),
+            same("invisible characters in text", "a\u{200b}b\u{202e}c\u{feff}d"),
             same("markup", "<img src=x onerror=alert(1)>"),
             same("a slash that is not a command", "/me waves"),
-            row("a wrong field", "", Silence),
-            row("a wrong field", " \t\r\n\u{a0}\u{3000}", Silence),
+            row("empty text", "", Silence),
+            row("only white space", " \t\r\n\u{a0}\u{3000}", Silence),
             row("trimming", "  a  b \n", message("bot", "a  b")),
             same("500 characters", &"é".repeat(500)),
             row(
@@ -401,7 +401,7 @@ fn messages_of_presence() {
     );
 }
 
-/// No well-formed text message up to the size limit ends a connection, and every reply to one is JSON.
+/// The server keeps the connection open after any well-formed text message within the size limit. Each reply is JSON.
 #[test]
 fn nothing_in_a_text_ends_a_connection() {
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
@@ -442,7 +442,8 @@ fn nothing_in_a_text_ends_a_connection() {
     }
 }
 
-/// Every dialect fails the connection for a binary message, for text that is not UTF-8, and for a frame without a mask.
+/// In every dialect, the server fails the connection over a binary message, over text that is not UTF-8, and over an
+/// unmasked frame.
 #[test]
 fn messages_that_are_not_text() {
     let server = Server::start(&[]);
@@ -460,7 +461,8 @@ fn messages_that_are_not_text() {
 
 // ------------------------------------------------------------------------------------------------ across dialects
 
-/// One user of each dialect in one room: eve of `events`, ron of `rooms` (who joins as `Anonymous`), pat of `presence`.
+/// One user of each dialect, all in the same room: eve uses `events`, ron uses `rooms` and joins as `Anonymous`, and
+/// pat uses `presence`.
 struct Three {
     eve: User,
     ron: User,
@@ -483,7 +485,7 @@ impl Three {
         [&mut self.eve, &mut self.ron, &mut self.pat]
     }
 
-    /// Checks that each user receives this message in its dialect.
+    /// Asserts that each of the three users receives the message in the user's own dialect.
     fn receive_message(&mut self, name: &str, text: &str, id: u64) {
         for user in self.all() {
             let expected = user.room_message(name, text, id);
@@ -491,7 +493,8 @@ impl Three {
         }
     }
 
-    /// Checks that each user receives this join or leave in its dialect.
+    /// Asserts that each of the three users receives the join or leave event in the user's own dialect. `what` is
+    /// `joined` or `left`, and `users` are the room's users after the event.
     fn receive_change(&mut self, what: &str, name: &str, users: &[&str]) {
         self.eve.receives(event(what, name));
         self.ron.receives(system(what));
@@ -542,7 +545,7 @@ fn messages_across_dialects() {
         three.pat.sends_message(text);
         three.receive_message("pat", text, id + 3);
     }
-    // Only `events` has nonces.
+    // Only the `events` dialect has nonces.
     three.eve.sends_event("message", json!({"text": "once", "nonce": "n1"}));
     let expected = json!({"username": "eve", "text": "once", "id": 10, "time": TIME, "nonce": "n1"});
     three.eve.receives(json!({"event": "message", "data": expected}));
@@ -571,7 +574,7 @@ fn typing_across_dialects() {
     three.ron.receives(json!({"type": "typing", "username": "eve"}));
     three.ron.send(r#"{"type":"typing","username":"ron"}"#);
     three.eve.receives(event("typing", "ron"));
-    // `presence` has no typing event.
+    // The `presence` dialect has no typing event, so pat receives nothing.
     three.receive_nothing();
 }
 
@@ -617,7 +620,7 @@ fn switches_across_dialects() {
     new.receive_nothing();
 }
 
-/// A new member receives the history in its own dialect, after its join.
+/// A new member receives the history in the member's own dialect.
 #[test]
 fn history_across_dialects() {
     let server = chat(&["--history", "3"]);
@@ -655,7 +658,7 @@ fn history_across_dialects() {
 
 // -------------------------------------------------------------------------------------------------------- names
 
-/// In `rooms`, each message carries a name, but joins and leaves always show the client as `Anonymous`.
+/// A client of `rooms` sends a username with each message. Its join and leave events show the username `Anonymous`.
 #[test]
 fn names_of_rooms_belong_to_messages() {
     let server = chat(&[]);
@@ -672,7 +675,7 @@ fn names_of_rooms_belong_to_messages() {
     pat.receives(pat.room_message("ron", "hello", 1));
     eve.receives(event("joined", "pat"));
     ron.receives(system("joined"));
-    // A private message reaches a client of `rooms` only under the name in the client's last message.
+    // A private message reaches a client of `rooms` only under the username in the client's last message.
     pat.sends_message("/msg Anonymous psst");
     pat.receives(pat.error("No such user: Anonymous"));
     pat.sends_message("/msg ron psst");
@@ -697,7 +700,8 @@ fn names_of_rooms_belong_to_messages() {
     eve.receives_nothing();
 }
 
-/// A username bound to a token is the name of the client in every dialect, whether or not the client sends a name.
+/// If a token is bound to a username, each client with that token has that username, in every dialect. The server
+/// rejects other usernames.
 #[test]
 fn the_username_of_a_token() {
     let file = token_file("own-name", "secret-any\nsecret-ann ann\n");
@@ -733,7 +737,8 @@ fn the_username_of_a_token() {
     assert_eq!(server.status(&to("/ws?token=secret-any&client_id=2")), 400);
 }
 
-/// With `--unique-names`, a message reserves its name. A message under another client's name is an error.
+/// With `--unique-names`, a client of `rooms` reserves a username by sending a message under that username. Other
+/// clients that use the username get an error.
 #[test]
 fn unique_names_of_messages() {
     let server = chat(&["--unique-names"]);
@@ -749,7 +754,8 @@ fn unique_names_of_messages() {
         let expected = user.room_message("ron", "hello", 1);
         user.receives(expected);
     }
-    // Names are unique across dialects, rooms and letter case. Only the client whose name is rejected gets an error.
+    // Usernames are case-insensitive, and unique across dialects and rooms. Only the client that sends a rejected
+    // username receives the error.
     rita.sends_message("me too");
     rita.receives_error();
     rita.name = "EVE".to_owned();
@@ -758,7 +764,7 @@ fn unique_names_of_messages() {
     for dialect in [Events, Presence] {
         User::joins(&server, dialect, "Ron", "elsewhere").receives_close(1008, "username already in use");
     }
-    // The client that reserved the name may use it again. When the client takes another name, the first name is free.
+    // ron may reuse the username that ron reserved. Once ron sends under another username, the first username is free.
     ron.sends_message("still me");
     ron.name = "ronald".to_owned();
     ron.sends_message("another");
@@ -783,7 +789,7 @@ fn unique_names_of_messages() {
     }
 }
 
-/// Two clients without a name are both `Anonymous`, even with `--unique-names`.
+/// Several clients may be `Anonymous`, even with `--unique-names`.
 #[test]
 fn the_default_name_of_messages_is_never_in_use() {
     let server = chat(&["--unique-names"]);
@@ -803,7 +809,7 @@ fn the_default_name_of_messages_is_never_in_use() {
 
 // ------------------------------------------------------------------------------------------------------ client_id
 
-/// A second connection with the same `client_id` replaces the first, even if the first is in another room.
+/// A new connection replaces an older one with the same `client_id`, even if the older one is in another room.
 #[test]
 fn a_client_id_that_connects_twice() {
     let server = chat(&[]);
@@ -827,7 +833,7 @@ fn a_client_id_that_connects_twice() {
     third.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
     second.receives_close(1008, "replaced by a newer connection");
 
-    // Ids are case-sensitive. An id is free again after its connection has ended.
+    // A `client_id` is case-sensitive. It is free again after its connection has ended.
     let mut other = User::at(&server, Presence, &presence_path("petra", "The id", "elsewhere"), "petra");
     elsewhere.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]);
     other.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]));
@@ -842,7 +848,8 @@ fn a_client_id_that_connects_twice() {
     elsewhere.receive_nothing();
 }
 
-/// A connection that replaces an older one with the same `client_id` may reuse the name, even with `--unique-names`.
+/// A connection that replaces an older one with the same `client_id` may reuse the older one's username, even with
+/// `--unique-names`.
 #[test]
 fn a_client_id_is_checked_before_unique_names() {
     let server = chat(&["--unique-names"]);
@@ -861,7 +868,7 @@ fn a_client_id_is_checked_before_unique_names() {
     second.receives_nothing();
 }
 
-/// With `--open`, the URLs of existing pages for these dialects work unchanged.
+/// With `--open`, users of every dialect join without a token.
 #[test]
 fn open_to_pages_without_a_token() {
     let server = Server::start(&["--open"]);

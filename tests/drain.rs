@@ -31,7 +31,7 @@ fn member(world: &mut World, number: usize) -> Client {
     client
 }
 
-/// The code of the Close that the client has received. The client replies to it.
+/// Returns the code of the Close that the client has received, if any, and replies to the Close.
 fn close_code(client: &Client) -> Option<u16> {
     let close = client.read_frames().into_iter().find(|frame| frame.opcode() == 8)?;
     client.send(&masked(0x88, &close.payload[..2]));
@@ -56,7 +56,8 @@ fn play(world: &mut World, clients: &[Client]) -> Vec<usize> {
     closed.into_iter().map(|step| step.expect("every client receives a Close")).collect()
 }
 
-/// In any second, the server closes at most 1.3 times as many connections as at a constant rate.
+/// During a drain, the server closes in any second at most 1.3 times as many connections as it would at a constant
+/// rate.
 #[test]
 fn closes_are_spread_evenly() {
     for (count, span) in [(1000, 10), (300, 1), (30, 30)] {
@@ -92,7 +93,8 @@ fn the_quietest_connection_is_closed_first() {
     assert!(order.windows(2).all(|pair| (9..=11).contains(&(closed[pair[1]] - closed[pair[0]]))), "{closed:?}");
 }
 
-/// Clients that are not yet closed keep chatting. They see who has left, and no message is lost.
+/// During a drain, the clients that are still connected receive each other's messages, and a `left` event for each
+/// client that the server has closed.
 #[test]
 fn the_remaining_clients_keep_chatting() {
     let mut world = world(&["--drain", "4"]);
@@ -113,7 +115,8 @@ fn the_remaining_clients_keep_chatting() {
         assert_eq!(client.read_event("left")["username"], "user-0");
         assert_eq!(client.read_event("message")["text"], "still here");
     }
-    // A message that arrives in the turn that sends the Close is acknowledged before the Close.
+    // If a message arrives in the turn in which the server sends a Close, the server acknowledges the message before
+    // the Close.
     let mut frames = Vec::new();
     for number in 0..20 {
         world.jump(STEP);
@@ -130,7 +133,8 @@ fn the_remaining_clients_keep_chatting() {
     assert_eq!(close_code(&clients[2]), None);
 }
 
-/// Clients may still connect during the delay, and a request that has begun is served.
+/// During `--drain-delay`, the server accepts new connections. If a request has begun by the end of the delay, the
+/// server still completes the handshake.
 #[test]
 fn the_server_accepts_during_the_delay() {
     let mut world = world(&["--drain-delay", "5", "--drain", "4"]);
@@ -145,7 +149,7 @@ fn the_server_accepts_during_the_delay() {
     world.advance(Duration::from_millis(1100));
     let late = world.connect();
     world.advance(seconds(1));
-    assert_eq!(late.accepted_as(), None, "after the delay, the server accepts nobody");
+    assert_eq!(late.accepted_as(), None, "after the delay, the server accepts no connection");
     assert_eq!(close_code(&first), None);
     slow.send(
         b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -174,7 +178,7 @@ fn a_delay_without_a_drain() {
     assert!(world.is_stopped);
 }
 
-/// A drain ends when nobody is left to wait for.
+/// The server stops when its last client disconnects, even if the time of `--drain` is not over.
 #[test]
 fn a_drain_without_clients_ends_at_once() {
     let mut world = world(&["--drain", "600"]);
@@ -187,7 +191,7 @@ fn a_drain_without_clients_ends_at_once() {
     assert!(world.is_stopped);
 }
 
-/// Without the two options, SIGTERM stops the server as SIGINT does.
+/// Without `--drain-delay` and `--drain`, SIGTERM closes all connections at once, as SIGINT does.
 #[test]
 fn no_drain_by_default() {
     let mut world = world(&[]);
@@ -200,7 +204,7 @@ fn no_drain_by_default() {
     assert!(world.is_stopped);
 }
 
-// -------------------------------------------------------------------------------------------- the program, with signals
+// ---------------------------------------------------------------------------------------- a real process, with signals
 
 #[test]
 fn sigterm_drains() {
@@ -208,7 +212,7 @@ fn sigterm_drains() {
     let mut clients: Vec<_> = (0..5).map(|_| server.upgrade("/echo?token=dev-token")).collect();
     server.signal("TERM");
     server.wait_for_log("STOP");
-    wait_until("the server accepts nobody", || {
+    wait_until("the server accepts no connection", || {
         TcpStream::connect(server.addr()).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     });
     for client in &mut clients {
@@ -237,7 +241,7 @@ fn a_second_signal_ends_the_drain() {
             server.signal("TERM");
             server.wait_for_log("STOP");
             if options[0] == "--drain-delay" {
-                assert_eq!(server.status(&handshake()), 101, "still open");
+                assert_eq!(server.status(&handshake()), 101, "the server still accepts clients");
             }
             server.signal(second);
             assert_eq!(server.wait().code(), Some(130), "{options:?} {second}");

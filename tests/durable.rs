@@ -1,6 +1,6 @@
 //! Tests durable history (PROTOCOL.md, section 5.1): the real server with a real file survives kills, simulated power
-//! failures, restored backups, and full, failing or stalled disks. A client never loses an acknowledged message, no
-//! message is stored twice, and `resumed` is never true by mistake.
+//! failures, restored backups, and full, failing or stalled disks. A kill or a power failure loses no acknowledged
+//! message. The server stores no message twice, and reports `resumed: true` only if it sends all missed messages.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -42,7 +42,8 @@ const CLIENTS: usize = 64;
 const ROOMS: usize = 5;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Returns a generator and its seed: `WIRECHAT_SEED`, or a random one. The output of a failed test includes the seed.
+/// Returns a random number generator and its seed: `WIRECHAT_SEED`, or a random seed. Prints the seed, so that a
+/// failed test can be repeated.
 fn random() -> (Rng, u64) {
     let seed = std::env::var("WIRECHAT_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a seed"));
     println!("WIRECHAT_SEED={seed}");
@@ -54,13 +55,14 @@ fn kill(server: &mut Server) {
     server.wait();
 }
 
-/// Stops the server with SIGTERM, as an operator does.
+/// Stops the server with SIGTERM, and expects exit status 0.
 fn stop(server: &mut Server) {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 
-/// Joins a room with the resume parameters `resume`. Returns the user and the data of the `welcome` event.
+/// Joins a room. `resume` contains the resume parameters of the URL, if any. Returns the user and the data of the
+/// `welcome` event.
 fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
@@ -68,7 +70,7 @@ fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) 
     (user, welcome)
 }
 
-/// Joins as a guest, leaves again, and returns the data of the `welcome` event.
+/// Joins as user `guest`, leaves again, and returns the data of the `welcome` event.
 fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
     user.leaves();
@@ -88,8 +90,8 @@ fn ids(messages: &Value) -> Vec<u64> {
     messages.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// Sends messages, using each text as its own nonce, and then receives the `message` events for all of them. Skips
-/// `joined` and `left` events.
+/// Sends each text as a message, with the text as its nonce. Receives and returns the data of the `message` events.
+/// Skips `joined` and `left` events.
 fn publish<T: ToString>(user: &mut User, texts: impl IntoIterator<Item = T>) -> Vec<Value> {
     let texts: Vec<String> = texts.into_iter().map(|text| text.to_string()).collect();
     user.client.send(&texts.iter().flat_map(|text| message(text, text)).collect::<Vec<_>>());
@@ -109,7 +111,7 @@ fn receive_message(user: &mut User, nonce: &str) -> Value {
 
 // --------------------------------------------------------------------------------------------------------- kill -9
 
-/// Starts the server and kills it within 40 ms, perhaps before it has opened the file.
+/// Starts the server and kills it within 40 ms, possibly before the server has opened the history file.
 fn kill_a_start(file: &HistoryFile, random: &mut Rng) {
     let mut command = Server::command("127.0.0.1:0", &["--history-db", file.path()]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
@@ -129,14 +131,15 @@ fn kills_at_random_moments() {
         if random.u8(..3) == 0 {
             kill_a_start(&file, &mut random);
         }
-        // A crash of the process loses nothing, even without an fsync per commit.
+        // Killing the process loses no committed message, even with `normal`, which does not fsync each commit.
         let sync = if random.bool() { "full" } else { "normal" };
         let mut server = file.start(&["--history-keep", "0", "--history-sync", sync]);
         let mut crowd = Crowd::new(Instant::now() + LIMIT);
-        // Some clients stay away, and miss a round.
+        // After round 0, each client skips a round with a probability of 1 in 10.
         let present: Vec<usize> = (0..CLIENTS).filter(|_| round == 0 || random.u8(..10) > 0).collect();
         survivors.connect(&mut crowd, &server, present);
-        // With 0, perhaps nobody has joined before the kill. With 1500, the server has checkpointed the WAL.
+        // The number of messages to acknowledge before the kill. With 0, the kill may precede the first join. With
+        // 1500, the server has checkpointed the WAL before the kill.
         let count =
             [0, random.usize(..50), random.usize(..400), 1500][[0, 1, 1, 1, 2, 2, 2, 2, 2, 3][random.usize(..10)]];
         let goal = survivors.acknowledged + count;
@@ -159,7 +162,7 @@ fn kills_at_random_moments() {
     stop(&mut server);
     let rows = file.rows();
     survivors.check(&rows);
-    assert_eq!(rows.messages, survivors.messages, "the clients know all that is stored");
+    assert_eq!(rows.messages, survivors.messages, "the clients have received every stored message");
     println!(
         "{rounds} rounds, {} messages acknowledged, {} resumes, {:.0} s",
         survivors.acknowledged,
@@ -168,7 +171,7 @@ fn kills_at_random_moments() {
     );
 }
 
-/// The first start creates the file. Whenever this start is killed, the next start succeeds.
+/// Kills the server at a random moment of its first start, which creates the file. A later start succeeds.
 #[test]
 fn kills_while_the_file_is_created() {
     let (mut random, _) = random();
@@ -185,19 +188,21 @@ fn kills_while_the_file_is_created() {
         assert_eq!(file.rows().messages.len(), 1);
         let connection = Connection::open(&file.path).unwrap();
         let vacuum: u32 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0)).unwrap();
-        assert_eq!(vacuum, 2, "the file can return free pages: INCREMENTAL");
+        assert_eq!(vacuum, 2, "auto_vacuum is INCREMENTAL");
     }
 }
 
 // ------------------------------------------------------------------------------------------- power failures, restores
 
-/// The messages of a room that a client has seen, starting with the room's first, and the epoch with which it resumes.
+/// What a client knows of one room: all messages from the room's first to the last one seen, and the epoch for a
+/// resume.
 struct Seen {
     epoch: String,
     messages: Vec<Value>,
 }
 
-/// Resumes as a client that has seen `seen`. `resumed` is true if and only if the file contains its messages and epoch.
+/// Joins as a client that resumes with `seen`. The server must report `resumed: true` if and only if the file
+/// contains the client's messages and epoch.
 fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epochs: &[String]) {
     let count = seen.messages.len();
     let is_true = stored.starts_with(&seen.messages) && epochs.contains(&seen.epoch);
@@ -208,14 +213,15 @@ fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epoc
     assert_eq!(welcome["last_id"], stored.len());
 }
 
-/// Starts a server on a copy whose WAL is truncated. `acknowledged` messages of `all` must still be in the file.
+/// Starts a server on a copy of the file with a truncated WAL. The copy must still contain at least the first
+/// `acknowledged` messages of `all`.
 fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut Rng) {
     let mut server = copy.start(&[]);
     let rows = copy.rows_of_copy();
     rows.check();
     let mut stored = rows.of_room("cut");
     assert!(stored.len() >= acknowledged, "{} messages of {acknowledged} are left", stored.len());
-    assert!(all.messages.starts_with(&stored) || stored.starts_with(&all.messages), "other messages");
+    assert!(all.messages.starts_with(&stored) || stored.starts_with(&all.messages), "the copy has other messages");
     let count = all.messages.len();
     let mut edges = vec![0, acknowledged, stored.len().saturating_sub(1), stored.len(), stored.len() + 1, count];
     edges.extend([random.usize(..=count), random.usize(..=count)]);
@@ -225,7 +231,7 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     for seen in &seen {
         check_resume(&server, "cut", seen, &stored, &rows.epochs);
     }
-    // New messages reuse the ids of the lost ones.
+    // New messages reuse the ids of the lost messages.
     let (mut eve, _) = join(&server, "eve", "cut", "");
     for text in 0..random.usize(1..4) + count.saturating_sub(stored.len()) {
         stored.extend(publish(&mut eve, [format!("other {text}")]));
@@ -235,8 +241,9 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     assert_eq!(copy.rows().of_room("cut"), stored);
 }
 
-/// A power failure loses the unsynced end of the WAL, which contains no acknowledged message. Even if the disk ignored
-/// an fsync, so that older parts are lost too, no client is wrongly told that it resumed.
+/// Simulates power failures by truncating the WAL. A cut after the synced part loses no message that was acknowledged
+/// before the sync. A cut within the synced part simulates a disk that ignored an fsync: messages are lost, but the
+/// server does not report `resumed: true` to a client that has seen a lost message.
 #[test]
 fn power_failures() {
     let (mut random, _) = random();
@@ -254,7 +261,8 @@ fn power_failures() {
             stored.extend(publish(&mut eve, &texts));
         }
         let (acknowledged, synced) = (stored.len(), file.wal());
-        // The WAL's current salts belong to this run: at the start, the server checkpointed all earlier messages.
+        // `valid_len` counts only frames of this run: the server checkpoints the WAL when it starts, so the first
+        // write of the run restarts the WAL with new salts.
         let synced_len = synced.valid_len();
         for text in 0..60 {
             let text = format!("{round}, late {text}");
@@ -265,7 +273,7 @@ fn power_failures() {
         }
         kill(&mut server);
         let wal = file.wal();
-        assert_eq!(wal.salts(), synced.salts(), "the WAL goes on");
+        assert_eq!(wal.salts(), synced.salts(), "the server has not restarted the WAL");
         let seen = Seen { epoch: epoch(&welcome), messages: stored.clone() };
         let (late, all) = (wal.frame_ends(synced_len), wal.frame_ends(0));
         let mut cuts = vec![(synced_len, acknowledged), (wal.valid_len(), stored.len())];
@@ -285,8 +293,9 @@ fn power_failures() {
     assert!(!stored.is_empty());
 }
 
-/// The file is backed up while the server is stopped or running, and restored after more messages were stored. A client
-/// resumes only if the restored file contains exactly the messages that the client has seen.
+/// Copies the file while the server is running or stopped, and restores copies after the server has stored more
+/// messages. A client resumes only if the restored file contains all messages that the client has seen, and its
+/// epoch.
 #[test]
 fn restored_copies() {
     let (mut random, _) = random();
@@ -316,7 +325,7 @@ fn restored_copies() {
             stored.extend(publish(&mut eve, [text]));
             all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
         }
-        drop(eve); // otherwise the server, when stopped, would wait for eve's reply to the Close
+        drop(eve); // otherwise a stopping server would wait for eve's reply to its Close
         let end = if random.bool() { kill } else { stop };
         end(&mut server);
         if random.u8(..3) == 0 && !copies.is_empty() {
@@ -335,7 +344,8 @@ fn restored_copies() {
     println!("{} states of clients, {} copies", all_seen.len(), copies.len());
 }
 
-/// A restored backup whose later ids are reused, as in the example in the documentation of `broker::sqlite`.
+/// Restores a backup after more messages were stored. New messages then reuse the ids of the lost messages, as in the
+/// example in the documentation of `broker::sqlite`.
 #[test]
 fn a_restored_copy() {
     let directory = Directory::new("example");
@@ -359,15 +369,16 @@ fn a_restored_copy() {
     run(&[], &[(&a, 2, true), (&a, 0, true), (&a, 3, false), (&b, 3, false), (&b, 4, false), (&b, 0, false)]);
 }
 
-// ----------------------------------------------------------------------------------------- full, failing, stalled disks
+// ------------------------------------------------------------------------------------- full, failing, stalled disks
 
-/// Starts a server whose file is on its own small tmpfs. Also returns a path under `/proc` by which the test reaches
-/// this tmpfs. Returns `None` if the test is not allowed to mount a file system.
+/// Starts a server whose history file is on a small tmpfs that only the server's mount namespace contains. Returns
+/// the server and the path under `/proc` through which the test reaches the tmpfs, or `None` if the test is not
+/// allowed to mount a file system.
 fn start_on_small_disk(directory: &Path, size: &str, args: &[&str]) -> Option<(Server, std::path::PathBuf)> {
     let mount = format!("mount -t tmpfs -o size={size} tmpfs '{}'", directory.display());
     let can_mount = Command::new("unshare").args(["--map-root-user", "--mount", "bash", "-ec", &mount]).output();
     if !can_mount.is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "no mount is possible and nothing may be skipped");
+        assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "WIRECHAT_NO_SKIP is set, but the test cannot mount");
         print_skipped("this test needs to mount a file system, with unshare --map-root-user --mount");
         return None;
     }
@@ -422,7 +433,8 @@ fn a_full_disk() {
         }
         assert_eq!(rejected.len(), 5, "the disk is full");
         check_reads_on_a_full_disk(&server, &mut eve, &mut bob, &stored);
-        // In one write, mix new and stored messages. The server rejects the new ones, and repeats the stored ones.
+        // Send new and stored messages in one write. The server rejects the new messages, and sends the stored
+        // messages to eve again.
         let texts: Vec<String> = (0..30)
             .map(|text| if text % 3 == 0 { (text / 3 + 1).to_string() } else { format!("many {text}") })
             .collect();
@@ -437,7 +449,7 @@ fn a_full_disk() {
         }
         bob.client.send(&message("1", "1"));
         let error = json!({"event": "error", "data": {"message": "Message not stored", "nonce": "1"}});
-        assert_eq!(bob.receive(), error, "the nonces of eve are not those of bob");
+        assert_eq!(bob.receive(), error, "bob cannot repeat eve's message with its nonce");
         fs::remove_file(&filler).expect("a file");
         // The rejected messages have used up neither their nonces nor any ids.
         let again = publish(&mut eve, &rejected);
@@ -449,7 +461,7 @@ fn a_full_disk() {
     assert_eq!((&resumed["resumed"], &resumed["history"]), (&json!(true), &json!(stored)));
     assert!(server.log().contains("STORAGE full"), "{}", server.log());
     assert!(!server.log().contains("ERROR"), "{}", server.log());
-    let copy = directory.file("copy.db"); // outside of the small disk
+    let copy = directory.file("copy.db"); // not on the small tmpfs
     HistoryFile { path: disk.join("history.db") }.copy_to(&copy);
     stop(&mut server);
     let rows = copy.rows();
@@ -457,14 +469,14 @@ fn a_full_disk() {
     assert_eq!(rows.of_room("general"), stored);
 }
 
-/// Asserts that `user` receives these messages.
+/// Asserts that `user` receives `messages`, in this order.
 fn receive_messages(user: &mut User, messages: &[Value]) {
     for message in messages {
         assert_eq!(receive_message(user, message["nonce"].as_str().expect("a nonce")), *message);
     }
 }
 
-/// Joins, room switches, history pages, private messages and resent messages need no disk space.
+/// Checks that joins, room switches, history pages, private messages and repeated messages work on a full disk.
 fn check_reads_on_a_full_disk(server: &Server, eve: &mut User, bob: &mut User, stored: &[Value]) {
     let (mut ann, welcome) = join(server, "ann", "general", "");
     eve.receives_event("joined", json!({"username": "ann"}));
@@ -493,7 +505,8 @@ fn check_reads_on_a_full_disk(server: &Server, eve: &mut User, bob: &mut User, s
     }
 }
 
-/// All users send messages until the server closes their connections. Returns the messages that each user received.
+/// Lets all users send messages until the server closes their connections. Returns the messages that each user
+/// received.
 fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
     let mut open: Vec<(User, Vec<Value>)> = users.into_iter().map(|user| (user, Vec::new())).collect();
     let mut closed = Vec::new();
@@ -502,7 +515,7 @@ fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
             let texts = (0..4).map(|text| format!("{} {}", user.name, round * 4 + text));
             user.client.try_send(&texts.flat_map(|text| message(&text, &text)).collect::<Vec<_>>());
         }
-        // Each user receives its own four messages, or the Close.
+        // Read until the last of the user's four messages arrives, or a Close.
         for (mut user, mut received) in std::mem::take(&mut open) {
             let last = format!("{} {}", user.name, round * 4 + 3);
             loop {
@@ -513,7 +526,7 @@ fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
                     break;
                 }
                 let mut event: Value = serde_json::from_str(frame.text()).expect("JSON");
-                assert_ne!(event["event"], "error", "no pending message gets a reply: {event}");
+                assert_ne!(event["event"], "error", "the server sends no error for a pending message: {event}");
                 let is_last = event["data"]["nonce"] == *last;
                 received.extend((event["event"] == "message").then(|| event["data"].take()));
                 if is_last {
@@ -526,10 +539,10 @@ fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
             return closed;
         }
     }
-    panic!("no write fails");
+    panic!("no write to the disk has failed");
 }
 
-/// Simulates a broken disk: `ulimit -f` makes every write beyond a file size fail.
+/// Simulates a broken disk: with `ulimit -f`, every write beyond the given file size fails.
 #[test]
 fn a_disk_that_fails() {
     let directory = Directory::new("error");
@@ -553,9 +566,9 @@ fn a_disk_that_fails() {
     let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
     let is_complete = |line: &str| line.contains("STORAGE failed: ") && line.contains("disk I/O error");
     assert!(matches!(&*errors, [error] if is_complete(error)), "{errors:?}");
-    // What each member received is a prefix of the same sequence of messages.
+    // Each member received a prefix of the same sequence of messages.
     let longest = received.iter().max_by_key(|messages| messages.len()).expect("a user");
-    assert!(received.iter().all(|messages| longest.starts_with(messages)), "all members see the same messages");
+    assert!(received.iter().all(|messages| longest.starts_with(messages)), "members received different messages");
     stored.extend_from_slice(longest);
     let rows = file.rows_of_copy();
     rows.check();
@@ -564,14 +577,15 @@ fn a_disk_that_fails() {
     let mut server = file.start(&[]);
     let again = welcome(&server, "general", &since(&epoch(&first), 10));
     assert_eq!((&again["resumed"], ids(&again["history"]).len() + 10), (&json!(true), rows.messages.len()));
-    // When user-0 resends its messages, none of them is stored twice.
+    // user-0 resends its messages. The server stores none of them twice.
     let (mut user, _) = join(&server, "user-0", "general", "");
     publish(&mut user, (0..stored.len() / 8 + 2).map(|text| format!("user-0 {text}")));
     stop(&mut server);
     file.rows().check();
 }
 
-/// The file is damaged while the server runs. When the server reads a damaged page, it closes every client and exits.
+/// Overwrites half of the file while the server runs. When the server reads a damaged page, it closes every
+/// connection and exits.
 #[test]
 fn damage_beside_a_running_server() {
     let directory = Directory::new("damage");
@@ -606,10 +620,11 @@ fn damage_beside_a_running_server() {
             return;
         }
     }
-    panic!("the server reads a damaged file");
+    panic!("the server does not notice the damage");
 }
 
-/// `--history-sync full` syncs each commit, and `normal` does not. Only a trace of system calls shows the difference.
+/// With `--history-sync full`, the server syncs each commit before it acknowledges the message; with `normal`, it
+/// does not. Only a trace of the system calls shows the difference.
 #[test]
 fn a_commit_is_synced_before_its_acknowledgement() {
     let Some(strace) = support::require_tool("strace", &[]) else { return };
@@ -626,7 +641,7 @@ fn a_commit_is_synced_before_its_acknowledgement() {
             publish(&mut eve, [format!("text number {text} of eve")]);
         }
         drop(eve);
-        // The test's child is strace, and the server is the child of strace.
+        // `server` is the strace process, and the real server is the child of strace.
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.pid())).expect("children");
         support::signal(children.trim().parse().expect("one child"), "TERM");
         let mut server = server;
@@ -651,7 +666,7 @@ fn a_commit_is_synced_before_its_acknowledgement() {
     }
 }
 
-/// While the disk does not respond, no message is acknowledged, and everything that needs no disk goes on.
+/// While the disk does not respond, the server acknowledges no message. Everything that needs no disk still works.
 #[test]
 fn a_disk_that_stalls() {
     let directory = Directory::new("stall");
@@ -676,7 +691,7 @@ fn a_disk_that_stalls() {
     echo.send_text("still here");
     assert_eq!(echo.read_text(), "still here");
     let mut late = User::at(&server, Dialect::Events, &events_path("late", "general"), "late");
-    // A client cannot fill the server's memory meanwhile: it sends 4 MiB, and the server reads a part of it.
+    // bob sends about 4 MB. While the disk stalls, the server stops reading from him, so he cannot fill its memory.
     let texts: Vec<String> = (5..8000).map(|text| format!("{text} {}", "x".repeat(400))).collect();
     let mut sender = bob.client.stream.try_clone().expect("a socket");
     let bytes: Vec<u8> = texts.iter().enumerate().flat_map(|(id, text)| message(&(id + 5).to_string(), text)).collect();
@@ -698,8 +713,8 @@ fn a_disk_that_stalls() {
     let rest = std::thread::spawn(move || sender.write_all(&bytes[sent..]));
     stored.push(receive_message(&mut eve, "4"));
     let history = late.receives_event("welcome", json!({"resumed": false}));
-    assert_eq!(history["history"], json!(stored), "a join takes effect after the messages before it");
-    // All members must read, or the server would close them as slow consumers.
+    assert_eq!(history["history"], json!(stored), "a join takes effect after the messages sent before the join");
+    // All members must read, or the server would close their connections as slow consumers.
     let readers = [eve, late].map(|mut user| {
         std::thread::spawn(move || (5..8000).for_each(|id| _ = receive_message(&mut user, &id.to_string())))
     });
@@ -713,8 +728,8 @@ fn a_disk_that_stalls() {
     file.rows().check();
 }
 
-/// While a room's messages are pending, its only member leaves and joins again. `--history-keep 1` deletes the older
-/// messages: no client receives them any more, and their nonces are free again.
+/// A room's only member leaves and rejoins while a message waits for the stalled disk. `--history-keep 1` deletes
+/// older messages, so the server does not send them again, and their nonces may be used again.
 #[test]
 fn a_room_that_is_opened_again_beside_a_stall() {
     let directory = Directory::new("again");
@@ -737,7 +752,7 @@ fn a_room_that_is_opened_again_beside_a_stall() {
     stall.end();
     for user in &mut again {
         let welcome = user.receives_event("welcome", json!({"last_id": 2}));
-        assert!(ids(&welcome["history"]).iter().all(|id| *id == 2), "message 2 is perhaps deleted already");
+        assert!(ids(&welcome["history"]).iter().all(|id| *id == 2), "the history is empty or message 2");
         assert_eq!(
             (receive_message(user, "3")["id"].as_u64(), receive_message(user, "2")["id"].as_u64()),
             (Some(3), Some(4))
@@ -749,7 +764,8 @@ fn a_room_that_is_opened_again_beside_a_stall() {
     stop(&mut server);
 }
 
-/// After a stall, all pending messages reach their room in one turn. A client that reads is not a slow consumer.
+/// After a stall, the server sends all pending messages of a room in one turn of the event loop. A member that keeps
+/// reading stays connected.
 #[test]
 fn a_busy_room_after_a_stall() {
     let directory = Directory::new("busy");
@@ -784,7 +800,8 @@ fn a_busy_room_after_a_stall() {
 
 // ---------------------------------------------------------------------------------------------------------- stops
 
-/// Each message that the server has received before the stop is acknowledged before the Close with 1001.
+/// Stops a server that has pending messages. The server acknowledges each message that it received before SIGTERM,
+/// and then sends a Close with 1001.
 fn check_stop(file: &HistoryFile, stalls: bool) {
     let mut server = file.start(&[]);
     let mut users: Vec<User> =
@@ -799,7 +816,7 @@ fn check_stop(file: &HistoryFile, stalls: bool) {
         bytes.extend(masked(0x89, b"all"));
         user.client.send(&bytes);
     }
-    // The Pong shows that the server has received everything before the Ping.
+    // The Pong shows that the server has received all messages sent before the Ping.
     for (user, received) in users.iter_mut().zip(&mut received) {
         loop {
             let frame = user.frame();
@@ -830,14 +847,14 @@ fn a_stop_with_pending_messages() {
     for (round, stalls) in [false, true, true].into_iter().enumerate() {
         let file = directory.file(&round.to_string());
         check_stop(&file, stalls);
-        assert!(!file.beside("-wal").exists(), "a clean stop leaves one file");
+        assert!(!file.beside("-wal").exists(), "a clean stop removes the WAL");
         let rows = file.rows();
         rows.check();
         assert!(rows.messages.len() == 1600 || stalls, "{} messages", rows.messages.len());
     }
 }
 
-/// The server is stopped at a random moment. The stored messages are exactly those that the clients received.
+/// Stops the server at a random moment. Each client has received exactly the stored messages of its room.
 #[test]
 fn a_stop_at_any_moment() {
     let (mut random, _) = random();
@@ -908,7 +925,7 @@ fn a_second_signal_while_the_disk_stalls() {
     assert!(rows.of_room("general").starts_with(&stored));
 }
 
-/// A second signal also ends the server after the event loop has ended, while the history thread still closes the file.
+/// A second signal also ends the server after the event loop has ended, while the history thread is closing the file.
 #[test]
 fn a_second_signal_while_the_file_is_closed() {
     let directory = Directory::new("closing");
@@ -925,9 +942,9 @@ fn a_second_signal_while_the_file_is_closed() {
     stall.end();
 }
 
-// ---------------------------------------------------------------------------------------------- starts that are rejected
+// -------------------------------------------------------------------------------------------------- rejected starts
 
-/// Starts the server, which must exit with status 1 and print one line that contains all of `words` and the path.
+/// Starts the server, and expects exit status 1 and one error line that contains all of `words` and the path.
 fn fails_to_start(path: &OsStr, words: &[&str]) {
     let mut command = Server::command("127.0.0.1:0", &["--history-db"]);
     let command = command.arg(path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -949,7 +966,7 @@ fn fails_to_start(path: &OsStr, words: &[&str]) {
     }
 }
 
-/// The server rejects each kind of unusable file, and changes nothing in the file's directory.
+/// The server rejects each kind of unusable file, and changes no file in the directory.
 #[test]
 fn files_that_are_rejected() {
     type Prepare = fn(&HistoryFile);
@@ -988,7 +1005,7 @@ fn files_that_are_rejected() {
     );
 }
 
-/// Creates the database of another program. Unless `is_closed`, the database still has a WAL.
+/// Creates the database of another program. If `is_closed` is false, the database still has a WAL, as after a kill.
 fn foreign(file: &HistoryFile, pragma: &str, is_closed: bool) {
     let path = if is_closed { file.path.clone() } else { file.beside("-open") };
     let connection = Connection::open(&path).unwrap();
@@ -1016,7 +1033,8 @@ fn change_header(file: &HistoryFile, sql: &str) {
     file.execute("PRAGMA wal_checkpoint(TRUNCATE)");
 }
 
-/// Creates a history file with 400 messages, then overwrites bytes in the middle of the file.
+/// Creates a history file with 400 messages, and overwrites bytes in its middle. If `is_closed` is false, the file
+/// also has a WAL with 5 more messages, because the server was killed.
 fn damage(file: &HistoryFile, is_closed: bool) {
     let mut server = file.start(&[]);
     publish(&mut join(&server, "eve", "general", "").0, 1..=400);
@@ -1051,7 +1069,8 @@ fn a_missing_directory() {
     assert!(directory.contents().is_empty(), "no directory is created");
 }
 
-/// A second server on the same file fails to start, whatever path names the file. The first server continues.
+/// A second server on the same file fails to start, even if it opens the file by another path. The first server
+/// continues.
 #[test]
 fn a_file_in_use() {
     let directory = Directory::new("in-use");
@@ -1071,12 +1090,12 @@ fn a_file_in_use() {
     kill(&mut server);
     let rows = file.rows_of_copy();
     rows.check();
-    assert_eq!((rows.messages.len(), rows.epochs.len()), (3, 1), "a rejected start begins no run");
+    assert_eq!((rows.messages.len(), rows.epochs.len()), (3, 1), "a rejected start adds no epoch");
     let server = file.start(&[]);
     assert_eq!(ids(&welcome(&server, "general", "")["history"]), [1, 2, 3]);
 }
 
-/// A file that cannot be written is rejected at start, not at the first message.
+/// The server rejects a read-only file at start, not at the first message.
 #[test]
 fn a_file_on_a_read_only_disk() {
     let directory = Directory::new("read-only");
@@ -1090,7 +1109,7 @@ fn a_file_on_a_read_only_disk() {
     let output = command.arg(server.get_program()).args(server.get_args()).output();
     let output = output.ok().filter(|output| output.status.success() || output.stderr.starts_with(b"wirechat: "));
     let Some(output) = output else {
-        assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "no mount is possible and nothing may be skipped");
+        assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "WIRECHAT_NO_SKIP is set, but the test cannot mount");
         return print_skipped("this test needs to mount a directory, with unshare --map-root-user --mount");
     };
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -1099,8 +1118,8 @@ fn a_file_on_a_read_only_disk() {
     assert!(before == directory.contents());
 }
 
-/// `--history-db` is a path, never a URI or a special SQLite name such as `:memory:`. Each name works, even after a
-/// kill, and names the only file in the directory.
+/// The server uses `--history-db` as a plain path, never as a URI or a special SQLite name such as `:memory:`. It
+/// creates exactly one file, with this name, and resumes from this file after a kill.
 #[test]
 fn names_of_the_file() {
     let names: [&[u8]; 13] = [
@@ -1149,7 +1168,7 @@ fn names_of_the_file() {
                 let files: Vec<_> =
                     entries.filter(|entry| entry.path().is_file()).map(|entry| entry.file_name()).collect();
                 let expected = if name == "file:///x" { OsStr::new("x") } else { name };
-                assert_eq!(files, [expected], "one file of this name");
+                assert_eq!(files, [expected], "the only file has this name");
             }
         },
     );
@@ -1157,14 +1176,14 @@ fn names_of_the_file() {
 
 // ------------------------------------------------------------------------------------------------------- retention
 
-/// Asserts that a guest who joins #general with the resume parameters `resume` receives `stored[start..]`.
+/// Asserts that a guest who joins room `general` with the resume parameters `resume` receives `stored[start..]`.
 fn expect_history(server: &Server, resume: &str, resumed: bool, stored: &[Value], start: usize) {
     let back = welcome(server, "general", resume);
     assert_eq!((&back["resumed"], &back["last_id"]), (&json!(resumed), &json!(stored.len())), "{resume}");
     assert_eq!(back["history"], json!(stored[start..]), "{resume}");
 }
 
-/// `--history-keep 3` keeps exactly the last three messages. Clients that missed more do not resume.
+/// `--history-keep 3` keeps exactly the last three messages. A client that missed more than three does not resume.
 #[test]
 fn the_last_messages_are_kept() {
     let directory = Directory::new("keep");
@@ -1183,7 +1202,7 @@ fn the_last_messages_are_kept() {
         }
     }
     let (mut eve, again) = join(&server, "eve", "general", "");
-    // The nonce of a deleted message is free again; that of a kept one is not.
+    // The nonce of a deleted message may be used again. The nonce of a kept message may not.
     eve.client.send(&message("9", "9"));
     assert_eq!(receive_message(&mut eve, "9"), stored[8]);
     stored.extend(publish(&mut eve, [1]));
@@ -1201,7 +1220,8 @@ fn the_last_messages_are_kept() {
     assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[8..].to_vec(), 11));
 }
 
-/// The server deletes a few messages with each new one, until no more than the new limit are left.
+/// A restart with a lower `--history-keep` deletes old messages gradually: the server deletes a few with each new
+/// message, until only the new limit remains.
 #[test]
 fn a_lower_limit_for_an_existing_file() {
     let directory = Directory::new("lower");
@@ -1218,7 +1238,7 @@ fn a_lower_limit_for_an_existing_file() {
         assert!(kept.len() >= 3 && stored.ends_with(&kept), "{} messages are kept", kept.len());
         let deleted = stored.len() - kept.len();
         for (id, resumed) in [(deleted, true), (deleted - 1, false)] {
-            // All kept messages fit in one `welcome`. The first run's epoch covers messages 1 to 400.
+            // All kept messages fit in one `welcome`. The epoch of the first run covers only messages 1 to 400.
             let back = welcome(&server, "general", &since(&epoch(&first), id));
             let is_old = id <= 400;
             assert_eq!(back["resumed"], resumed && is_old, "since {id}, {} are kept", kept.len());
@@ -1229,7 +1249,7 @@ fn a_lower_limit_for_an_existing_file() {
     assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[427..].to_vec(), 430));
 }
 
-/// With `--history-days 1`, the server deletes older messages at start, in order, but keeps each room's `last_id`.
+/// At start, `--history-days 1` deletes messages older than one day, oldest first, but keeps each room's `last_id`.
 #[test]
 fn old_messages_are_deleted_at_start() {
     let directory = Directory::new("days");
@@ -1247,7 +1267,7 @@ fn old_messages_are_deleted_at_start() {
     file.execute(&format!("UPDATE messages SET time = {day} WHERE {general} AND id = 7"));
     let seven = file.rows().messages[&("general".to_owned(), 7)].clone();
     stored[6] = seven;
-    // With 0, which means no limit, or with a longer time, nothing is deleted.
+    // The server deletes nothing with 0, which means no limit, or with 2, because no message is two days old.
     for option in ["0", "2"] {
         let mut server = file.start(&["--history-days", option]);
         assert_eq!(ids(&welcome(&server, "general", "")["history"]).len(), 10);
@@ -1265,7 +1285,7 @@ fn old_messages_are_deleted_at_start() {
     bob.sends_event("history", json!({"before": 1501}));
     assert_eq!(bob.receives_event("history", json!({"more": false}))["messages"], json!([]));
     let again = publish(&mut bob, [1499]);
-    assert_eq!(again[0]["id"], 1501, "the nonce is free, the id is the next one");
+    assert_eq!(again[0]["id"], 1501, "the nonce may be used again, and the id is the next one");
     kill(&mut server);
     let rows = file.rows();
     assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[4..].to_vec(), 10));
@@ -1274,7 +1294,8 @@ fn old_messages_are_deleted_at_start() {
 
 // ------------------------------------------------------------------------------------------------ dialects and pages
 
-/// The dialects `rooms` and `presence` replay the stored history, and messages sent in these dialects are stored too.
+/// After a restart, the server replays stored messages in the dialects `rooms` and `presence`, including messages
+/// that were sent in these dialects.
 #[test]
 fn all_dialects_after_a_restart() {
     let directory = Directory::new("dialects");
@@ -1321,7 +1342,8 @@ fn receive_message_of(user: &mut User, name: &str) -> Value {
     }
 }
 
-/// History pages reach back to message 1 of the first run. A client that returns to a room receives the history again.
+/// After several restarts, history pages reach back to message 1 of the first run. A client that switches back to a
+/// room receives the room's history again.
 #[test]
 fn pages_and_switches_across_restarts() {
     let directory = Directory::new("pages");
@@ -1356,9 +1378,9 @@ fn pages_and_switches_across_restarts() {
     }
     eve.sends_event("switch_room", json!({"room": "elsewhere"}));
     eve.receives_event("switched", json!({"last_id": 0, "history": [], "epoch": welcome["epoch"]}));
-    let elsewhere = publish(&mut eve, ["1"]); // the nonce was used only in the other room
+    let elsewhere = publish(&mut eve, ["1"]); // nonce 1 is in use only in room `general`
     assert_eq!(elsewhere[0]["id"], 1);
-    // The message is acknowledged before the switch that follows it.
+    // The server acknowledges a message before it executes a switch sent after the message.
     eve.client.send(&message("before the switch", "text"));
     eve.sends_event("switch_room", json!({"room": "general"}));
     assert_eq!(receive_message(&mut eve, "before the switch")["id"], 2);

@@ -1,4 +1,4 @@
-//! `wirechat explain` as a user runs it: its output, word for word, and its exit code.
+//! Runs `wirechat explain`, and checks its exact output and its exit code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -24,7 +24,7 @@ fn explain(args: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().expect("the program ends")
 }
 
-/// Checks the exit code. Returns the standard output, or for exit code 2 the error line from standard error.
+/// Runs `wirechat explain`, and checks the exit code. Returns the output, or for exit code 2 the error message.
 fn output_of(args: &[&str], input: &[u8], code: i32) -> String {
     let output = explain(args, input);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
@@ -56,7 +56,7 @@ const HELLO: &str = "\
 One complete and valid frame.
 ";
 
-/// The output for the RFC's masked "Hello" frame (11 bytes), read in this notation.
+/// Returns the expected output for the RFC's masked "Hello" frame (§5.7) if the tool recognizes `notation`.
 fn hello_read_as(notation: &str) -> String {
     format!("Read as {notation}: 11 bytes.\n{HELLO}")
 }
@@ -87,7 +87,7 @@ fn the_rfcs_frame_in_many_notations() {
     }
 }
 
-/// Raw bytes, and dumps in the formats of tools such as xxd, hexdump, od and Wireshark.
+/// `wirechat explain` accepts raw bytes, and dumps in the formats of tools such as xxd, hexdump, od and Wireshark.
 #[test]
 fn dumps_on_standard_input() {
     let inputs: [(&[u8], &str); 7] = [
@@ -312,7 +312,7 @@ In wirechat: src/ws/protocol.rs, src/ws/message.rs
     assert!(output("key abc", 0).ends_with("it must be base64 of 16 bytes, and is not base64 (§4.2.1).\n"));
 }
 
-/// For an ambiguous word or number, the tool explains the most likely meaning and names the other meanings.
+/// For an ambiguous word or number, `wirechat explain` explains the most likely meaning and names the others.
 #[test]
 fn bare_words_and_numbers() {
     let cases = [
@@ -353,7 +353,7 @@ fn an_error_says_what_to_write() {
     assert!(output_of(&[], converted, 2).contains("bytes had been converted to characters"));
 }
 
-/// A tool ignores the server's options and environment variables.
+/// Tools such as `explain` ignore the server's environment variables. A server option before a tool's name is an error.
 #[test]
 fn tools_and_server_options_are_separate() {
     let program = || Command::new(env!("CARGO_BIN_EXE_wirechat"));
@@ -384,7 +384,7 @@ fn tools_and_server_options_are_separate() {
     }
 }
 
-/// Every byte sequence gets an explanation, and control characters never reach the terminal unescaped.
+/// `wirechat explain` explains every byte sequence, and escapes control characters in its output.
 #[test]
 fn random_bytes_are_explained_and_escaped() {
     for seed in 0..40 {
@@ -400,7 +400,7 @@ fn random_bytes_are_explained_and_escaped() {
     }
 }
 
-/// Every section that a protocol error or a case of `poke` cites can be looked up.
+/// `wirechat explain` knows every RFC section that a protocol error or a case of `poke` cites.
 #[test]
 fn cited_sections_can_be_looked_up() {
     for case in catalogue::all_cases() {

@@ -1,6 +1,7 @@
-//! Fault injection on a real kernel: resets, stopped clients, no free descriptors, little memory, a broken stderr, and
-//! clock jumps. Meanwhile, up to a thousand clients chat and check what they receive: ids without gaps, the same
-//! messages for all, an echo of each message, the right members in a quiet room, and resumes that miss no message.
+//! Injects faults on a real kernel: TCP resets, stopped clients, no free file descriptors, little memory, a broken
+//! stderr, a suspended server, and jumps of the system clock. Meanwhile, up to 1,000 clients chat. They check that
+//! ids have no gaps, that all clients in a room receive the same messages and member list, that a sender receives
+//! its own messages, and that a resume misses no message.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -23,19 +24,20 @@ use serde_json::{Value, json};
 use support::users::events_path;
 use support::{Frame, Server, masked, require_tool, upgrade_request, wait_until, whole_frames};
 
-/// Fewer clients in a debug build, which is about ten times slower and runs many other tests at the same time.
+/// A debug build has fewer clients: it is about ten times slower, and `cargo test` runs other tests at the same
+/// time.
 const CLIENTS: usize = if cfg!(debug_assertions) { 100 } else { 1000 };
 const ROOM_SIZE: usize = 50;
 const CONNECTS: usize = 200;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Lets one test run at a time, because each needs many descriptors and all processors.
+/// Lets only one test of this file run at a time, because each test needs many file descriptors and all processors.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A client, and what it has learned about its room from the events that it received.
+/// A client, and the state of its room according to the events that the client has received.
 struct Client {
     /// The connection's index in `Crowd::members`; `None` while the client is disconnected.
     connection: Option<usize>,
@@ -45,7 +47,7 @@ struct Client {
     session: String,
     last_id: u64,
     members: BTreeMap<String, usize>,
-    /// Nonce and text of each message that the client has sent but not received back.
+    /// Nonce and text of each message that the client has sent and not yet received back.
     unanswered: Vec<(String, String)>,
     /// Nonces of the messages that the client sent again after a reconnect.
     resent: Vec<String>,
@@ -53,12 +55,12 @@ struct Client {
     has_joined: bool,
 }
 
-/// Clients of the `events` dialect that talk in rooms, and check what they receive.
+/// Clients of the `events` dialect. They send messages to their rooms, and check every event that they receive.
 struct Clients<'s> {
     server: &'s Server,
     crowd: Crowd,
     clients: Vec<Client>,
-    /// Every message that anyone has received, by room and id.
+    /// Every message that any client has received, by room and id.
     messages: HashMap<(usize, u64), Value>,
     last_ids: HashMap<usize, u64>,
     random: Rng,
@@ -91,7 +93,7 @@ impl<'s> Clients<'s> {
         clients
     }
 
-    /// Connects clients, with a resume if they know an epoch, and waits until each has received `welcome`.
+    /// Connects clients, and waits until each has received `welcome`. A client that knows an epoch resumes.
     fn connect(&mut self, numbers: &[usize]) {
         for group in numbers.chunks(CONNECTS) {
             for number in group {
@@ -186,7 +188,7 @@ impl<'s> Clients<'s> {
         let id = message["id"].as_u64().unwrap();
         client.unanswered.retain(|(nonce, _)| message["nonce"] != **nonce || message["username"] != *client.name);
         if id <= client.last_id {
-            // The reply to a resent message that the room already had.
+            // The client has resent a message that the room already had. The server replies with the original event.
             let resent =
                 client.resent.iter().position(|nonce| message["nonce"] == **nonce).expect("a nonce sent twice");
             client.resent.remove(resent);
@@ -196,7 +198,7 @@ impl<'s> Clients<'s> {
         assert_eq!(id, client.last_id + 1, "{} misses no message", client.name);
         client.last_id = id;
         let first = self.messages.entry((client.room, id)).or_insert_with(|| message.clone());
-        assert_eq!(first, message, "everyone receives the same message");
+        assert_eq!(first, message, "all clients receive the same message");
         let last = self.last_ids.entry(client.room).or_default();
         *last = id.max(*last);
     }
@@ -225,12 +227,12 @@ impl<'s> Clients<'s> {
             let are_known = members.collect::<BTreeMap<_, _>>() == known.collect();
             client.unanswered.is_empty() && client.last_id == last && are_known
         };
-        self.read_until("everyone has received everything", |clients| {
+        self.read_until("all clients have received all messages", |clients| {
             (0..clients.clients.len()).all(|number| rests(clients, number))
         });
     }
 
-    /// Resets the connections of some clients, in the middle of a conversation, and lets them resume.
+    /// Resets the TCP connections of `count` clients while messages are in flight, and lets the clients resume.
     fn reset_and_resume(&mut self, count: usize) {
         self.talk(count);
         let mut numbers: Vec<usize> = (0..self.clients.len()).collect();
@@ -317,7 +319,7 @@ fn clients_that_are_stopped() {
     let mut last_id = 0;
     let mut left = 0;
     processes.iter().for_each(|process| process.signal("STOP"));
-    // The kernel buffers some megabytes per client before the server's outbox begins to fill.
+    // The kernel buffers several megabytes per client before the client's outbox in the server begins to fill.
     for number in 0..5000 {
         if left == processes.len() {
             break;
@@ -333,9 +335,9 @@ fn clients_that_are_stopped() {
             }
         }
     }
-    assert_eq!(left, processes.len(), "each stopped client is a slow consumer, and nobody else");
+    assert_eq!(left, processes.len(), "the server closes the connection of each stopped client");
     let is_logged = || server.log().matches("too slow to read").count() == processes.len();
-    wait_until("the log has the reason of each", is_logged);
+    wait_until("the log has the reason for each Close", is_logged);
     processes.iter().for_each(|process| process.signal("CONT"));
     for process in &mut processes {
         // `cat` exits when the server closes the connection.
@@ -343,7 +345,7 @@ fn clients_that_are_stopped() {
         let received = fs::read(&process.file).expect("a file");
         let head = received.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
         let (frames, rest) = whole_frames(&received[head..]);
-        assert!(rest.is_empty(), "half a frame");
+        assert!(rest.is_empty(), "the received bytes end inside a frame");
         let (close, frames) = frames.split_last().expect("a Close");
         assert_eq!(close.close(), (1008, "too slow to read".to_owned()));
         let events = frames.iter().map(|frame| serde_json::from_str::<Value>(frame.text()).expect("JSON"));
@@ -355,7 +357,7 @@ fn clients_that_are_stopped() {
     talker.read_event("pong");
 }
 
-/// Changes a resource limit of a running server, for example `--nofile=64:` (the soft limit on descriptors).
+/// Changes a resource limit of a running server, for example `--nofile=64:` (the soft limit on open files).
 fn set_limit(server: &Server, limit: &str) {
     let done = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status();
     assert!(done.expect("prlimit runs").success());
@@ -370,7 +372,8 @@ fn no_descriptor_is_left() {
         .expect("a process")
         .map(|entry| entry.expect("a descriptor").file_name().to_str().expect("digits").parse().expect("a number"))
         .collect();
-    // RLIMIT_NOFILE bounds the numbers of new descriptors: with a limit at the lowest free number, `accept` fails.
+    // The number of a new descriptor must be below RLIMIT_NOFILE. With the lowest free number as the limit, `accept`
+    // fails.
     let free = (0..).find(|number| !open.contains(number)).expect("a free number");
     set_limit(&server, &format!("--nofile={free}:"));
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
@@ -380,7 +383,7 @@ fn no_descriptor_is_left() {
     clients.talk(50);
     clients.settle();
     crowd.turn();
-    assert!(waiting.iter().all(|id| !crowd.members[*id].has_response()), "they wait, and are not rejected");
+    assert!(waiting.iter().all(|id| !crowd.members[*id].has_response()), "the server does not reject waiting clients");
     set_limit(&server, &format!("--nofile={}:", free + 1000));
     crowd.turn_until("all are accepted", |crowd| waiting.iter().all(|id| crowd.members[*id].has_response()));
     assert!(waiting.iter().all(|id| crowd.members[*id].status() == "101"));
@@ -391,14 +394,15 @@ fn no_descriptor_is_left() {
 #[test]
 fn little_memory() {
     let _alone = alone();
-    // Each attacker tries to make the server buffer 256 KiB. In a release build, the total is twice the memory limit.
+    // Each attacker sends 256 KiB that the server would have to buffer. In a release build, all attackers together
+    // send twice the memory limit.
     let max_buffered = (CLIENTS * 16 * 1024).to_string();
     let options = ["--rate-limit", "0", "--max-echo", "1048576", "--max-buffered", &max_buffered];
     let server = Server::start_from_shell("ulimit -d 131072", "", &options);
     let mut clients = Clients::join(&server, CLIENTS / 10);
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
     let attackers = crowd.join(&server, (0..CLIENTS).map(|_| "/echo?token=dev-token".to_owned()));
-    // The header of a frame that never completes, so that the server must buffer the payload.
+    // The header announces 1 MiB, more than an attacker sends, so the server must buffer the payload.
     let header = &masked(0x81, &vec![0; 1024 * 1024])[..14];
     attackers.clone().for_each(|id| crowd.send(id, header));
     let received: usize = crowd.members.iter().map(|member| member.received).sum();
@@ -408,7 +412,8 @@ fn little_memory() {
         clients.talk(10);
         clients.settle();
     }
-    // New bytes mean a Close: after the response, the server sends an attacker nothing else.
+    // After the response to the handshake, the server sends an attacker nothing but a Close, so new bytes mean a
+    // Close.
     crowd.turn_until("the server closes the connections with the largest buffers", |crowd| {
         crowd.members.iter().map(|member| member.received).sum::<usize>() > received
     });
@@ -420,7 +425,7 @@ fn little_memory() {
 fn no_stderr() {
     let _alone = alone();
     let fifo = temporary("fifo");
-    // stderr is closed, a full disk, or a full pipe that nobody reads.
+    // Three kinds of broken stderr: closed, on a full disk, and a full pipe that no process reads.
     let fill = "dd if=/dev/zero of=/proc/self/fd/9 bs=64K count=1 oflag=nonblock status=none || true";
     let pipe = format!("mkfifo '{0}'; exec 9<>'{0}'; {fill}", fifo.display());
     for (setup, redirection) in [("", "2>&-"), ("", "2>/dev/full"), (&*pipe, &*format!("2>'{}'", fifo.display()))] {
@@ -430,7 +435,7 @@ fn no_stderr() {
             clients.reset_and_resume(CLIENTS / 8);
         }
         drop(clients);
-        // Some of these signals interrupt the poll that checks whether stderr accepts more bytes.
+        // Send many signals, so that some interrupt the poll that checks whether stderr accepts more bytes.
         let pid = Pid::from_raw(server.pid().cast_signed()).expect("a process");
         for _ in 0..20 {
             for _ in 0..2000 {
@@ -462,7 +467,7 @@ fn a_clock_that_is_moved() {
         .map(|arch| Path::new("/usr/lib").join(arch).join("faketime/libfaketime.so.1"));
     let Some(library) = require_tool("libfaketime", &candidates) else { return };
     let file = temporary("clock");
-    // Replace the file atomically, because the server may read it at any time.
+    // Replace the clock file atomically, because the server may read it at any time.
     let set_clock = |offset: &str| {
         fs::write(file.with_extension("new"), offset).expect("a file");
         fs::rename(file.with_extension("new"), &file).expect("a file");

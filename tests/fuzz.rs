@@ -1,5 +1,6 @@
-//! Runs the oracle of every fuzz target on its seeds: one for each kind of input, and each input that failed once. The
-//! targets themselves need a nightly compiler: `cargo +nightly fuzz run --fuzz-dir tests/fuzz frames tests/fuzz/seeds/frames`.
+//! Runs the oracle of every fuzz target on the target's seeds. The seeds are one input of each kind, and every input
+//! that has ever failed. The fuzz targets themselves need a nightly compiler:
+//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz frames tests/fuzz/seeds/frames`.
 
 #[path = "fuzz/oracles/mod.rs"]
 mod oracles;

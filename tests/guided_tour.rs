@@ -1,5 +1,5 @@
-//! Checks the guided tour in `src/lib.rs`: its layers are those that `tests/layering.rs` enforces, its reading order is
-//! the same as in the README, and its exercises name existing code.
+//! Checks the guided tour in `src/lib.rs`. The tour has the layers that `tests/layering.rs` enforces and the reading
+//! order of the README, and its exercises name existing code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,7 +16,7 @@ fn tour() -> String {
     module_doc(include_str!("../src/lib.rs"))
 }
 
-/// The text below this heading.
+/// The text between `heading` and the next heading.
 fn chapter<'a>(markdown: &'a str, heading: &str) -> &'a str {
     let (_, chapter) = markdown.split_once(&format!("# {heading}\n")).expect(heading);
     chapter.split("\n# ").next().and_then(|chapter| chapter.split("\n## ").next()).unwrap_or_default()
@@ -41,25 +41,25 @@ fn layers_are_those_that_are_enforced() {
     let (mut drawn, mut allowed): (Vec<_>, Vec<_>) = (drawn.collect(), allowed.collect());
     drawn.sort();
     allowed.sort();
-    assert_eq!(drawn, allowed, "the picture, and the arrows that are enforced");
+    assert_eq!(drawn, allowed, "left: the picture; right: `ARROWS` in tests/layering.rs");
 }
 
-/// The README lists files, and the tour lists modules: `src/ws/frame.rs` in the README is `ws::frame` in the tour.
+/// The README lists files and the tour lists modules: `ws/frame.rs` in the README is `ws::frame` in the tour.
 #[test]
 fn the_reading_order_is_that_of_the_readme() {
     let tour = tour();
     let is_step = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
     let steps = chapter(&tour, "Reading order").lines().filter(is_step);
     let modules: Vec<Vec<&str>> = steps.map(code_spans).collect();
-    // Skip part three: the modules of an optional feature are in the docs only if the feature is enabled.
+    // Skip part three of the README: the docs contain an optional feature's modules only if the feature is enabled.
     let rows = table_rows(chapter(README, "Read it").split("**Part three").next().expect("a part"));
-    let in_tour = |module: &String| module != "maps"; // too simple for the tour
+    let in_tour = |module: &String| module != "maps"; // the tour skips this simple module
     let files = rows.iter().map(|row| code_spans(row[1]).into_iter().map(module_of).filter(in_tour).collect());
     let files: Vec<Vec<String>> = files.collect();
-    assert_eq!(modules, files, "the tour, and the README");
+    assert_eq!(modules, files, "left: the tour; right: the README");
 }
 
-/// The module of a file as the README writes it: `ws/mod.rs` is `ws`, `chat/dialect.rs` is `chat::dialect`.
+/// The module path of a file in the README: `ws` for `ws/mod.rs`, `chat::dialect` for `chat/dialect.rs`.
 fn module_of(path: &str) -> String {
     if path == "main.rs" {
         return path.to_owned(); // the root of the binary crate has no module path
@@ -77,7 +77,7 @@ fn limits_of_the_protocol_page_are_those_of_the_configuration() {
     }
 }
 
-/// Each file that an exercise names exists and declares the names that precede it.
+/// Every file in an exercise exists, and declares the functions and types that the exercise names before the file.
 #[test]
 fn exercises_name_code_that_exists() {
     let (tour, sources) = (tour(), [read_all("src"), read_all("tests")].concat());

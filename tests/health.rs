@@ -1,4 +1,4 @@
-//! `wirechat health`: the exit code and the error for servers that are healthy, unhealthy, absent or hostile.
+//! Tests the exit code and the error message of `wirechat health` for healthy, unhealthy, absent and hostile servers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,7 +18,7 @@ fn health(arguments: &[&str]) -> Output {
     command.arg("health").args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Checks that the tool exits with `code` and prints one line to stderr that contains all `words`.
+/// Checks that `wirechat health` exits with `code` and prints one line to stderr that contains all `words`.
 #[track_caller]
 fn assert_error(arguments: &[&str], code: i32, words: &[&str]) {
     let output = health(arguments);
@@ -30,7 +30,7 @@ fn assert_error(arguments: &[&str], code: i32, words: &[&str]) {
     }
 }
 
-/// Serves one connection on a free port: `serve` gets the stream after the request has arrived.
+/// Accepts one connection on a free port, reads the request, and passes the stream to `serve`.
 fn listen(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -63,7 +63,8 @@ fn a_running_server() {
     assert_error(&[&format!("http://{}/nowhere?token=secret", server.addr())], 1, &["/nowhere: the status is 404"]);
 }
 
-/// As in a container: the server is public, and `--allow-host` contains only its public name.
+/// In a container, a server listens on all addresses, and `--allow-host` contains only the server's public name.
+/// `wirechat health` must still succeed with a loopback name.
 #[test]
 fn a_public_server() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
@@ -75,7 +76,8 @@ fn a_public_server() {
     }
 }
 
-/// In a container, environment variables configure the server. The tool ignores these variables.
+/// `wirechat health` ignores the environment variables that configure the server: a container passes the same variables
+/// to both programs.
 #[test]
 fn variables_of_the_server() {
     let server = Server::start(&[]);
@@ -134,7 +136,7 @@ fn a_name_without_an_address() {
     assert_error(&["http://wirechat.invalid:3000", "--timeout", "20s"], 1, &["wirechat.invalid"]);
 }
 
-/// Neither a silent server nor one that sends a byte at a time can extend the timeout.
+/// Neither a silent server nor a server that sends one byte at a time can extend the timeout of `wirechat health`.
 #[test]
 fn servers_that_are_too_slow() {
     let silent = listen(|stream| {
@@ -156,7 +158,7 @@ fn servers_that_are_too_slow() {
     }
 }
 
-/// The tool stops reading an endless response early, without waiting for the timeout.
+/// `wirechat health` stops reading an endless response long before the timeout.
 #[test]
 fn endless_responses() {
     let endless = |start: &'static [u8], rest: &'static [u8]| {

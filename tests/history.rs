@@ -18,7 +18,7 @@ fn ids(page: &Value) -> Vec<u64> {
         .collect()
 }
 
-/// Sends one message per id, with the id as its text, and receives each message.
+/// Sends one message per id, with the id as its text, and receives each `message` event.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
         user.sends_message(&id.to_string());
@@ -26,7 +26,7 @@ fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) {
     }
 }
 
-/// Requests a page and returns it. The page must be the next event.
+/// Requests a history page with `data`, and returns the page. The page must be the next event that `user` receives.
 fn page(user: &mut User, room: &str, data: Value) -> Value {
     user.sends_event("history", data.clone());
     let page = user.receives_event("history", json!({"room": room, "before": data["before"]}));
@@ -64,8 +64,8 @@ fn pages_lead_back_to_the_first_message() {
         }
         assert_eq!((before, pages), (1, 130_usize.div_ceil(limit)));
         let ids: Vec<u64> = messages.iter().map(|message| message["id"].as_u64().unwrap()).collect();
-        assert_eq!(ids, (1..=130).collect::<Vec<_>>(), "each once, and oldest first");
-        assert_eq!(json!(messages), welcome["history"], "as in `welcome`");
+        assert_eq!(ids, (1..=130).collect::<Vec<_>>(), "each message once, oldest first");
+        assert_eq!(json!(messages), welcome["history"], "the pages equal the history in `welcome`");
     }
     eve.receives_nothing();
     guest.receives_nothing();
@@ -101,7 +101,7 @@ fn edges_of_a_page() {
             assert_eq!((ids(&page), &page["more"]), (expected.clone().collect(), &json!(more)));
         },
     );
-    // An integer that does not fit in a `u64` is valid: it is greater than `last_id`.
+    // An integer that does not fit in a `u64` is valid, because it is greater than `last_id`.
     eve.send(r#"{"event":"history","data":{"before":100000000000000000000000}}"#);
     assert_eq!(ids(&eve.receives_event("history", json!({"more": true}))), (81..131).collect::<Vec<_>>());
 }
@@ -137,7 +137,8 @@ fn errors_name_the_field() {
     eve.receives_nothing();
 }
 
-/// Commands take effect in order, even if all arrive at once. Each page is from the client's room at that point.
+/// The server executes commands in order, even if all commands arrive in one read. Each page comes from the room that
+/// the client is in at that point.
 #[test]
 fn pages_keep_the_order_of_the_commands() {
     let (server, mut eve) = room_with(2, &[]);
@@ -191,7 +192,7 @@ fn a_message_in_a_page_is_as_its_event() {
     let data = json!({"room": "general", "before": 3, "messages": [first, second], "more": false});
     eve.sends_event("history", json!({"before": 3}));
     eve.receives(json!({"event": "history", "data": data}));
-    // Private messages are not part of a history.
+    // The history does not contain private messages.
     eve.sends_event("private", json!({"to": "ann", "text": "psst"}));
     eve.receives(eve.private("eve", "ann", "psst"));
     assert_eq!(page(&mut eve, "general", json!({"before": 9}))["messages"], data["messages"]);
@@ -216,7 +217,8 @@ fn a_page_counts_towards_the_rate_limit() {
     assert_eq!(eve.receives_error(), "Slow down");
 }
 
-/// A page has fewer messages if `limit` messages do not fit in the outbox. The next page continues from there.
+/// If `limit` messages do not fit in the outbox, the server sends a shorter page. The next request continues from
+/// there.
 #[test]
 fn long_messages_make_short_pages() {
     let server = chat(&["--history", "100", "--max-outbox", "16384"]);

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::users::events_path;
 use support::{RawClient, Server};
 
-/// A directory in which the commands and the server run.
+/// The working directory of a test's server and `wirechat history` commands.
 struct Folder(Directory);
 
 impl Folder {
@@ -33,14 +33,14 @@ impl Folder {
         command.arg("history").args(arguments).current_dir(&self.0.0).output().unwrap()
     }
 
-    /// Runs a command that must succeed, and returns its output.
+    /// Runs `wirechat history`, which must succeed. Returns its stdout.
     fn printed(&self, arguments: &[&str]) -> String {
         let output = self.history(arguments);
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs a command that must fail, and returns its error message.
+    /// Runs `wirechat history`, which must fail with exit code 2. Returns its stderr.
     fn error(&self, arguments: &[&str]) -> String {
         let output = self.history(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
@@ -60,7 +60,7 @@ fn say(client: &mut RawClient, text: &str) -> Value {
     client.read_event("message")
 }
 
-/// An exported message cannot send escape sequences to the operator's terminal.
+/// The export must escape control characters. Otherwise a message could send escape sequences to a terminal.
 #[test]
 fn control_characters() {
     let folder = Folder::new("controls");
@@ -72,7 +72,8 @@ fn control_characters() {
     assert!(printed.contains("alert") && !printed.trim_end().contains(char::is_control), "{printed:?}");
 }
 
-/// Writes a history file with two rooms, and kills the server so that the WAL keeps the messages. Returns the messages.
+/// Writes a history file with two rooms, and kills the server, so that the messages stay in the write-ahead log (WAL).
+/// Returns the messages.
 fn write_history(folder: &Folder) -> [Value; 3] {
     let server = folder.start();
     let mut ann = server.upgrade(&events_path("ann", "tea"));
@@ -117,12 +118,12 @@ fn backup() {
     assert_eq!(folder.printed(&["chat.db", "backup", "copy.db"]), "");
     for file in ["chat.db", "chat.db-wal", "copy.db"] {
         let mode = std::fs::metadata(folder.path(file)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "messages are private: {file}");
+        assert_eq!(mode & 0o777, 0o600, "only the owner may read {file}");
     }
     assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
     assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
     assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
-    // A server that starts with the copy continues the message ids.
+    // A server that uses the copy continues the sequence of message ids.
     std::fs::rename(folder.path("copy.db"), folder.path("chat.db")).unwrap();
     let _ = std::fs::remove_file(folder.path("chat.db-wal"));
     let server = folder.start();
@@ -137,7 +138,7 @@ fn check() {
     write_history(&folder);
     assert_eq!(folder.printed(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
     folder.printed(&["chat.db", "backup", "copy.db"]);
-    let path = folder.path("copy.db"); // without a WAL, which would hide the damage
+    let path = folder.path("copy.db"); // has no WAL, from which SQLite could read undamaged pages
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 4096].fill(0x55);
@@ -146,7 +147,7 @@ fn check() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("copy.db is damaged: "));
     assert!(folder.error(&["copy.db", "backup", "again.db"]).contains("damaged"));
-    assert!(!folder.path("again.db").exists(), "an incomplete copy");
+    assert!(!folder.path("again.db").exists(), "no incomplete copy is left");
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     assert_eq!(folder.history(&["copy.db", "check"]).status.code(), Some(1), "a truncated file");
 }

@@ -1,10 +1,10 @@
-//! Frames from hostile peers after the upgrade, and the frames that the server must reply with (RFC 6455 §5, §7, §8.1).
+//! Sends frames that a hostile client could send, and checks the server's replies (RFC 6455 §5, §7, §8.1).
 //!
-//! The test cases of `wirechat poke` are rows here. The tables add rows that are too numerous for `poke`: boundary
-//! lengths, close codes, all opcodes, the order of the rules, and the first byte at which the server can check a rule.
-//! The tables follow the RFC and PROTOCOL.md, not the code. A row has a name, an endpoint, the bytes sent after the
-//! upgrade, the bytes that the server must send, and the expected state of the connection. Each row runs twice, in one
-//! write and in small pieces, and after each run the server must still serve other clients.
+//! The cases of `wirechat poke` run here too. The tables add cases that are too numerous for `poke`: boundary
+//! lengths, close codes, all opcodes, the order of the rules, and the first byte at which the server can check a
+//! rule. The expected replies come from the RFC and PROTOCOL.md, not from the code. Each case runs twice: the client
+//! sends its bytes once in one write and once in small pieces. After each run, the server must still serve other
+//! clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,7 +27,7 @@ struct Row {
     id: String,
     at: &'static str,
     sent: Vec<u8>,
-    /// The exact bytes that the server must send before `end`.
+    /// The exact bytes that the server must send before the connection is in the state `end`.
     back: Vec<u8>,
     end: End,
 }
@@ -38,9 +38,11 @@ enum End {
     Open,
     /// The server waits for more bytes and sends nothing after `back`.
     Waits,
-    /// `back` ends with the reply to the client's Close. Then the server closes TCP first (§7.1.1).
+    /// `back` ends with the server's reply to the client's Close. Then the server closes the TCP connection before
+    /// the client does (§7.1.1).
     Over,
-    /// The server fails the connection for this rule. The client's last frame still lacks this many bytes.
+    /// The server fails the connection because the client has broken this rule. The number is how many bytes of the
+    /// client's last frame are still missing.
     Fails(Rule, usize),
     /// Like `Fails`, but the client's Close broke the rule, so the client sends no further frame.
     FailsClosed(Rule),
@@ -48,7 +50,8 @@ enum End {
 
 use End::{Open, Over, Waits};
 
-/// A rule as the server's Close must name it: with this code, one of these sections, and one of these words.
+/// The Close with which the server must report a broken rule. The close reason must contain one of the sections, if
+/// any are given, and one of the words.
 #[derive(Clone, Copy)]
 struct Rule {
     code: u16,
@@ -90,12 +93,12 @@ fn fails(id: impl Into<String>, sent: &str, rule: Rule) -> Row {
     row(id, ECHO, hex(sent), [], End::Fails(rule, 0))
 }
 
-/// Like [`fails`], but for the chat. `owed` is the number of missing bytes of the last frame.
+/// Like [`fails`], but for the chat. `owed` is how many bytes of the last frame are missing.
 fn chat_fails(id: impl Into<String>, sent: &str, rule: Rule, owed: usize) -> Row {
     row(id, CHAT, hex(sent), [], End::Fails(rule, owed))
 }
 
-/// Encodes a server frame: unmasked, with the shortest length form.
+/// Encodes a server frame: unmasked, with the length in its shortest form.
 fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = masked(first, payload);
     frame[1] &= 0x7f;
@@ -113,7 +116,7 @@ fn upgrade(server: &Watched, at: &str) -> RawClient {
 }
 
 fn play(server: &mut Watched, row: &Row, cut: Cut) {
-    // Give each row a room of its own: the client of an earlier row may leave its room late.
+    // Each row has its own room, because the client of the previous row may not have left its room yet.
     static ROOMS: AtomicU32 = AtomicU32::new(0);
     let room = format!("room={}", ROOMS.fetch_add(1, Ordering::Relaxed));
     let mut client = upgrade(server, &row.at.replace("room=general", &room));
@@ -136,7 +139,7 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
     server.still_chats();
 }
 
-/// Returns at most 200 bytes, to keep an error message short.
+/// Returns the first 200 bytes at most, to keep an error message short.
 fn start(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(200)]
 }
@@ -146,7 +149,7 @@ fn is_open(client: &mut RawClient) {
     assert_eq!(client.read_frame(), Frame { first: 0x8a, payload: b"still there?".to_vec() });
 }
 
-/// Checks that the client has received nothing. Call [`Watched::quiet`] first, so that no reply is still on its way.
+/// Checks that the client has no unread bytes. Call [`Watched::quiet`] first, so that no reply is still in flight.
 fn assert_silent(client: &RawClient) {
     client.stream.set_nonblocking(true).unwrap();
     let seen = client.stream.peek(&mut [0; 16]);
@@ -155,8 +158,8 @@ fn assert_silent(client: &RawClient) {
     assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "the server waits and sends nothing");
 }
 
-/// Checks that the server sends a Close for `rule` and nothing after it. If the frame boundaries are still known, the
-/// server must skip the client's frames up to the client's Close, and reply to none of them.
+/// Checks that the server sends a Close for `rule` and nothing after the Close. If the error leaves the frame
+/// boundaries known, the client sends more frames, and the server must reply to none of them.
 fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
     let code = receives_close_for(client, rule);
     if !matches!(code, 1002 | 1009) {
@@ -186,7 +189,8 @@ fn run(tables: &[Vec<Row>]) {
     server.finish(&[]);
 }
 
-/// Returns the rule of an error. The `match` is exhaustive, so a new error without a rule does not compile.
+/// Returns the rule that an error reports. The `match` is exhaustive, so a new error without a rule does not
+/// compile.
 fn rule_of(error: ProtocolError) -> Rule {
     match error {
         ProtocolError::ReservedBits => RSV,
@@ -208,8 +212,8 @@ fn rule_of(error: ProtocolError) -> Rule {
     }
 }
 
-/// Runs the cases of `wirechat poke` that only send bytes after a valid handshake. Unlike `poke`, the client of this
-/// test shares no code with the server, and it also checks the wording of close reasons.
+/// Runs the cases of `wirechat poke` that only send bytes after a valid handshake. Unlike `poke`, this test parses
+/// the replies without the server's code, and checks the wording of close reasons.
 #[test]
 fn the_catalogue() {
     let rows: Vec<Row> = catalogue::all_cases().filter_map(row_of).collect();
@@ -268,7 +272,8 @@ fn frames() {
     run(&[frame_rows(), length_rows(), size_rows(), opcode_rows()]);
 }
 
-/// §5.2, §5.3, §5.7.
+/// Masking keys, unmasked frames, binary frames on the chat, and lengths that are not in the shortest form
+/// (§5.1–§5.3).
 #[rustfmt::skip]
 fn frame_rows() -> Vec<Row> {
     vec![
@@ -288,7 +293,8 @@ fn frame_rows() -> Vec<Row> {
     ]
 }
 
-/// Lengths around the bounds of each length form. Both endpoints must use the shortest form.
+/// Messages with lengths around the bounds of the three length forms (7, 16 and 64 bits). `/echo` must use the
+/// shortest form.
 fn length_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for len in [0, 1, 125, 126, 127, 128, 996, 997, 65535, 65536, 65537] {
@@ -300,7 +306,8 @@ fn length_rows() -> Vec<Row> {
     rows
 }
 
-/// The limit is 64 KiB on the chat and 16 MiB on `/echo`. A header that exceeds the limit fails the connection.
+/// Frame headers that announce messages at and above the size limit, which is 64 KiB on the chat and 16 MiB on
+/// `/echo`. A header above the limit fails the connection.
 #[rustfmt::skip]
 fn size_rows() -> Vec<Row> {
     vec![
@@ -313,7 +320,7 @@ fn size_rows() -> Vec<Row> {
     ]
 }
 
-/// Without an extension the RSV bits must be 0, and ten opcodes are reserved.
+/// Frames with RSV bits, which must be 0 without an extension, and with the ten reserved opcodes (§5.2).
 fn opcode_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for rsv in 1..8 {
@@ -325,7 +332,7 @@ fn opcode_rows() -> Vec<Row> {
     for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
         rows.push(fails(format!("8{opcode:x}, empty"), &format!("8{opcode:x} 80 M0"), OPCODE));
         rows.push(fails(format!("8{opcode:x}"), &format!("8{opcode:x} 82 M0 'hi'"), OPCODE));
-        // The server must not reserve memory for this length.
+        // The server must not reserve memory for the length that this header announces.
         let huge = format!("8{opcode:x} ff 40 00 00 00 00 00 00 00");
         rows.push(fails(format!("8{opcode:x}, 2^62 bytes"), &huge, OPCODE));
         rows.push(fails(format!("0{opcode:x}"), &format!("0{opcode:x} 80 M0"), OPCODE));
@@ -338,8 +345,8 @@ fn the_order_of_header_rules() {
     run(&[order_rows(), earliest_rows()]);
 }
 
-/// If a frame breaks several rules, the server reports the first in this order: RSV, opcode, control rules (FIN, at
-/// most 125), mask bit, minimal length, top bit, fragment order, message type, size limit.
+/// If a frame breaks several rules, the server reports the rule that comes first in this order: RSV, opcode, control
+/// rules (FIN, at most 125 bytes), mask bit, minimal length, top bit, fragment order, message type, size limit.
 #[rustfmt::skip]
 fn order_rows() -> Vec<Row> {
     vec![
@@ -374,7 +381,8 @@ fn order_rows() -> Vec<Row> {
     ]
 }
 
-/// The server checks each rule as soon as the necessary bytes arrive, but not before the rules that precede it.
+/// The server checks each rule as soon as the necessary bytes have arrived, but only after the rules before it in
+/// the order of [`order_rows`].
 #[rustfmt::skip]
 fn earliest_rows() -> Vec<Row> {
     vec![
@@ -401,7 +409,7 @@ fn fragments() {
     run(&[fragment_rows(), fragment_size_rows()]);
 }
 
-/// §5.4.
+/// Fragments in a wrong order, and empty fragments (§5.4).
 #[rustfmt::skip]
 fn fragment_rows() -> Vec<Row> {
     vec![
@@ -417,7 +425,7 @@ fn fragment_rows() -> Vec<Row> {
     ]
 }
 
-/// Fragments of 1 KiB up to the chat's size limit, a header that exceeds the limit, and Pings between two fragments.
+/// Messages of many 1 KiB fragments at and above the chat's size limit, and 1,000 Pings between two fragments.
 fn fragment_size_rows() -> Vec<Row> {
     let kib = [b' '; 1024];
     let mut full = masked(0x01, &kib);
@@ -444,7 +452,7 @@ fn utf8() {
     run(&[utf8_rows(), bad_utf8_rows(), early_utf8_rows()]);
 }
 
-/// §5.6, §8.1: valid text.
+/// Valid text, and a binary message that is not UTF-8: the server must echo all of them (§5.6, §8.1).
 fn utf8_rows() -> Vec<Row> {
     let same = |id: &str, text: &[u8]| row(id, ECHO, masked(0x81, text), unmasked(0x81, text), Open);
     let kosme = hex("ce ba e1 bd b9 cf 83 ce bc ce b5");
@@ -464,7 +472,7 @@ fn utf8_rows() -> Vec<Row> {
     ]
 }
 
-/// §8.1: invalid text in one frame, in two fragments, and on the chat.
+/// Invalid text in one frame, in two fragments, and on the chat: the server must fail the connection (§8.1).
 fn bad_utf8_rows() -> Vec<Row> {
     let bad = [
         ("a surrogate", "ed a0 80"),
@@ -489,7 +497,8 @@ fn bad_utf8_rows() -> Vec<Row> {
         let text = hex(text);
         let (first, last) = text.split_at(text.len() / 2);
         let halves = [masked(0x01, first), masked(0x80, last)].concat();
-        // The first fragment alone may fail the connection. The client still sends the second, so no bytes are missing.
+        // The server may fail the connection after the first fragment. The client still sends the second fragment,
+        // so no frame is incomplete.
         rows.push(row(id, ECHO, masked(0x81, &text), [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, in two fragments"), ECHO, halves, [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, on the chat"), CHAT, masked(0x81, &text), [], End::Fails(UTF8, 0)));
@@ -497,8 +506,8 @@ fn bad_utf8_rows() -> Vec<Row> {
     rows
 }
 
-/// A byte that makes the text invalid fails the connection at once, in the middle of a frame. Each of these frames
-/// announces 100 bytes.
+/// The server fails the connection at the first byte that makes a text invalid, before the frame ends. Most of these
+/// frames announce 100 bytes, and the client sends only the first few.
 fn early_utf8_rows() -> Vec<Row> {
     let early = [
         ("ff", "ff"),
@@ -530,7 +539,8 @@ fn closes() {
     run(&[close_rows(), close_code_rows()]);
 }
 
-/// §5.5.1, §7: the reply to a Close repeats its code, without a reason; an empty Close gets an empty Close in reply.
+/// The server's reply to a Close repeats the close code without the reason. The reply to an empty Close is an empty
+/// Close (§5.5.1, §7).
 #[rustfmt::skip]
 fn close_rows() -> Vec<Row> {
     let reason = "x".repeat(123);
@@ -560,7 +570,8 @@ fn pings() {
     run(&[ping_rows()]);
 }
 
-/// §5.5.2, §5.5.3: every Ping gets a Pong with the same payload, after the replies to all earlier frames.
+/// The server replies to every Ping with a Pong that has the same payload, after its replies to all earlier frames
+/// (§5.5.2, §5.5.3).
 fn ping_rows() -> Vec<Row> {
     let longest: Vec<u8> = (0..125).collect();
     let ten = |frame: fn(u8, &[u8]) -> Vec<u8>, first| (0..10).flat_map(|i| frame(first, &[i; 3])).collect::<Vec<u8>>();
@@ -579,7 +590,7 @@ fn ping_rows() -> Vec<Row> {
     ]
 }
 
-/// The server also checks a frame that arrives together with the request head.
+/// The server also checks a frame that arrives together with the head of the upgrade request.
 #[test]
 fn a_broken_frame_after_the_head() {
     let mut server = Watched::start(&[]);
@@ -591,7 +602,8 @@ fn a_broken_frame_after_the_head() {
     server.finish(&[]);
 }
 
-/// Sends a 14-byte header in two parts, cut at every offset. Between the parts, the server replies to another client.
+/// Sends a frame in two parts, cut after each byte of its 14-byte header. The server must send nothing until the
+/// second part arrives.
 #[test]
 fn a_header_in_two_parts() {
     let mut server = Watched::start(&[]);
@@ -609,7 +621,8 @@ fn a_header_in_two_parts() {
     server.finish(&[]);
 }
 
-/// Two and a half messages cause two echoes, and a third when the rest arrives.
+/// After two and a half messages, the server sends two echoes. The server sends the third echo when the rest
+/// arrives.
 #[test]
 fn two_frames_and_a_half() {
     let mut server = Watched::start(&[]);
@@ -623,7 +636,7 @@ fn two_frames_and_a_half() {
     server.finish(&[]);
 }
 
-/// The replies do not depend on where a valid stream is cut.
+/// The server's replies to a valid stream do not depend on where the client cuts the stream into writes.
 #[test]
 fn any_legal_stream_cut_anywhere() {
     let mut server = Watched::start(&[]);
@@ -646,7 +659,8 @@ fn any_legal_stream_cut_anywhere() {
     server.finish(&[]);
 }
 
-/// Returns ten messages in up to five fragments each, with Pings and Pongs in between, and the replies of `/echo`.
+/// Returns a stream of ten messages, in up to five fragments each, with Pings and Pongs in between. Also returns the
+/// bytes that `/echo` must send in reply.
 fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
     let (mut sent, mut back) = (Vec::new(), Vec::new());
     for _ in 0..10 {
@@ -672,7 +686,7 @@ fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
     (sent, back)
 }
 
-/// A client frame with a random masking key.
+/// Encodes a client frame with a random masking key.
 fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = masked(first, payload);
     let key: [u8; 4] = random.u32(..).to_be_bytes();
@@ -682,7 +696,8 @@ fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// After random bytes, the server sends a Close for a broken rule, or only ends its stream when the client does.
+/// After random bytes, the server either sends a Close because a rule is broken, or ends its stream once the client
+/// has ended its own.
 #[test]
 fn random_bytes() {
     let mut server = Watched::start(&[]);
@@ -694,11 +709,11 @@ fn random_bytes() {
         let _ = client.stream.shutdown(std::net::Shutdown::Write);
         let reply = client.read_to_end();
         let (frames, rest) = whole_frames(&reply);
-        assert_eq!(rest, b"", "seed {seed}: complete frames");
+        assert_eq!(rest, b"", "seed {seed}: the reply ends inside a frame");
         let code = frames.last().filter(|frame| frame.opcode() == 8).map(|frame| frame.close().0);
         assert!(matches!(code, None | Some(1002 | 1003 | 1007 | 1009)), "seed {seed}: {reply:02x?}");
         if noise[0] & 0x70 != 0 {
-            assert_eq!(code, Some(1002), "seed {seed} begins with an RSV bit");
+            assert_eq!(code, Some(1002), "seed {seed} sets an RSV bit in its first frame");
         }
     }
     server.still_chats();
@@ -718,7 +733,7 @@ fn a_disconnect_in_the_middle_of_a_message() {
         client.send(&masked(0x01, first));
         client.send(&masked(0x80, rest)[..6 + rest.len() - 1]);
         drop(client);
-        assert_eq!(listener.read_json()["event"], "left", "and no message, cut at {cut}");
+        assert_eq!(listener.read_json()["event"], "left", "no message before `left`, cut at {cut}");
     }
     server.finish(&[]);
 }

@@ -1,8 +1,8 @@
-//! Hostile and unusual requests before the upgrade, and the response to each (RFC 6455 §4.2, RFC 9112).
+//! Tests the server's responses to hostile and unusual HTTP requests (RFC 6455 §4.2, RFC 9112).
 //!
-//! The rows are the cases of `wirechat poke` and the tables below. The expected responses follow the RFCs and
-//! PROTOCOL.md, not the code. The client sends each request twice, in one write and one byte per write. After each
-//! request, the server must still serve other clients.
+//! The requests come from the cases of `wirechat poke` and from the tables below. The expected responses follow the
+//! RFCs and PROTOCOL.md, not the code. The client sends each request twice: in one write, and in small pieces. After
+//! each request, the server must still serve other clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,11 +28,11 @@ fn row(id: &'static str, request: impl Into<Vec<u8>>, expected: Expected) -> Row
 }
 
 struct Expected {
-    /// The response has one of these statuses.
+    /// The statuses that the response may have.
     statuses: Vec<u16>,
     /// Names and values of headers that the response must have.
     with: Vec<(&'static str, &'static str)>,
-    /// Headers that must be absent.
+    /// Names of headers that the response must not have.
     without: Vec<&'static str>,
     body: Body,
 }
@@ -47,14 +47,15 @@ enum Body {
     Nothing,
 }
 
-/// A 101 without a subprotocol or an extension.
+/// Expects a 101 response without a subprotocol or an extension.
 fn upgrades() -> Expected {
     let without = vec!["Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Content-Length", "Transfer-Encoding"];
     let with = vec![("Sec-WebSocket-Accept", ACCEPT)];
     Expected { statuses: vec![101], with, without, body: Body::Nothing }
 }
 
-/// A 101 for a key whose unused base64 bits are not 0. The server computes the accept value from the key as sent.
+/// Expects a 101 response to a key whose unused base64 bits are not 0. The server computes the accept value from the
+/// key's text, not from the decoded bytes.
 fn upgrades_with_stray_bits() -> Expected {
     Expected { with: vec![("Sec-WebSocket-Accept", "Zgw8jYXtqX5qJr7MJ1Q/MqzeSRI=")], ..upgrades() }
 }
@@ -66,7 +67,7 @@ fn upgrades_with(protocol: &'static str) -> Expected {
     expected
 }
 
-/// A rejection whose body contains `words`, such as the RFC section or what the server received.
+/// Expects a rejection whose body contains `words`, such as an RFC section or a value from the request.
 fn rejects(statuses: &[u16], words: &[&'static str]) -> Expected {
     Expected { statuses: statuses.to_vec(), with: vec![], without: vec![], body: Body::Contains(words.to_vec()) }
 }
@@ -103,7 +104,7 @@ impl Expected {
                 assert_eq!(response.list("Upgrade"), ["websocket"]);
                 assert_eq!(response.list("Connection"), ["upgrade"]);
             }
-            // RFC 9110 §15.5.22, §7.8; RFC 6455 §4.4.
+            // A 426 response names the required protocol and version: RFC 9110 §15.5.22, §7.8; RFC 6455 §4.4.
             426 => {
                 assert_eq!(response.list("Upgrade"), ["websocket"], "{response:?}");
                 assert_eq!(response.list("Connection"), ["upgrade", "close"], "{response:?}");
@@ -152,7 +153,7 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
     let mut response = Response::parse(client.read_head().as_bytes());
     response.body = match response.status {
         101 => String::new(),
-        // After a 200, the server does not read further bytes from the client, so closing may cause a TCP reset.
+        // After a 200, the server does not read bytes that follow the request, so its close may cause a TCP reset.
         200 => String::from_utf8(client.read_to_end()).unwrap(),
         _ => String::from_utf8(client.read_to_clean_end()).unwrap(),
     };
@@ -166,7 +167,7 @@ fn run(mut server: Watched, rows: &[Row]) {
     server.finish(&["wrong-7f3a", "a-secret"]);
 }
 
-/// The cases of `wirechat poke` that test the opening request.
+/// Runs the cases of `wirechat poke` that change the opening request.
 #[test]
 fn the_catalogue() {
     let url = Url::parse("ws://127.0.0.1/echo?token=dev-token").unwrap();
@@ -201,7 +202,7 @@ fn upgrade_headers() {
     run(Watched::start(&[]), &upgrade_rows());
 }
 
-/// §4.2.1 (1)–(4): the request line, `Upgrade` and `Connection`.
+/// RFC 6455 §4.2.1, items 1, 3 and 4: the request line, `Upgrade` and `Connection`.
 #[rustfmt::skip]
 fn upgrade_rows() -> Vec<Row> {
     let hs = handshake;
@@ -241,7 +242,7 @@ fn keys_and_versions() {
     run(Watched::start(&[]), &key_and_version_rows());
 }
 
-/// §4.2.1 (5), (6): the key and the version.
+/// RFC 6455 §4.2.1, items 5 and 6: the key and the version.
 #[rustfmt::skip]
 fn key_and_version_rows() -> Vec<Row> {
     let hs = handshake;
@@ -271,7 +272,7 @@ fn heads_that_are_not_http() {
     run(Watched::start(&[]), &syntax_rows());
 }
 
-/// RFC 9112 §2.2, §5: line ends, white space and bytes in the wrong place.
+/// RFC 9112 §2.2, §5: misplaced line ends, white space and control characters.
 #[rustfmt::skip]
 fn syntax_rows() -> Vec<Row> {
     let hs = handshake;
@@ -310,7 +311,7 @@ fn bodies_and_what_follows() {
     run(Watched::start(&[]), &body_rows());
 }
 
-/// RFC 9112 §6: the server rejects a request that has a body, and never reads a second request.
+/// RFC 9112 §6: the server rejects a request that has a body, and never reads a second request on a connection.
 #[rustfmt::skip]
 fn body_rows() -> Vec<Row> {
     let hs = handshake;
@@ -336,7 +337,7 @@ fn heads_that_are_too_long() {
     run(Watched::start(&[]), &length_rows());
 }
 
-/// The limits of a request head: 8 KiB and 64 headers. The valid request already has five headers.
+/// A request head may have up to 8 KiB and 64 headers. The valid request already has five headers.
 #[rustfmt::skip]
 fn length_rows() -> Vec<Row> {
     let hs = handshake;
@@ -355,7 +356,7 @@ fn length_rows() -> Vec<Row> {
     ]
 }
 
-/// A server that parses the head again after each read would spend minutes on 20 MB.
+/// A server without a limit that parses the request head again after each read would spend minutes on 20 MB.
 #[test]
 fn a_head_of_20_mb_is_rejected_after_8_kib() {
     let mut server = Watched::start(&[]);
@@ -374,7 +375,6 @@ fn a_head_of_20_mb_is_rejected_after_8_kib() {
     server.finish(&[]);
 }
 
-/// If a peer speaks another protocol, the log names it.
 #[test]
 fn other_protocols_are_named_in_the_log() {
     let mut hello = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03".to_vec();
@@ -398,7 +398,7 @@ fn other_protocols_are_named_in_the_log() {
     server.finish(&[]);
 }
 
-/// Bytes after the request head, in the same write, are frames.
+/// A client may send its first frame in the same write as the request head.
 #[test]
 fn a_frame_after_the_head_is_received() {
     let mut server = Watched::start(&[]);
@@ -422,7 +422,7 @@ fn subprotocols() {
     run(Watched::start(&[]), &subprotocol_rows());
 }
 
-/// §4.2.2, §1.9: the response selects the subprotocol of the endpoint if the client offers it, otherwise none.
+/// RFC 6455 §4.2.2, §1.9: the server selects the subprotocol of the endpoint if the client offers it, otherwise none.
 #[rustfmt::skip]
 fn subprotocol_rows() -> Vec<Row> {
     let offer = |names: &str| handshake().add(format!("Sec-WebSocket-Protocol: {names}"));
@@ -451,7 +451,7 @@ fn extensions() {
     run(Watched::start(&[]), &extension_rows());
 }
 
-/// §9.1: every extension is declined, and a malformed list is rejected.
+/// RFC 6455 §9.1: without `--deflate`, the server declines every extension. The server rejects a malformed list.
 #[rustfmt::skip]
 fn extension_rows() -> Vec<Row> {
     let offer = |extensions: &str| handshake().add(format!("Sec-WebSocket-Extensions: {extensions}"));
@@ -477,7 +477,7 @@ fn targets() {
     run(Watched::start(&[]), &target_rows());
 }
 
-/// Paths, queries, and targets in absolute form (RFC 9112 §3.2.2).
+/// Request targets: paths, queries, and absolute-form (RFC 9112 §3.2.2).
 #[rustfmt::skip]
 fn target_rows() -> Vec<Row> {
     let to = |target: &str| handshake().target(target);
@@ -523,7 +523,7 @@ fn plain_requests() {
     run(Watched::start(&[]), &plain_rows());
 }
 
-/// Responses for browsers and health checks, without an upgrade.
+/// Requests to which the server responds without an upgrade, such as those of browsers and health checks.
 #[rustfmt::skip]
 fn plain_rows() -> Vec<Row> {
     let health = || ok(Body::JsonObject);
@@ -553,8 +553,8 @@ fn plain_rows() -> Vec<Row> {
     ]
 }
 
-/// The response is for the first broken rule. Each row name begins with step numbers of the table in
-/// `src/chat/PROTOCOL.md`.
+/// If a request breaks several rules, the response is for the first of them. The row names begin with the rules' step
+/// numbers from the table in `src/chat/PROTOCOL.md`.
 #[test]
 #[rustfmt::skip]
 fn the_first_broken_rule_decides() {
@@ -605,7 +605,7 @@ fn the_first_broken_rule_decides() {
     );
 }
 
-/// Step 11: a server that is full makes all other checks first.
+/// The server checks `--max-connections` last, in step 11 of the table in `src/chat/PROTOCOL.md`.
 #[test]
 fn full_is_checked_last() {
     // The three connections of `Watched` fill the server.
@@ -649,7 +649,7 @@ fn hosts() {
     run(Watched::start(&["--allow-host", "*", "--open"]), &any);
 }
 
-/// Exactly one `Host`; on a loopback listener it must be a loopback name, with any port.
+/// A request needs exactly one `Host`. On a loopback listener, `Host` must be a loopback name, with any port.
 #[rustfmt::skip]
 fn host_rows() -> Vec<Row> {
     let host = |name: &str| handshake().set(&format!("Host: {name}"));
@@ -696,7 +696,7 @@ fn origins() {
     run(Watched::start(&["--allow-origin", "*"]), &any);
 }
 
-/// Origins on a loopback listener that requires a token.
+/// Rows for the header `Origin`, on a loopback listener that requires a token.
 #[rustfmt::skip]
 fn origin_rows() -> Vec<Row> {
     let origin = |origin: &str| handshake().set("Host: localhost:3000").add(format!("Origin: {origin}"));
@@ -724,8 +724,8 @@ fn origin_rows() -> Vec<Row> {
     ]
 }
 
-/// By default, the server allows the origin `null` only on loopback and with a token: a page opened from disk has this
-/// origin, but so does a sandboxed frame of any site.
+/// By default, the server allows the origin `null` only on a loopback listener that requires a token: a page opened
+/// from disk has the origin `null`, but so does a sandboxed frame of any website.
 #[test]
 fn the_null_origin_elsewhere() {
     let null = || handshake().target("/?token=a-secret").add("Origin: null");
@@ -753,7 +753,7 @@ fn run_with(token: &str, listen: &str, args: &[&str], rows: &[Row]) {
     run(Watched::new(support::Server::start_at(listen, &args), token), rows);
 }
 
-/// The response to a missing token and to every wrong one is the same.
+/// The server sends the same response for a missing token and for every wrong token.
 #[test]
 #[rustfmt::skip]
 fn tokens() {

@@ -1,5 +1,5 @@
-//! Clients on different hosts and a public server: limits per address and per user, trusted proxies, tokens bound to a
-//! username, revoked tokens, and the log lines about them. A client's address is the address of its socket (127.0.0.2,
+//! Clients on different hosts and a public server: limits per address and per user, trusted proxies, access tokens
+//! bound to a username, revoked tokens, and log lines. A client's address is the address of its socket (127.0.0.2,
 //! 127.0.0.3 …) or, behind a trusted proxy, the address in `X-Forwarded-For`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -19,11 +19,11 @@ use support::table::each_row;
 use support::users::{Dialect, User};
 use support::{RawClient, Server, masked, token_file, wait_until};
 
-/// Makes the server public: it no longer exempts clients on loopback from its limits.
+/// Makes the server public, so that the server applies its limits to loopback clients, too.
 const PUBLIC: [&str; 2] = ["--allow-host", "chat.example"];
-/// Makes the server public, and lets each request choose its client's address with `X-Forwarded-For`.
+/// Makes the server public. A test sets a client's address with `X-Forwarded-For`, as a trusted proxy does.
 const PROXIED: [&str; 2] = ["--trusted-proxy", "127.0.0.1"];
-/// Turns off the limits that a test might exceed although it does not examine them.
+/// Turns off three limits, for tests of other features that would exceed these limits.
 const UNLIMITED: [&str; 6] = ["--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "0"];
 
 fn public(args: &[&str]) -> Server {
@@ -34,7 +34,7 @@ fn proxied(args: &[&str]) -> Server {
     Server::start(&[&PROXIED, args].concat())
 }
 
-/// Connects from a loopback address, without sending anything.
+/// Connects from `address`, a loopback address. Sends nothing.
 fn connect_from(server: &Server, address: &str) -> RawClient {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(address.parse().unwrap(), 0).into()).unwrap();
@@ -42,7 +42,7 @@ fn connect_from(server: &Server, address: &str) -> RawClient {
     RawClient::new(socket.into())
 }
 
-/// Sends a request from a loopback address. Returns the client, and the response up to its blank line.
+/// Sends a request from `address`, a loopback address. Returns the client, and the response without its body.
 fn request_from(server: &Server, address: &str, request: &Request) -> (RawClient, Response) {
     let mut client = connect_from(server, address);
     client.send(&request.bytes());
@@ -54,19 +54,18 @@ fn status_from(server: &Server, address: &str, target: &str) -> u16 {
     request_from(server, address, &handshake().target(target)).1.status
 }
 
-/// Upgrades from a loopback address.
 fn upgrade_from(server: &Server, address: &str, target: &str) -> RawClient {
     let (client, response) = request_from(server, address, &handshake().target(target));
     assert_eq!(response.status, 101, "{target} from {address}");
     client
 }
 
-/// Returns the complete response to a request that a trusted proxy forwards for `client`.
+/// Sends a request with the address `client` in `X-Forwarded-For`. Returns the complete response.
 fn forwarded(server: &Server, client: &str, request: Request) -> Response {
     rejection(server, &request.add(format!("X-Forwarded-For: {client}")))
 }
 
-/// Returns the complete response to a request that must not upgrade the connection.
+/// Sends a request and returns the complete response. Fails if the server upgrades the connection.
 fn rejection(server: &Server, request: &Request) -> Response {
     let mut client = server.connect();
     client.send(&request.bytes());
@@ -87,14 +86,15 @@ fn tokens(name: &str, content: &str) -> String {
     token_file(name, content).to_str().unwrap().to_owned()
 }
 
-/// The subprotocol that carries this token.
+/// The subprotocol that carries an access token.
 fn subprotocol(token: &str) -> String {
     format!("bearer.{}", BASE64_URL_SAFE_NO_PAD.encode(token))
 }
 
 // ------------------------------------------------------------------------------------------------------- wrong tokens
 
-/// Over the limit, the server rejects even a valid token, so that an attacker cannot continue to guess.
+/// After `--max-wrong-tokens` wrong tokens from an address, the server rejects even a valid token from that address,
+/// so that an attacker cannot go on guessing.
 #[test]
 fn too_many_wrong_tokens() {
     let file = tokens("wrong", "right\n");
@@ -110,7 +110,7 @@ fn too_many_wrong_tokens() {
         handshake().target("/").add(format!("Sec-WebSocket-Protocol: {}", subprotocol("wrong"))),
     ];
     for request in wrong {
-        assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=right"), 101, "the limit is not reached");
+        assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=right"), 101, "below the limit");
         assert_eq!(forwarded(&server, "192.0.2.1", request).status, 401);
     }
     for request in [right(), right().target("/echo?token=right"), right().target("/?token=wrong"), right().target("/")]
@@ -125,7 +125,7 @@ fn too_many_wrong_tokens() {
     assert_eq!(forwarded_status(&server, "192.0.2.2", "/?token=right"), 101, "another address");
 }
 
-/// All addresses of an IPv6 /64 share one limit.
+/// All addresses of an IPv6 /64 network share one limit of wrong tokens.
 #[test]
 fn an_ipv6_network_guesses_as_one_client() {
     let file = tokens("network", "right\n");
@@ -145,7 +145,7 @@ fn no_limit_of_wrong_tokens() {
         assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=wrong"), 401);
     }
     assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=right"), 101);
-    // The default limit is 30.
+    // The default of `--max-wrong-tokens` is 30.
     let server = proxied(&[&UNLIMITED[..], &["--tokens", &file]].concat());
     let statuses: Vec<u16> = (0..32).map(|_| forwarded_status(&server, "192.0.2.1", "/?token=wrong")).collect();
     assert_eq!(statuses, [[401; 30].as_slice(), &[429; 2]].concat());
@@ -153,7 +153,8 @@ fn no_limit_of_wrong_tokens() {
 
 // -------------------------------------------------------------------------------------------- connections per address
 
-/// A connection counts as soon as it is accepted. The server rejects surplus connections without reading from them.
+/// The server counts a connection as soon as it accepts the connection, and rejects connections over
+/// `--max-per-address` without reading a request.
 #[test]
 fn too_many_connections_from_one_address() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "3"]);
@@ -162,17 +163,18 @@ fn too_many_connections_from_one_address() {
     assert!(surplus.status == 503 && has_retry_after(&surplus), "{surplus:?}");
     assert!(surplus.body.contains("too many connections"), "the body names the limit: {surplus:?}");
     assert_eq!(status_from(&server, "127.0.0.3", "/"), 101, "another address");
-    // The connections within the limit still work.
+    // The server still serves the connections within the limit.
     silent[0].send(&handshake().bytes());
     assert!(silent[0].read_head().starts_with("HTTP/1.1 101 "));
     drop(silent.pop());
-    wait_until("one has left", || status_from(&server, "127.0.0.2", "/") == 101);
+    wait_until("a client has left", || status_from(&server, "127.0.0.2", "/") == 101);
     let third = connect_from(&server, "127.0.0.2");
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 503);
     drop(third);
 }
 
-/// Of 40 simultaneous clients at one address, 32 connect. The response to each of the others names the limit.
+/// Of 40 simultaneous clients at one address, the server accepts 32, the default of `--max-per-address`. The server
+/// tells the other 8 that their address has too many connections.
 #[test]
 fn an_address_gets_its_whole_share() {
     let server = public(&["--open", "--rate-limit", "0"]);
@@ -186,7 +188,7 @@ fn an_address_gets_its_whole_share() {
     }
 }
 
-/// Clients that connect and send nothing use up the limit of their own address only.
+/// Silent connections count towards `--max-per-address` of their own address, but not towards `--max-connections`.
 #[test]
 fn silent_clients_hold_no_other_place() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-connections", "50"]);
@@ -197,7 +199,7 @@ fn silent_clients_hold_no_other_place() {
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 503);
 }
 
-/// A rejected client frees its place at once, even if its connection lingers.
+/// Rejected connections do not count towards `--max-per-address`, even while the connections linger.
 #[test]
 fn rejected_connections_do_not_count() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "1"]);
@@ -210,7 +212,7 @@ fn rejected_connections_do_not_count() {
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 101);
 }
 
-/// A proxy's connections count towards the client addresses in the requests, not towards the proxy's address.
+/// `--max-per-address` counts a proxied connection for the address in `X-Forwarded-For`, not for the proxy's address.
 #[test]
 fn connections_through_a_proxy() {
     let server = proxied(&["--open", "--rate-limit", "0", "--max-per-address", "2", "--connect-rate", "0"]);
@@ -240,13 +242,13 @@ fn no_limit_of_connections_per_address() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "0"]);
     let _silent: Vec<RawClient> = (0..100).map(|_| connect_from(&server, "127.0.0.2")).collect();
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 101);
-    // The default limit is 32.
+    // The default of `--max-per-address` is 32.
     let server = public(&["--open", "--rate-limit", "0"]);
     let _silent: Vec<RawClient> = (0..32).map(|_| connect_from(&server, "127.0.0.2")).collect();
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 503);
 }
 
-/// After a burst of five times `--connect-rate`, an address may connect only at that rate.
+/// One address may open a burst of five times `--connect-rate` connections, and then `--connect-rate` per second.
 #[test]
 fn an_address_that_connects_too_fast() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "1", "--max-per-address", "0"]);
@@ -276,12 +278,12 @@ fn no_limit_of_connections_per_second() {
             assert_eq!(request_from(&server, "127.0.0.2", &get("/health")).1.status, 200);
         }
     }
-    // A local server has no limit for loopback.
+    // A local server does not apply `--connect-rate` to loopback clients.
     let server = Server::start(&["--connect-rate", "0.001"]);
     (0..10).for_each(|_| assert_eq!(server.status(&get("/health")), 200));
 }
 
-/// Even at the slowest rate, an address may connect once.
+/// Even with a very low `--connect-rate`, the server accepts the first connection of each address.
 #[test]
 fn the_slowest_rate_of_connections() {
     let server = public(&["--open", "--connect-rate", "0.001"]);
@@ -292,8 +294,8 @@ fn the_slowest_rate_of_connections() {
 
 // --------------------------------------------------------------------------------------------------- the full server
 
-/// Sends `count` requests while the server is stopped, so that the server reads all of them at the same time. Returns
-/// the clients and their responses.
+/// Pauses the server with SIGSTOP while `count` clients send a request, so that the server finds all requests at once.
+/// Returns the clients and their responses.
 fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, Response)> {
     server.signal("STOP");
     let mut clients: Vec<RawClient> = (0..count).map(|_| server.connect()).collect();
@@ -306,7 +308,7 @@ fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, R
     clients.into_iter().map(respond).collect()
 }
 
-/// Of many simultaneous clients, the server accepts exactly `--max-connections`, and rejects every other with 503.
+/// Of many simultaneous clients, the server accepts exactly `--max-connections` and rejects the rest with 503.
 #[test]
 fn first_come_first_served() {
     for (target, extra) in [("/?token=dev-token", 0), ("/?token=dev-token", 6), ("/echo?token=dev-token", 60)] {
@@ -323,7 +325,7 @@ fn first_come_first_served() {
     }
 }
 
-/// Only upgraded connections count towards `--max-connections`: handshakes and rejected requests do not.
+/// Upgraded connections count towards `--max-connections`. Unfinished handshakes and rejected requests do not count.
 #[test]
 fn only_clients_take_places() {
     let server = Server::start(&["--max-connections", "2"]);
@@ -353,7 +355,7 @@ fn only_clients_take_places() {
     drop((handshaking, lingering));
 }
 
-/// Only a few rejected connections may linger, so that the server can still accept and read the next request.
+/// The server bounds the number of lingering rejected connections, so that new clients can still connect.
 #[test]
 fn rejected_connections_that_stay() {
     let patient = ["--open", "--max-connections", "1", "--close-timeout", "600", "--handshake-timeout", "600"];
@@ -362,7 +364,7 @@ fn rejected_connections_that_stay() {
     let _silent = connect_from(&server, "127.0.0.2");
     let mut staying = Vec::new();
     for n in 0..40 {
-        // Alternate between a connection over the limit, which the server does not read, and a rejected request.
+        // 127.0.0.2 is over `--max-per-address` and gets 503. 127.0.0.3 requests an unknown path and gets 404.
         let mut client = connect_from(&server, ["127.0.0.2", "127.0.0.3"][n % 2]);
         if n % 2 == 1 {
             client.send(&handshake().target("/nope").bytes());
@@ -376,7 +378,7 @@ fn rejected_connections_that_stay() {
 
 // ---------------------------------------------------------------------------------------------- rate limit per user
 
-/// A token bucket of one message, which takes 1,000 seconds to refill.
+/// Options that limit each user to one message per 1,000 seconds.
 const ONE_MESSAGE: [&str; 6] = ["--rate-limit", "0.001", "--connect-rate", "0", "--history", "0"];
 
 fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
@@ -389,7 +391,8 @@ fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
     response.status == 429
 }
 
-/// Joins use up a user's rate limit, and a reconnect does not refill it. A user is a token at an address.
+/// A join counts as a message in a user's rate limit, and reconnecting does not reset the limit. Clients with the same
+/// access token and the same address are one user.
 #[test]
 fn joins_draw_from_the_rate_limit() {
     let file = tokens("joins", "one\ntwo\n");
@@ -399,7 +402,7 @@ fn joins_draw_from_the_rate_limit() {
     first.send_text(r#"{"event":"message","data":{"text":"too many"}}"#);
     assert_eq!(first.read_event("error")["message"], "Slow down", "the join has drawn from the bucket");
     drop(first);
-    // The limit covers all chat endpoints and all usernames.
+    // One rate limit covers a user's joins with any username on any chat endpoint.
     for target in ["/?token=one&username=first", "/?token=one&username=other", "/ws/x?token=one"] {
         assert!(is_slowed_join(&server, "127.0.0.2", target), "{target}");
     }
@@ -415,14 +418,15 @@ fn joins_draw_from_the_rate_limit() {
     assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=two"), "another token");
 }
 
-/// Rejected joins are not flooding: a program that keeps retrying must not get its user's other connections closed.
+/// Rejected joins do not count as flooding. Otherwise a program that keeps retrying would get the user's other
+/// connections closed.
 #[test]
 fn rejected_joins_close_nobody() {
     let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
     let mut client = upgrade_from(&server, "127.0.0.2", "/");
     client.read_event("welcome");
     (0..20).for_each(|_| assert!(is_slowed_join(&server, "127.0.0.2", "/")));
-    // With a burst of one message, the sixth rejected message is flooding.
+    // With a burst of one message, the sixth rejected message counts as flooding.
     for _ in 0..5 {
         client.send_text(r#"{"event":"ping"}"#);
         assert_eq!(client.read_event("error")["message"], "Slow down");
@@ -431,7 +435,7 @@ fn rejected_joins_close_nobody() {
     assert_eq!(client.read_frame().close(), (1008, "flooding".to_owned()));
 }
 
-/// Without access tokens, all clients at one address are one user.
+/// On a server without access tokens, all clients at one address are one user and share one rate limit.
 #[test]
 fn an_address_is_a_user_of_an_open_server() {
     let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
@@ -440,7 +444,7 @@ fn an_address_is_a_user_of_an_open_server() {
     assert!(!is_slowed_join(&server, "127.0.0.3", "/?username=a"));
 }
 
-/// All tokens bound to the same username share one bucket, at all addresses.
+/// All access tokens that are bound to the same username share one rate limit, whatever the client's address.
 #[test]
 fn a_bound_username_is_a_user_everywhere() {
     let file = tokens("bound", "phone ann\nlaptop ann\nother bob\n");
@@ -454,7 +458,7 @@ fn a_bound_username_is_a_user_everywhere() {
     assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=other"));
 }
 
-/// All connections of a user share one bucket, for messages as well as room switches.
+/// All connections of a user share one token bucket, for messages and for room switches.
 #[test]
 fn connections_of_a_user_share_its_rate_limit() {
     let server = public(&["--open", "--rate-limit", "2", "--history", "0"]);
@@ -482,12 +486,12 @@ fn connections_of_a_user_share_its_rate_limit() {
         }
     };
     let passed = count_passed(&mut clients[0], "switched") + count_passed(&mut clients[1], "message");
-    // The bucket holds four tokens (one per message) and refills at two per second.
+    // The bucket holds four tokens and refills at two per second. Each message or switch takes one token.
     let most = 4 + 2 * start.elapsed().as_secs() as usize + 1;
     assert!(passed <= most.min(9), "{passed} of 9 passed, and {most} may pass");
 }
 
-/// All connections of a user share its flood detection and its limit on `typing` commands.
+/// The server counts rejected messages and `typing` commands per user, over all connections of the user.
 #[test]
 fn connections_of_a_user_share_the_rest_of_its_limits() {
     let server = public(&["--open", "--rate-limit", "1", "--history", "0"]);
@@ -505,7 +509,7 @@ fn connections_of_a_user_share_the_rest_of_its_limits() {
     };
     send_at_once(&mut clients, r#"{"event":"typing"}"#, 1);
     witness.receives_event("typing", json!({}));
-    // With a burst of two, the eleventh rejected message is flooding. Each connection sends only eight.
+    // With a burst of two, the eleventh rejected message counts as flooding. The two connections send eight each.
     send_at_once(&mut clients, r#"{"event":"ping"}"#, 8);
     let left = witness.receives_event("left", json!({}));
     let [a, b] = &mut clients;
@@ -533,7 +537,8 @@ fn joins_are_free_on_a_local_server() {
 
 // ------------------------------------------------------------------------------------------------- reserved usernames
 
-/// A username with bound tokens is reserved for those tokens, in every spelling, and is their default username.
+/// If a token is bound to a username, the server rejects the username from other tokens, in any case or letter width.
+/// The username is the default username of clients with the bound token.
 #[test]
 fn reserved_usernames() {
     let file = tokens("reserved", "hers alice\nalso-hers alice\nany\n");
@@ -588,7 +593,8 @@ fn reserved_usernames() {
     witness.receives_event("message", json!({"username": "bob", "text": "bob"}));
 }
 
-/// With `--unique-names`, a token bound to a username can take the username over, even from another device.
+/// With `--unique-names`, a new client with a token bound to a username replaces the client that uses the username,
+/// even if the two clients have different addresses.
 #[test]
 fn a_bound_token_takes_its_username_over() {
     let file = tokens("takeover", "phone ann\nlaptop ann\nfree\n");
@@ -604,13 +610,13 @@ fn a_bound_token_takes_its_username_over() {
     }
     assert_eq!(status_from(&server, "127.0.0.2", "/?token=free&username=ann"), 403);
     first.receives_nothing();
-    // An unbound token cannot take over a username, not even from a connection with the same token.
+    // A client with an unbound token cannot take over a username, not even from a client with the same token.
     let mut bob = connect("127.0.0.2", "/?token=free&username=bob");
     bob.receives_event("welcome", json!({}));
     connect("127.0.0.2", "/?token=free&username=bob").receives_close(1008, "username already in use");
 }
 
-/// While a `client_id` is connected, a client with another token cannot use it.
+/// While a client with a `client_id` is connected, the server rejects clients with that `client_id` and another token.
 #[test]
 fn a_client_id_of_another_token() {
     let file = tokens("client-ids", "one\ntwo\n");
@@ -632,7 +638,7 @@ fn a_client_id_of_another_token() {
 
 // -------------------------------------------------------------------------------------------- tokens in a subprotocol
 
-/// A token in `Sec-WebSocket-Protocol` works like one in the URL, and is never echoed, logged or recorded.
+/// The server accepts an access token in `Sec-WebSocket-Protocol`, and never echoes, logs or records the token.
 #[test]
 fn a_token_in_a_subprotocol() {
     const TOKEN: &str = "s3cret+token/ünïcode";
@@ -690,14 +696,14 @@ fn a_token_in_a_subprotocol() {
     assert!(server.wait().success());
     wait_until("the log is complete", || server.log().matches("= over").count() == rows.len());
     let recordings = recorded(&dir);
-    assert!(server.log().contains("bearer.*") && recordings.len() > 1000, "both show the requests");
+    assert!(server.log().contains("bearer.*") && recordings.len() > 1000, "both contain the requests");
     for (what, text) in [("log", server.log()), ("banner", server.printed()), ("recordings", recordings)] {
         assert_hidden(TOKEN, what, &text);
         assert_hidden(encoded, what, &text);
     }
 }
 
-/// Asserts that `text` contains the secret neither verbatim nor in hexadecimal.
+/// Asserts that `text` does not contain `secret`, neither verbatim nor in hexadecimal.
 fn assert_hidden(secret: &str, what: &str, text: &str) {
     let digits: Vec<String> = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     for form in [secret.to_owned(), digits.join(""), digits.join(" ")] {
@@ -713,7 +719,7 @@ fn recorded(dir: &Path) -> String {
 
 // ----------------------------------------------------------------------------------------------------- trusted proxies
 
-/// The server ignores the proxy headers of an untrusted peer, and logs once which `--trusted-proxy` is missing.
+/// The server ignores `X-Forwarded-For` from an untrusted peer, and logs once the `--trusted-proxy` option to add.
 #[test]
 fn headers_of_a_proxy_that_is_not_trusted() {
     let forwarded_join = |server: &Server| {
@@ -723,18 +729,19 @@ fn headers_of_a_proxy_that_is_not_trusted() {
     let warned = |server: &Server| server.log().matches("--trusted-proxy 127.0.0.1").count();
     let server = public(&[&UNLIMITED[..], &["--open"]].concat());
     (0..3).for_each(|_| forwarded_join(&server));
-    wait_until("three have left", || server.log().matches("LEAVE").count() == 3);
+    wait_until("three clients have left", || server.log().matches("LEAVE").count() == 3);
     assert_eq!(server.log().matches("JOIN room=general user=ann connection=").count(), 3);
     assert_eq!((server.log().matches("address=127.0.0.1").count(), warned(&server)), (6, 1), "{}", server.log());
     assert!(!server.log().contains("192.0.2.7"), "{}", server.log());
-    // With `--trusted-proxy`, the server does not warn: the operator has already listed all proxies.
+    // With any `--trusted-proxy`, the server does not warn, because the operator has already listed all proxies.
     let server = Server::start(&[&UNLIMITED[..], &["--open", "--trusted-proxy", "10.0.0.0/8"]].concat());
     forwarded_join(&server);
     server.wait_for_log("LEAVE");
     assert!(server.log().contains("address=127.0.0.1") && warned(&server) == 0, "{}", server.log());
 }
 
-/// A client cannot choose its own address: the proxy appends the real address to the header that the client sent.
+/// A client cannot fake its address in `X-Forwarded-For`: a trusted proxy appends the real address, and the server
+/// reads the header from its end.
 #[test]
 fn the_address_that_a_trusted_proxy_adds() {
     let server = proxied(&[&UNLIMITED[..], &["--open"]].concat());
@@ -755,7 +762,7 @@ fn the_address_that_a_trusted_proxy_adds() {
         let count = lines.filter(|line| line.contains(&format!("address={address}"))).count();
         assert_eq!(count, 2, "{header} is {address}, on joining and on leaving: {log}");
     }
-    // Other log lines combine the client's address with the port of the proxy's connection.
+    // REJECT, CLOSE and FAIL log lines show the client's address with the port of the proxy's connection.
     assert_eq!(forwarded_status(&server, "192.0.2.8", "/nope"), 404);
     server.wait_for_log("REJECT 192.0.2.8:");
     assert_eq!(forwarded_status(&server, "192.0.2.9", "/echo"), 101);
@@ -766,7 +773,7 @@ fn the_address_that_a_trusted_proxy_adds() {
     assert!(!server.log().contains("6.6.6.6"), "{}", server.log());
 }
 
-/// A proxy may speak TLS with the client. Then the server's own origin is `https`.
+/// The server uses the scheme in `X-Forwarded-Proto` for its own origin only if a trusted proxy sent the request.
 #[test]
 fn the_scheme_that_a_trusted_proxy_adds() {
     let rows = [
@@ -795,7 +802,7 @@ fn the_scheme_that_a_trusted_proxy_adds() {
     );
 }
 
-// ------------------------------------------------------------------------------------------------- reloading the tokens
+// ------------------------------------------------------------------------------------------------ reloading the tokens
 
 #[test]
 fn tokens_are_reloaded() {
@@ -835,7 +842,7 @@ fn tokens_are_reloaded() {
         || rows.iter().for_each(|(target, status)| assert_eq!(status_from(&server, "127.0.0.2", target), *status));
     check();
 
-    // If the new token file is invalid, the old tokens remain in use.
+    // If the new token file is invalid, the server keeps the old tokens.
     let bad: [&[u8]; 4] = [b"", b"one\none\n", b"t\xff\n", b"one \x1b\n"];
     for (n, content) in bad.iter().enumerate() {
         fs::write(&path, content).unwrap();
@@ -849,17 +856,17 @@ fn tokens_are_reloaded() {
     check();
     let log = server.log();
     let failed: Vec<&str> = log.lines().filter(|line| line.contains("RELOAD")).collect();
-    assert_eq!(failed.len(), 6, "one line for each: {failed:?}");
+    assert_eq!(failed.len(), 6, "one line for each reload: {failed:?}");
     assert!(failed[2].contains("line 2"), "the line with the error: {failed:?}");
     for secret in ["token=", "gone", "stays"] {
         assert!(!log.contains(secret), "{log}");
     }
-    // Connections whose token is still valid are unaffected.
+    // The server has not closed the connections whose token is still valid.
     witness.receives_nothing();
     echo.send_text("still here");
     assert_eq!(echo.read_text(), "still here");
 
-    // The file is good again.
+    // A reload succeeds again once the token file is valid.
     fs::write(&path, "gone\n").unwrap();
     server.signal("HUP");
     witness.receives_close(1008, "token revoked");
@@ -881,7 +888,7 @@ fn a_reload_without_a_file() {
 
 // ----------------------------------------------------------------------------------------------------- local servers
 
-/// Only a local server has the demo tokens, and lets a page inspect its connection without `--inspect`.
+/// Only a local server accepts the demo tokens. Only a local server sends inspector tickets without `--inspect`.
 #[test]
 fn what_only_a_local_server_has() {
     let has_ticket = |args: &[&str]| {
@@ -904,7 +911,7 @@ fn what_only_a_local_server_has() {
 
 // ------------------------------------------------------------------------------------------------------- large rooms
 
-/// The length of member lists is limited, but `member_count` and `active_count` are exact.
+/// The server limits the length of member lists; `member_count` and `active_count` are exact even in a large room.
 #[test]
 fn large_rooms() {
     let server = Server::start(&["--max-listed", "2", "--max-presence", "3"]);
@@ -940,7 +947,7 @@ fn large_rooms() {
 
 // ----------------------------------------------------------------------------------------------------------- the log
 
-/// The log shows the first five rejections of each address. Further ones appear only in a summary.
+/// The server logs the first five rejections of each address, and later rejections only in a summary.
 #[test]
 fn repeated_rejections_are_not_logged() {
     let server = public(&[&UNLIMITED[..], &["--open"]].concat());
@@ -957,7 +964,7 @@ fn repeated_rejections_are_not_logged() {
     }
 }
 
-/// The log shows a client's username, address and line in the token file, but never its token.
+/// Log lines show a client's username, address and line in the token file, but never the client's token.
 #[test]
 fn lines_of_a_client_in_the_log() {
     let file = tokens("log", "# ours\nsecret-one\nsecret-two ann\n");
@@ -1000,7 +1007,7 @@ fn lines_of_a_client_in_the_log() {
 
 // ------------------------------------------------------------------------------------------------------------- rooms
 
-/// The number of open rooms per user is limited. Only rooms that the user opened count, and `general` never counts.
+/// `--max-rooms-per-user` limits the rooms that a user opened and that have members. `general` does not count.
 #[test]
 fn rooms_of_one_user() {
     let limit = ["--open", "--max-rooms-per-user", "2"];
@@ -1020,19 +1027,20 @@ fn rooms_of_one_user() {
     assert!(response.status == 503 && has_retry_after(&response) && body.contains("too many rooms"), "{body}");
     guest.sends_event("switch_room", json!({"room": "three"}));
     assert!(guest.receives_error().contains("too many rooms"));
-    // The user can still join the default room and rooms that other users opened.
+    // At the limit, the user can still join `general` and rooms that other users opened.
     join("127.0.0.2", "general").leaves();
     let _others = join("127.0.0.3", "three");
     guest.sends_event("switch_room", json!({"room": "general"}));
     guest.receives_event("switched", json!({"room": "general"}));
     guest.sends_event("switch_room", json!({"room": "three"}));
     guest.receives_event("switched", json!({"room": "three", "members": ["three"]}));
-    // A room no longer counts towards the limit once it is empty.
+    // A room no longer counts towards the limit once the room is empty.
     one.leaves();
     join("127.0.0.2", "four").leaves();
 }
 
-/// A user that leaves too many empty rooms loses histories of its own rooms, not those of others.
+/// If a user leaves more than `--max-empty-rooms` empty rooms, the server deletes histories of that user's rooms,
+/// not of rooms that other users left.
 #[test]
 fn rooms_of_one_user_evict_no_others() {
     let limits = ["--open", "--max-empty-rooms", "5", "--max-rooms-per-user", "1000"];
@@ -1053,10 +1061,10 @@ fn rooms_of_one_user_evict_no_others() {
     for room in ["quiet1", "quiet2", "busy0", "busy1"] {
         assert_eq!(visit("127.0.0.4", room), Some(1), "{room}");
     }
-    assert_eq!(visit("127.0.0.4", "busy18"), Some(0), "the histories that this user made last give way");
+    assert_eq!(visit("127.0.0.4", "busy18"), Some(0), "the newest histories of the busy user are deleted");
 }
 
-/// A local server ignores `--max-rooms-per-user`: a client may open any number of rooms, and their histories remain.
+/// A local server ignores `--max-rooms-per-user`: one user opens four rooms, and the server keeps all four histories.
 #[test]
 fn rooms_of_one_user_of_a_local_server() {
     let server = Server::start(&[&UNLIMITED[..], &["--max-rooms-per-user", "2"]].concat());
@@ -1085,7 +1093,8 @@ fn general_can_always_be_joined() {
 
 // ------------------------------------------------------------------------------------------------------ all buffers
 
-/// Each outbox is within its bound, but their total is not: the server closes only the clients that do not read.
+/// The outboxes together exceed `--max-buffered`, though no outbox exceeds `--max-outbox`. The server closes only the
+/// clients that do not read.
 #[test]
 fn clients_that_do_not_read_fill_the_buffers() {
     let bounds = ["--max-buffered", "400000", "--max-echo", "65536", "--max-outbox", "67108864"];

@@ -1,4 +1,5 @@
-//! Tests `/inspect`: who may inspect a connection, which records an inspector gets, and that no client is disturbed.
+//! Tests `/inspect`: who may inspect a connection, which records an inspector receives, and that inspectors do not
+//! disturb other clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,7 +28,7 @@ fn inspect(server: &Server, ticket: &str) -> RawClient {
     server.upgrade(&format!("/inspect?ticket={ticket}"))
 }
 
-/// Reads records until one has this kind, and returns it.
+/// Reads records up to the first one of this kind, and returns that record.
 fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     loop {
         let record = inspector.read_json();
@@ -37,7 +38,7 @@ fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     }
 }
 
-/// Reads records until one is a frame from this endpoint with this opcode, and returns it.
+/// Reads records up to the first frame with this sender (`client` or `server`) and opcode. Returns the frame's record.
 fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     loop {
         let frame = read_record(inspector, "frame");
@@ -47,7 +48,8 @@ fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     }
 }
 
-/// Returns how many records were dropped because the inspector was too slow, according to this record.
+/// Returns how many records the server dropped because the inspector was too slow, according to a `missed` record.
+/// Frames from before the inspection do not count.
 fn missed_in(record: &Value) -> u64 {
     if record["earlier"] == true { 0 } else { record["count"].as_u64().unwrap_or_default() }
 }
@@ -93,7 +95,7 @@ fn the_handshake_first_then_every_frame() {
     assert_eq!(sent["header"], format!("81{:02x}00000000", 0x80 + text.len()));
     assert_eq!((&sent["payload"], &sent["number"]), (&hex(text.as_bytes()).into(), &1.into()));
     let echoed = read_frame(&mut inspector, "server", "TEXT");
-    assert_eq!(echoed["number"], 2, "the welcome was the first");
+    assert_eq!(echoed["number"], 2, "the server's first frame was `welcome`");
     assert_eq!(echoed["payload"], hex(&alice.read_frame().payload));
 
     alice.send(&masked(0x89, b"hey"));
@@ -157,7 +159,8 @@ fn read_close(client: &mut RawClient) -> (u16, String) {
     }
 }
 
-/// Each Ping has its own payload, which its Pong repeats (RFC 6455 §5.5.3).
+/// Each Ping that an inspector requests has its own payload. A Pong repeats the payload of its Ping (RFC 6455 §5.5.3),
+/// so the inspector can match them.
 #[test]
 fn the_pings_of_an_inspector_are_numbered() {
     let server = Server::start(&[]);
@@ -199,7 +202,7 @@ fn an_inspector_closes_the_inspected_connection_with_any_valid_code() {
     }
 }
 
-/// In a busy room, a fragmented message is not overtaken by later messages.
+/// In a busy room, the server sends all fragments of a message before the next message (RFC 6455 §5.4).
 #[test]
 fn fragments_of_a_message_from_another_member() {
     let server = Server::start(&["--rate-limit", "0"]);
@@ -209,7 +212,7 @@ fn fragments_of_a_message_from_another_member() {
     alice.read_event("joined");
     inspector.send(&masked(0x81, FRAGMENT));
     inspector.send(&masked(0x81, PING));
-    assert_eq!(alice.read_frame().first, 0x89, "both commands were carried out");
+    assert_eq!(alice.read_frame().first, 0x89, "the server has handled both commands");
     let messages: Vec<u8> = (0..50).flat_map(|number| masked(0x81, message(&number.to_string()).as_bytes())).collect();
     bob.send(&messages);
     let first: Vec<u8> = (0..3).flat_map(|_| alice.read_frame().payload).collect();
@@ -249,10 +252,10 @@ fn a_ticket_is_good_once_and_for_one_connection() {
 
     let mut inspector = inspect(&server, &ticket);
     read_record(&mut inspector, "request");
-    assert_eq!(status(&server, &format!("/inspect?ticket={ticket}")), 403, "used");
+    assert_eq!(status(&server, &format!("/inspect?ticket={ticket}")), 403, "a ticket is valid only once");
     drop(bob);
     server.wait_for_log("user=bob connection=2 address=127.0.0.1 token_line=4 reason");
-    assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "its connection is over");
+    assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "the connection is over");
 }
 
 #[test]
@@ -295,13 +298,13 @@ fn an_inspector_is_not_inspected() {
     assert!(of_inspector.iter().all(|line| !line.contains("TEXT")), "{of_inspector:#?}");
 }
 
-/// A slow inspector misses records, learns how many, and does not slow down other clients.
+/// An inspector that does not read misses records. It receives their number, and does not delay the inspected client.
 #[test]
 fn an_inspector_that_never_reads() {
     let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
     let (mut alice, ticket) = join(&server, "alice");
     let mut inspector = inspect(&server, &ticket);
-    // Far more than the kernel's buffers hold: a record is several times as long as its frame.
+    // Send more frames than the kernel can buffer as records: a record is several times as long as its frame.
     const ROUNDS: usize = 400;
     for round in 0..ROUNDS {
         let messages: Vec<u8> = (0..20).flat_map(|_| masked(0x81, message(&"x".repeat(400)).as_bytes())).collect();
@@ -310,7 +313,7 @@ fn an_inspector_that_never_reads() {
             assert_eq!(alice.read_event("message")["text"].as_str().unwrap().len(), 400, "round {round}");
         }
     }
-    // The server reports missed records only before another record, so send Pings to cause more records.
+    // The server reports the number of missed records only before another record. Pings cause more records.
     let (sent, mut shown, mut missed) = (2 * 20 * ROUNDS as u64, 0, 0);
     while shown + missed < sent {
         alice.send(&masked(0x89, b""));
@@ -322,7 +325,7 @@ fn an_inspector_that_never_reads() {
     assert!(missed > 0, "{shown} shown, and none missed");
 }
 
-/// Even a slow inspector receives the `end` record, and before it the number of missed records.
+/// Even a slow inspector receives the number of missed records, and then the `end` record.
 #[test]
 fn the_number_of_missed_records_comes_with_the_end() {
     let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
@@ -346,7 +349,8 @@ fn the_number_of_missed_records_comes_with_the_end() {
     assert_eq!(inspector.read_frame().close().0, 1000);
 }
 
-/// Browsers open sockets in advance, so the order of the requests can differ from the order of the accepts.
+/// Browsers open connections in advance, so requests may arrive in a different order than the server accepted their
+/// connections. Each inspector must still receive the request of the inspected connection.
 #[test]
 fn the_handshake_is_kept_in_any_order_of_accepts() {
     let server = Server::start(&[]);
@@ -360,7 +364,8 @@ fn the_handshake_is_kept_in_any_order_of_accepts() {
     }
 }
 
-/// A closing connection accepts no inspector, and an inspector does not keep it alive.
+/// The server rejects an inspector for a connection that is closing. Commands of an earlier inspector do not delay the
+/// end of the connection.
 #[test]
 fn a_closing_connection_is_removed_after_the_close_timeout() {
     let server = Server::start(&["--close-timeout", "0.5"]);
@@ -371,7 +376,7 @@ fn a_closing_connection_is_removed_after_the_close_timeout() {
         client.send(&bytes);
         assert_eq!(read_close(client).0, 1007);
     }
-    assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "it is closing");
+    assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "bob's connection is closing");
     loop {
         inspector.try_send(&masked(0x81, PING));
         let frame = inspector.read_frame();
@@ -379,10 +384,11 @@ fn a_closing_connection_is_removed_after_the_close_timeout() {
             break;
         }
     }
-    assert_eq!(alice.read_to_end(), b"", "and no ping after the Close");
+    assert_eq!(alice.read_to_end(), b"", "the server sends no Ping after the Close");
 }
 
-/// An inspector that waits for the end of a message learns that the connection ended.
+/// An inspector that joins in the middle of a message waits for the end of that message. If the connection ends
+/// instead, the server closes the inspector.
 #[test]
 fn a_waiting_inspector_is_closed_with_its_connection() {
     let server = Server::start(&[]);
@@ -394,7 +400,7 @@ fn a_waiting_inspector_is_closed_with_its_connection() {
     assert_eq!(inspector.read_frame().close(), (1000, "the inspected connection is over".into()));
 }
 
-/// At a shutdown, the inspector sees the Close that the server sends to the inspected client.
+/// During a shutdown, the inspector receives a record of the Close frame that the server sends to the inspected client.
 #[test]
 fn the_close_of_a_stopping_server_is_shown() {
     let server = Server::start(&[]);
@@ -424,7 +430,7 @@ fn inspectors_come_and_go() {
     assert!(server.is_running());
 }
 
-/// An inspector that comes in the middle of a message gets frames from the next message on.
+/// An inspector that joins in the middle of a message receives records of the frames after that message.
 #[test]
 fn inspection_begins_between_two_messages() {
     let server = Server::start(&[]);
@@ -432,7 +438,7 @@ fn inspection_begins_between_two_messages() {
     let mut bob = server.upgrade("/echo?token=dev-token");
     let whole = masked(0x81, message("in two halves").as_bytes());
     alice.send(&whole[..10]);
-    // After two exchanges with another client, the server has read everything that was sent before them.
+    // Once the server has replied to two Pings of bob, it has also read the first ten bytes of alice's message.
     for _ in 0..2 {
         bob.send(&masked(0x89, b"sync"));
         assert_eq!(bob.read_frame().payload, b"sync");

@@ -1,5 +1,5 @@
-//! Tests of the page's inspector, which shows the traffic of the page's own connection. The tests compare the screen
-//! with the bytes that were sent. A hook in the page records every text that the page sends.
+//! Tests the page's inspector, which shows the traffic of the page's own connection. A hook in the page records every
+//! text that the page sends, and the tests compare the displayed bytes with these texts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::result_large_err)]
 
@@ -21,7 +21,8 @@ use tungstenite::handshake::server::{Request, Response};
 use tungstenite::{Message, WebSocket};
 use visitor::*;
 
-/// Records every WebSocket of the page and the texts sent over each. The chat is the first, the inspector the second.
+/// A script that records the page's WebSockets, and the texts that the page sends over each WebSocket. The chat's
+/// WebSocket is the first, the inspector's the second.
 const WATCH_SOCKETS: &str = "window.sockets = [];
     window.WebSocket = class extends WebSocket {
         sent = [];
@@ -74,14 +75,14 @@ fn choose(tab: &Tab, words: &[&str]) {
     tab.wait_for(&format!("{}.ariaSelected === 'true'", row(words)));
 }
 
-/// Returns the bits that the figure of the frame shows for a field.
+/// Returns the binary digits of a field in the figure of the frame.
 fn bits(tab: &Tab, field: &str) -> String {
     tab.text(&format!(
         "[...document.querySelectorAll('.segment[data-field=\"{field}\"] .digits')].map((d) => d.textContent).join('')"
     ))
 }
 
-/// Returns the bytes that the page shows in hexadecimal for a part of the frame.
+/// Returns the bytes of a part of the frame, which the page shows in hexadecimal.
 fn bytes(tab: &Tab, part: &str) -> Vec<u8> {
     unhex(&tab.text(&format!("document.querySelector('.group[data-part={part}] code')?.textContent ?? ''")))
 }
@@ -110,12 +111,12 @@ fn empty_dir(name: &str) -> PathBuf {
     dir
 }
 
-/// The text that the page sent last over the chat's socket.
+/// Returns the last text that the page sent over the chat's WebSocket.
 fn sent(tab: &Tab) -> String {
     tab.text("sockets[0].sent.at(-1)")
 }
 
-// ---- The inspector, and the second socket ----
+// ---- Opening the inspector ----
 
 #[test]
 fn nothing_runs_before_the_inspector_is_opened() {
@@ -135,13 +136,13 @@ fn nothing_runs_before_the_inspector_is_opened() {
         alice.wait_for("document.activeElement === __button('Inspector')");
         assert_eq!(alice.text("__button('Inspector').ariaExpanded"), "false");
     }
-    assert_eq!(alice.eval("sockets.length"), 2, "the ticket is good once, and one socket is enough");
+    assert_eq!(alice.eval("sockets.length"), 2, "the second opening uses the first inspector's WebSocket");
     assert_eq!(alice.text("sockets[1].protocol"), "inspect");
     alice.press_button("Leave");
     wait_for_state(&alice, "idle");
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
-    assert_eq!(alice.eval("sockets.length"), 3, "a new ticket waits until the inspector is opened");
+    assert_eq!(alice.eval("sockets.length"), 3, "a closed inspector opens no WebSocket");
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
@@ -230,7 +231,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
-/// The `welcome` event and the first messages pass before the inspector opens.
+/// The `welcome` event and two messages pass before the inspector opens. The inspector only counts these frames.
 #[test]
 fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     let browser = browser!();
@@ -257,7 +258,7 @@ fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     assert_eq!((first_number("↑ client") - 1) + (first_number("↓ server") - 1), earlier, "{rows:?}");
 }
 
-/// The inspector shows the same times as the trace: UTC, with a final `Z`.
+/// The inspector and the server's trace show the same time for a frame: in UTC, with a final `Z`.
 #[test]
 fn times_are_in_utc() {
     let browser = browser!();
@@ -300,7 +301,7 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     assert!(detail(&alice).contains(&format!(": {} bytes of this frame", 6 + sent.len())), "{}", detail(&alice));
 }
 
-/// Unmasks single bytes by mouse and by keyboard.
+/// Checks that the page shows the unmasking of one byte: the byte under the mouse, or the byte that a key selects.
 fn assert_each_byte_can_be_unmasked(tab: &Tab, masked: &[u8], key: &[u8], text: &str) {
     let sum = || tab.text("document.querySelector('.equation').textContent");
     let expected = |i: usize| {
@@ -361,7 +362,7 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    alice.press_button("Ask for a PING"); // commands run in order: a PING shows that the fragments command is done
+    alice.press_button("Ask for a PING"); // the server runs commands in order: a PING follows the fragments command
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -409,7 +410,7 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.press_button("Pause");
     type_message(&alice, "while paused");
     wait_for_log(&alice, "while paused");
-    alice.wait_for("__button('Resume (3 new)')"); // the typing event, the message, its echo
+    alice.wait_for("__button('Resume (3 new)')"); // the `typing` command, the message, and its event
     assert!(!rows(&alice).iter().any(|row| row.contains("TEXT")));
     alice.press_button("Resume (3 new)");
     alice.press_button("Ask for a PING");
@@ -480,7 +481,7 @@ fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
     switch_room(&alice, "annex");
     wait_for_row(&alice, &["↑ client", "switch to #annex"]);
     wait_for_row(&alice, &["↓ server", "switched to #annex"]);
-    assert!(!rows(&alice).iter().any(|row| row.contains('{')), "raw JSON is for the detail: {:?}", rows(&alice));
+    assert!(!rows(&alice).iter().any(|row| row.contains('{')), "the list shows no raw JSON: {:?}", rows(&alice));
     let colour = |words: &[&str]| alice.text(&format!("getComputedStyle({}).backgroundColor", row(words)));
     let [client, server, state] = [&["↑ client", "\"Hello\""][..], &["↓ server", "\"Hello\""], &["OPEN"]].map(colour);
     assert!(client != server && client != state && server != state, "{client} {server} {state}");
@@ -513,7 +514,7 @@ fn each_line_of_the_handshake_is_explained() {
     assert!(find(&explained, "Sec-WebSocket-Accept").contains("§4.2.2"));
 }
 
-/// Returns what is highlighted: fields in the figure, rows in the list of fields, and groups of bytes.
+/// Returns the names of the highlighted fields in the figure, rows in the list of fields, and groups of bytes.
 fn lit(tab: &Tab) -> Value {
     tab.eval(
         "[['.segment', (e) => e.dataset.field], ['.words > div', (e) => e.querySelector('b, .term').textContent],
@@ -539,32 +540,32 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     let key = json!([["Masking-key"], ["Masking-key"], ["key"]]);
     // Highlight by mouse.
     alice.hover(&segment("FIN"));
-    expect("the figure to the others", fin.clone());
+    expect("FIN is highlighted", fin.clone());
     alice.hover(&term("Masking-key"));
-    expect("the list to the others", key.clone());
+    expect("the masking key is highlighted", key.clone());
     alice.hover(&bytes("flags"));
-    expect("the bytes to the others", first.clone());
+    expect("the fields of the first byte are highlighted", first.clone());
     alice.hover(&segment("Payload Data"));
-    expect("the payload", json!([["Payload Data"], ["Payload Data"], ["payload"]]));
+    expect("the payload is highlighted", json!([["Payload Data"], ["Payload Data"], ["payload"]]));
     alice.screenshot("inspector-linked");
     alice.hover("document.querySelector('#inspector h2')");
-    expect("nothing", json!([[], [], []]));
+    expect("nothing is highlighted", json!([[], [], []]));
     // Highlight by keyboard. The figure and the list of fields are one tab stop each.
     alice.eval(&format!("{DETAIL}.focus()"));
     tab_to(&alice, &segment("FIN"));
-    expect("the figure to the others", fin.clone());
+    expect("FIN is highlighted", fin.clone());
     alice.press_key("ArrowRight", false);
-    expect("the next field", json!([["RSV1", "RSV2", "RSV3"], ["RSV1–3"], ["flags"]]));
+    expect("the reserved bits are highlighted", json!([["RSV1", "RSV2", "RSV3"], ["RSV1–3"], ["flags"]]));
     assert_eq!(alice.text("document.activeElement.ariaSelected"), "true");
     alice.press_key("Home", false);
     tab_to(&alice, &term("FIN"));
     alice.press_key("End", false);
     alice.press_key("ArrowUp", false);
-    expect("the list to the others", key.clone());
+    expect("the masking key is highlighted", key.clone());
     alice.press_key("Enter", false);
     alice.wait_for(&format!("document.activeElement === {}", segment("Masking-key")));
     alice.eval(&format!("{}.focus()", bytes("flags")));
-    expect("the bytes to the others", first);
+    expect("the fields of the first byte are highlighted", first);
     for axe in axe().iter() {
         assert_accessible(&alice, axe, "linked fields");
     }
@@ -589,7 +590,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     let message =
         |text: &str| format!("[...document.querySelectorAll('.message')].find((m) => m.innerText.includes('{text}'))");
     let show_frame = |text: &str| format!("{}.querySelector('.show-frame')", message(text));
-    // If the inspector is closed, the button of a message opens it at the frame.
+    // If the inspector is closed, the button of a message opens the inspector and selects the message's frame.
     alice.press_button("Close");
     alice.click(&show_frame("from bob"));
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
@@ -600,12 +601,12 @@ fn a_message_and_its_frame_lead_to_each_other() {
     assert_eq!(alice.text("getComputedStyle(document.activeElement).opacity"), "1");
     alice.press_key("Enter", false);
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["client", "from alice"])));
-    // The frame leads back to its message.
+    // The button of a frame moves the focus to the frame's message.
     alice.press_button("Show its message");
     alice.wait_for(&format!("document.activeElement === {}", message("from alice")));
     alice.wait_for(&format!("{}.classList.contains('shown-message')", message("from alice")));
     alice.wait_for("!document.querySelector('.shown-message')");
-    // A message without a frame in the list, and a frame without a message on the page.
+    // The page explains why a message has no frame in the list, and why a frame has no message on the page.
     alice.click(&show_frame("too early"));
     alice.wait_for(&format!("{DETAIL}.innerText.includes('was sent before the Inspector opened')"));
     alice.eval(&format!("{}.remove()", message("from bob")));
@@ -630,7 +631,7 @@ fn on_a_phone_a_frame_leads_to_its_message() {
     alice.wait_for(&format!("document.activeElement === {DETAIL}"));
 }
 
-// ---- Pairs, and a Close with a code ----
+// ---- Pairs of frames, and close codes ----
 
 #[test]
 fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
@@ -647,7 +648,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     wait_for_row(&alice, &["client", "PONG"]);
     expect_pair(&["server", "PING"], &["client", "PONG"]);
     expect_pair(&["client", "PONG"], &["server", "PING"]);
-    // Two PINGs with different payloads. Their PONGs arrive in reverse order, after 12 ms and 7 ms.
+    // The PONGs arrive in reverse order, after 12 ms and 7 ms. A PONG belongs to the PING with the same payload.
     alice.eval(
         "const ping = (from, number, name, hex, ms) => sockets[1].onmessage({ data: JSON.stringify({ record: 'frame',
             connection: 1, from, number, header: '8901', fin: true, rsv: 0, opcode: name === 'PING' ? 9 : 10, name,
@@ -738,17 +739,18 @@ const REQUEST: &str = "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websock
 const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The close reason for an unmasked frame. `wirechat replay` reports the failure only if the Close has this reason.
+/// The reason in the server's Close after an unmasked frame. If a recorded Close has another reason, `wirechat replay`
+/// does not report the unmasked frame as a failure.
 const REASON: &str = "client frames must be masked (RFC 6455 §5.1)";
 
-/// The server side of a page's chat and inspector connections, which the test plays.
+/// A scripted server: the test's ends of a page's chat connection and inspector connection.
 struct Script {
     chat: WebSocket<TcpStream>,
     inspector: WebSocket<TcpStream>,
 }
 
 impl Script {
-    /// Opens a page, lets it join, and accepts the connection of its inspector.
+    /// Opens a page that joins the chat, and accepts the connection of the page's inspector.
     fn start<'a>(browser: &'a Browser) -> (Script, Tab<'a>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = page(&format!("server={}&username=alice", ws(listener.local_addr().unwrap().port())));
@@ -795,7 +797,7 @@ impl Script {
         self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
     }
 
-    /// Sends the record of an unmasked frame. Read or write 1 was the handshake, so frame 1 is in read or write 2.
+    /// Sends the record of an unmasked frame. The HTTP head was read or write 1, so frame n is in read or write n + 1.
     fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };
@@ -930,7 +932,7 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     alice.press_button("Show its message");
     alice.wait_for("document.activeElement.innerText.includes('still here')");
     choose(&alice, &["server 1", "CLOSE"]);
-    assert!(detail(&alice).contains("The other side has not sent a Close frame."), "not the chat's");
+    assert!(detail(&alice).contains("The other side has not sent a Close frame."), "no Close of this connection");
     wait_for_status(&alice, "Showing connection 1 as the server sees it.");
 }
 
@@ -972,7 +974,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
     alice.wait_for(&format!("{DETAIL}.innerText.includes('64,512 bytes are missing')"));
     alice.press_button("Copy “wirechat explain” command");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('has only the start of this payload')"));
-    // Without TLS, a page that another machine serves has no `navigator.clipboard`.
+    // A page that another machine serves without TLS has no `navigator.clipboard`, and copies with `execCommand`.
     alice.eval(
         "Object.defineProperty(navigator, 'clipboard', { value: undefined });
         document.execCommand = (name) => {
@@ -1011,7 +1013,7 @@ fn a_connection_is_saved_as_a_recording_that_replay_reads() {
     }
 }
 
-/// The `welcome` event passes before the inspector opens. The page rebuilds the frame from the text that it received.
+/// The `welcome` event passes before the inspector opens, so the page rebuilds the frame from the event's text.
 #[test]
 fn the_connection_of_the_chat_is_saved_as_a_recording() {
     let browser = browser!();
@@ -1100,11 +1102,11 @@ fn the_split_is_moved_by_mouse_and_keyboard_and_remembered() {
     alice.eval(&format!("{split}.focus()"));
     let before = now();
     alice.press_key("ArrowLeft", false);
-    wait_until("it is wider", || now() == before + 2.0 && (width() / 14.4 - now()).abs() < 1.0);
+    wait_until("the inspector is wider", || now() == before + 2.0 && (width() / 14.4 - now()).abs() < 1.0);
     alice.press_key("ArrowRight", false);
-    wait_until("it is as before", || now() == before);
+    wait_until("the inspector is as wide as before", || now() == before);
     alice.press_key("Home", false);
-    wait_until("it is as narrow as allowed", || now() == 30.0);
+    wait_until("the inspector is as narrow as allowed", || now() == 30.0);
     alice.press_key("ArrowLeft", false);
     assert_eq!(alice.text("JSON.parse(localStorage.getItem('wirechat-inspector')).width.toString()"), "32");
     let url = alice.text("location.href");
@@ -1203,7 +1205,7 @@ fn on_a_phone_the_actions_are_closed_until_the_user_opens_them() {
     alice.click("document.querySelector('#inspector-summary')");
     alice.wait_for(is_open);
     alice.navigate(&url);
-    assert_eq!(alice.eval(is_open), true, "remembered");
+    assert_eq!(alice.eval(is_open), true, "the page remembers the open actions");
 }
 
 #[test]
@@ -1270,13 +1272,13 @@ fn it_can_be_used_by_keyboard_alone() {
     alice.press_key("ArrowUp", false);
     let active = "document.getElementById(document.activeElement.getAttribute('aria-activedescendant'))";
     alice.wait_for(&format!("{active} === {ROWS}.at(-2) && {active}.ariaSelected === 'true'"));
-    tab_to(&alice, DETAIL); // the pane must get the focus, so that keys can scroll it
+    tab_to(&alice, DETAIL); // the pane takes the focus, so that keys can scroll the pane
     alice.press_key("Escape", false);
     alice.wait_for("document.activeElement === __button('Inspector')");
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
 }
 
-/// Tab reaches every control once, and each shows that it has the focus.
+/// The Tab key reaches every control of the inspector once, and the focused control always has an outline.
 #[test]
 fn every_control_can_be_reached_by_keyboard() {
     let browser = browser!();
@@ -1324,7 +1326,7 @@ fn every_control_can_be_reached_by_keyboard() {
     assert_eq!(script.command()["do"], "play");
 }
 
-/// With permessage-deflate, RSV1 marks a compressed message. Its payload is not readable text.
+/// With permessage-deflate, RSV1 marks a compressed message. The page must not show the compressed bytes as text.
 #[test]
 fn a_compressed_message_is_named_as_such() {
     let browser = browser!();
@@ -1354,7 +1356,8 @@ fn a_compressed_message_is_named_as_such() {
     assert!(detail(&alice).contains("The extensions that the server accepted"));
 }
 
-/// On a phone the chosen frame covers the list, so Escape returns to the list first.
+/// On a phone, the selected record covers the list. The first Escape returns to the list, the second closes the
+/// inspector.
 #[test]
 fn on_a_phone_escape_goes_back_step_by_step() {
     let browser = browser!();

@@ -1,7 +1,7 @@
-//! JWTs as access tokens (PROTOCOL.md, "JWT"): which tokens are valid, what they allow, and when they expire. The tokens
-//! come from PyJWT, which shares no code with the server. Tests about time use a virtual clock.
+//! Tests of JWTs as access tokens (PROTOCOL.md, "JWT"): which tokens are valid, what they allow, and when they
+//! expire. The tokens come from PyJWT, which shares no code with the server. Tests about time use a virtual clock.
 //!
-//! This command installs PyJWT. To use another Python that has PyJWT, set `WIRECHAT_JWT_PYTHON` to its path:
+//! To use a Python that already has PyJWT, set `WIRECHAT_JWT_PYTHON` to its path. This command installs PyJWT:
 //! `python3 -m venv target/jwt-venv && target/jwt-venv/bin/pip install -r tests/jwt/requirements.txt`
 
 #![cfg(feature = "jwt")]
@@ -29,12 +29,12 @@ use support::table::each_row;
 use support::users::{Dialect, User, encode};
 use support::{Server, becomes_true, masked, require_tool, token_file, upgrade_request, wait_until};
 
-/// The time at which the virtual clock starts.
+/// The time at which the virtual clock starts, in seconds since the Unix epoch.
 const START: u64 = 1 << 31;
 /// Turns off limits that a test might reach by accident.
 const UNLIMITED: [&str; 4] = ["--rate-limit", "0", "--max-wrong-tokens", "0"];
 
-/// A Python process that makes tokens, and a directory with its key files.
+/// A Python process that makes tokens with PyJWT, and the directory of its key files.
 struct Maker {
     child: Child,
     requests: ChildStdin,
@@ -79,7 +79,7 @@ impl Maker {
         self.directory.join(format!("{name}.key")).to_str().unwrap().to_owned()
     }
 
-    /// The options that make a server accept the tokens of these keys.
+    /// Returns the options that make a server accept tokens signed with these keys.
     fn options(&self, keys: &[&str]) -> Vec<String> {
         keys.iter().flat_map(|key| ["--jwt-key".to_owned(), self.key(key)]).collect()
     }
@@ -112,7 +112,7 @@ fn claims(subject: &str) -> Value {
     json!({"sub": subject, "exp": now() + 600})
 }
 
-/// `claims` with the fields of `more`.
+/// Adds the fields of `more` to `claims`, and replaces fields of the same name.
 fn and(mut claims: Value, more: Value) -> Value {
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     claims
@@ -123,14 +123,14 @@ fn request(target: &str, token: &str) -> Request {
     handshake().target(format!("{target}{separator}token={}", encode(token)))
 }
 
-/// Joins with the dialect `events`, and reads the `welcome`.
+/// Joins with the `events` dialect, and reads the `welcome`.
 fn join(server: &Server, token: &str, query: &str) -> (User, Value) {
     let mut user = User::at(server, Dialect::Events, &format!("/?token={token}{query}"), "");
     let welcome = user.receives_event("welcome", json!({}));
     (user, welcome)
 }
 
-// ------------------------------------------------------------------------------------------------------- valid or not
+// ------------------------------------------------------------------------------------------- valid and invalid tokens
 
 #[test]
 fn valid_tokens() {
@@ -173,18 +173,18 @@ fn valid_tokens() {
         json!({"aud": {"chat": true}}),
         json!({"aud": "chat other"}),
     ] {
-        // PyJWT refuses to encode some of these, so the payload is made here.
+        // PyJWT does not encode some of these claims, so the test builds the payload itself.
         let payload = and(strict_claims.clone(), wrong).to_string();
         let token = maker.request(json!({"payload": payload}));
         assert_eq!(strict.status(&request("/", token.as_str().unwrap())), 401, "{payload}");
-        assert_eq!(all.status(&request("/", token.as_str().unwrap())), 101, "not configured: {payload}");
+        assert_eq!(all.status(&request("/", token.as_str().unwrap())), 101, "any issuer and audience: {payload}");
     }
     for missing in ["iss", "aud"] {
         let mut claims = strict_claims.clone();
         claims.as_object_mut().unwrap().remove(missing);
         assert_eq!(strict.status(&request("/", &maker.token("hs", claims))), 401, "without {missing}");
     }
-    // The header parameters `kid`, `typ` and `jku` are ignored.
+    // The server ignores the header parameters `kid`, `typ` and `jku`.
     for headers in [json!({"kid": "1"}), json!({"typ": "at+jwt"}), json!({"jku": "http://127.0.0.1:1/"})] {
         let token = maker.request(json!({"key": "rs", "claims": claims("alice"), "headers": headers}));
         assert_eq!(all.status(&request("/", token.as_str().unwrap())), 101, "{headers}");
@@ -227,7 +227,7 @@ fn hostile_tokens() {
         },
     );
     witness.receives_nothing();
-    // The log has a reason for each token, but neither a token nor a part of one.
+    // The log has the reason for each rejection, but neither a token nor a long part of a token.
     wait_until("each reason is logged", || server.log().matches("JWT rejected: ").count() == rows.len());
     let log = server.log();
     for part in rows.iter().flat_map(|(_, token)| token.split('.')).filter(|part| part.len() > 30) {
@@ -284,7 +284,7 @@ fn key_files() {
         let failure = fail_to_start("127.0.0.1:0", &with(&maker.options(&["hs", name]), &[]));
         failure.check(USAGE, &["--jwt-key", &maker.key(name), words]);
     }
-    // A public key in a UTF-16 file is recognized, and not used as an HMAC secret.
+    // The server recognizes a public key in a UTF-16 file, and does not use the file as an HMAC secret.
     let text = fs::read_to_string(maker.key("es")).unwrap();
     let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect();
     fs::write(maker.key("utf-16"), utf16).unwrap();
@@ -304,13 +304,13 @@ fn options_that_exclude_each_other() {
     for (args, words) in rows {
         fail_to_start("127.0.0.1:0", args).check(USAGE, words);
     }
-    // `--jwt-key` disables the demo tokens, so a public server may start.
+    // `--jwt-key` disables the demo tokens, so the server may be public.
     let server = Server::start(&["--jwt-key", &key, "--allow-host", "chat.example"]);
     assert_eq!(server.status(&handshake()), 401);
     assert!(!server.printed().contains("dev-token"), "{}", server.printed());
     let local = Server::start(&["--jwt-key", &key]);
     assert_eq!(local.status(&handshake()), 401);
-    // The environment may name several files.
+    // `WIRECHAT_JWT_KEY` may name several files, separated by commas.
     let mut command = Server::command("127.0.0.1:0", &[]);
     let both = Server::launch(command.env("WIRECHAT_JWT_KEY", format!("{key},{}", maker.key("es"))));
     assert_eq!(both.status(&handshake()), 401);
@@ -330,11 +330,11 @@ fn a_token_names_the_user() {
     assert_eq!(status("/?username=alice", &alice), 101);
     assert_eq!(status("/?username=Alice", &alice), 403, "exactly that username");
     assert_eq!(status("/?username=Carol", &carol), 403);
-    assert_eq!(status("/?username=carol", "plain"), 403, "the token file reserves it");
+    assert_eq!(status("/?username=carol", "plain"), 403, "the token file reserves this username");
     assert_eq!(status("/?username=zoe", "plain"), 101);
     assert_eq!(status("/", "bound"), 101);
 
-    // A newer connection of the same user replaces the older one, whichever key has signed its token.
+    // A newer connection of the same user replaces the older one, even if different keys have signed their tokens.
     let (older, welcome) = join(&server, &alice, "&room=den");
     assert_eq!(welcome["username"], "alice");
     let (mut newer, _) = join(&server, &alice2, "&room=den");
@@ -350,7 +350,7 @@ fn a_token_names_the_user() {
     assert_eq!((&resumed["resumed"], resumed["history"].as_array().unwrap().len()), (&json!(true), 1));
     newer.receives_close(1008, "replaced by a newer connection");
 
-    // A client_id belongs to the subject.
+    // While a `client_id` is in use, the server accepts it only with a token of the same subject.
     let presence = |token: &str, room: &str| {
         let target = format!("/ws?token={token}&client_id=1&room={room}");
         User::at(&server, Dialect::Presence, &target, "")
@@ -363,7 +363,8 @@ fn a_token_names_the_user() {
     first.receives_close(1008, "replaced by a newer connection");
     assert_eq!(second.receive()["username"], "bob");
 
-    // In `rooms`, a message without a name gets the name in the token. Any other name is an error.
+    // In the `rooms` dialect, the server adds the token's username to a message without a username. A message with
+    // another username is an error.
     let mut rooms = User::at(&server, Dialect::Rooms, &format!("/ws/b?token={}", maker.token("hs", claims("rae"))), "");
     rooms.receive();
     rooms.send(r#"{"text":"hi"}"#);
@@ -406,7 +407,7 @@ fn a_token_lists_the_rooms() {
     alice.receives_nothing();
 }
 
-// --------------------------------------------------------------------------------------------------------------- time
+// ------------------------------------------------------------------------------------------------- expiry and renewal
 
 /// Advances the clock by `time` seconds and replies to Pings. Returns everything else that the client receives.
 fn pass(world: &mut World, client: &Client, time: f64) -> Vec<Value> {
@@ -454,7 +455,7 @@ fn enter(world: &mut World, target: &str, token: &str) -> Client {
 }
 
 #[test]
-fn a_warning_and_the_end() {
+fn a_token_that_expires() {
     let Some(mut maker) = Maker::start("end") else { return };
     let mut world = maker.world(&["hs"], &[]);
     let token = maker.token("hs", at(1000.25));
@@ -476,15 +477,16 @@ fn a_warning_and_the_end() {
 }
 
 #[test]
-fn a_client_that_is_late() {
+fn a_token_that_expires_soon() {
     let Some(mut maker) = Maker::start("late") else { return };
-    // The token is about to expire, so the warning follows the `welcome` at once.
+    // The token expires within 30 seconds, so the warning follows `welcome` at once.
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(9.5)));
     assert_eq!(pass(&mut world, &client, 0.0), [expiring(10)]);
     assert_eq!(pass(&mut world, &client, 9.4), NOTHING);
     assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
-    // The handshake allows five seconds of clock skew, but an expired token still ends the connection.
+    // The handshake tolerates five seconds of clock skew, but the server still closes the connection of an expired
+    // token.
     for (claims, status) in [
         (at(-4.9), 101),
         (at(-5.0), 401),
@@ -532,7 +534,7 @@ fn a_token_is_renewed() {
     let cannot = error("This token cannot renew the current one");
     assert_eq!(pass(&mut world, &client, 10.0), [expiring(30)]);
 
-    // Tokens that cannot renew change nothing.
+    // The server rejects a token that cannot renew the current one, and the current token stays in use.
     for bad in [
         maker.token("hs", and(at(600.0), json!({"sub": "bob"}))),
         maker.token("hs", and(at(600.0), json!({"sub": "Alice"}))),
@@ -556,7 +558,7 @@ fn a_token_is_renewed() {
         json!({"event": "error", "data": {"message": "This token cannot renew the current one", "nonce": "n"}});
     assert_eq!(renew(&mut world, json!({"token": "x", "nonce": "n"})), [with_nonce]);
 
-    // The fresh token is signed with another key and allows fewer rooms.
+    // A fresh token may be signed with another key and allow fewer rooms.
     let fresh = maker.token("rs", and(at(100.0), json!({"rooms": ["tea"]})));
     assert_eq!(renew(&mut world, json!({"token": fresh})), accepted("2038-01-19T03:15:48.000Z"));
     client.send_text(r#"{"event":"switch_room","data":{"room":"general"}}"#);
@@ -569,8 +571,8 @@ fn a_token_is_renewed() {
     assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
 }
 
-/// A renewal takes effect at once, but a slow broker delays a room switch. The client must not stay in a room that its
-/// new token does not allow.
+/// A client renews its token while a slow broker delays the client's switch to another room. If the new token does
+/// not allow that room, the server closes the connection after the switch.
 #[test]
 fn a_token_is_renewed_during_a_switch() {
     let Some(mut maker) = Maker::start("switch") else { return };
@@ -590,14 +592,15 @@ fn a_token_is_renewed_during_a_switch() {
     assert_eq!(client.read_frame().close(), (1008, "Not allowed in this room".to_owned()));
 }
 
-/// A token expires by the system clock, even if that clock is set forward or back after the timer was set.
+/// The server checks the expiry of a token against the system clock, even if the clock is set forward or back
+/// meanwhile.
 #[test]
 fn the_clock_is_set_while_a_token_is_in_use() {
     let Some(mut maker) = Maker::start("clock") else { return };
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(3600.0)));
     world.set_clock(Duration::from_secs(START + 4000));
-    assert_eq!(pass(&mut world, &client, 30.0), [expired()], "at the next check, 30 s later at most");
+    assert_eq!(pass(&mut world, &client, 30.0), [expired()], "the server checks the clock every 30 s");
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(60.0)));
     world.set_clock(Duration::from_secs(START - 100));
@@ -606,7 +609,7 @@ fn the_clock_is_set_while_a_token_is_in_use() {
     assert_eq!(pass(&mut world, &client, 30.0), [expired()]);
 }
 
-/// Tokens also expire by the real clock, on every endpoint.
+/// Tests expiry with the real clock: the server closes the connection on every endpoint.
 #[test]
 fn a_short_life() {
     let Some(mut maker) = Maker::start("short") else { return };
@@ -623,7 +626,7 @@ fn a_short_life() {
     server.wait_for_log("token expired");
 }
 
-/// Traces and recordings show asterisks instead of tokens, including the tokens of renewals.
+/// Traces and recordings contain no tokens, not even those that renew another token.
 #[test]
 fn tokens_are_not_traced_or_recorded() {
     let Some(mut maker) = Maker::start("trace") else { return };
@@ -675,7 +678,7 @@ fn keys_are_reloaded() {
     renewed.sends_event("token", json!({"token": maker.token("es", claims("hs"))}));
     renewed.receives_event("token_accepted", json!({}));
 
-    // The second key moves to the first file, and a new key takes its place. The first key is gone.
+    // The first file gets the second key, and the second file gets a new key. No file has the first key any more.
     let mut reloads = 0;
     let mut reload = |line: &str| {
         server.signal("HUP");
@@ -691,7 +694,8 @@ fn keys_are_reloaded() {
     by_second.receives_nothing();
     renewed.receives_nothing();
 
-    // If a key file cannot be loaded, its old key stays valid. The other file is still loaded.
+    // If the server cannot load a key file, the old key of that file stays valid. The server still loads the other
+    // file.
     fs::write(maker.key("first"), "short").unwrap();
     copy(&maker, "hs", "second");
     reload("jwt_keys_added=1 jwt_keys_removed=1");
@@ -721,7 +725,7 @@ fn tokens_and_keys_are_reloaded_together() {
     one.receives_close(1008, "token revoked");
     assert!(becomes_true(|| server.log().contains("RELOAD tokens added=0 removed=1 connections_closed=1")));
     alice.receives_nothing();
-    // A bad token file does not stop the keys from being loaded.
+    // If the token file is invalid, the server still reloads the key files.
     fs::write(&file, "").unwrap();
     fs::copy(maker.key("hs2"), maker.key("hs")).unwrap();
     server.signal("HUP");
@@ -731,7 +735,7 @@ fn tokens_and_keys_are_reloaded_together() {
     assert_eq!(server.status(&request("/", &jwt)), 401);
 }
 
-/// Without `--jwt-key`, the server behaves as if the feature did not exist.
+/// Without `--jwt-key`, the server does not know the event `token`.
 #[test]
 fn without_the_option() {
     let mut world = World::new(&UNLIMITED);

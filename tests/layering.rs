@@ -46,8 +46,8 @@ const BLOCKING: [&str; 5] = [
 /// The files and directories at the top level of the repository, except dotfiles and `target`.
 const TOP_LEVEL: [&str; 7] = ["Cargo.toml", "Cargo.lock", "src", "client.html", "tests", "README.md", "LICENSE"];
 
-/// Words that names must not contain, each with the standard terms to use instead. Words that the RFC, `std` or the
-/// wire format also uses are allowed: `end`, `leave`, `enter`, `move`, `mark`, `welcome`, `see`.
+/// Words that names must not contain, and the standard terms to use instead. Words that the RFC, `std` or the wire
+/// format uses are allowed: `end`, `leave`, `enter`, `move`, `mark`, `welcome`, `see`.
 const OLD_WORDS: &[(&str, &str)] = &[
     ("answer answers answered", "response, reply"),
     ("refuse refused refusal", "reject, fail"),
@@ -87,11 +87,11 @@ fn sources() -> Vec<Source> {
     read_all("src").into_iter().map(parse).collect()
 }
 
-/// Visits everything that is not a test, and collects paths and the names of items.
+/// Visits a source file except its tests, and collects paths and the names of items.
 struct Names {
     /// The path of the file's module, without the leading `crate`.
     module: Vec<String>,
-    /// Each path that the code names, made absolute, with its line.
+    /// Each path in the code and its line number. Paths with `self` or `super` are made absolute.
     paths: Vec<(usize, Vec<String>)>,
     items: Vec<(usize, String)>,
 }
@@ -219,7 +219,7 @@ impl<'ast> Visit<'ast> for Names {
     }
 }
 
-/// Returns the violations of the architecture in a file, each with its line number.
+/// Returns the violations of the rules for modules in a file, each with its line number.
 fn wall_faults(source: &Source) -> Vec<String> {
     let module = source.name.split(['/', '.']).next().unwrap_or_default();
     // `lib.rs` declares all modules, and only unit tests use `pictures`.
@@ -248,7 +248,8 @@ fn wall_faults(source: &Source) -> Vec<String> {
     faults.into_iter().collect()
 }
 
-/// Whether the module must not use the path. Pure modules get sockets, time and random bytes from their callers.
+/// Whether the module must not use the path. A module that must not use sockets, clocks or random numbers gets them
+/// from its caller.
 fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
     let is_clock = path.contains(&"Instant") || path.ends_with(&["SystemTime", "now"]);
     let is_random = path.contains(&"RandomState") || path.first() == Some(&"getrandom");
@@ -328,7 +329,8 @@ fn the_top_level_is_short() {
     assert!(ignored.lines().any(|line| line.trim_matches('/') == "target"), "git ignores target");
 }
 
-/// Tests the checks themselves. Each case is a source file and a part of each error expected for it.
+/// Tests the checks themselves. Each case has the name and the text of a source file, and a part of each expected
+/// error.
 #[test]
 fn each_check_can_fail() {
     let cases: &[(&str, &str, &[&str])] = &[

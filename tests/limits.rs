@@ -1,4 +1,5 @@
-//! Tests each limit with the largest allowed value and with one more. Clients within the limits must not be affected.
+//! Tests the limits of the server, at the largest allowed value and above it. A client that exceeds a limit must not
+//! affect the other clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +15,7 @@ use support::{Frame, RawClient, Server, masked, wait_until};
 const ECHO: &str = "/echo?token=dev-token";
 const CHAT: &str = "/?token=dev-token";
 
-/// The largest message that `--max-echo` allows by default.
+/// The server echoes the largest message that `--max-echo` allows by default.
 #[test]
 fn an_echo_of_16_mib() {
     let server = Watched::start(&[]);
@@ -30,23 +31,25 @@ fn an_echo_of_16_mib() {
 
 // ------------------------------------------------------------------------------------------- rate limit and floods
 
-/// The burst is one message, and the next is allowed after ten seconds. Without history, a join receives no messages.
+/// Allows each client one message every ten seconds, with a burst of one. Without history, a join receives no
+/// messages.
 const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
-/// Sends these texts in one write, so that no time passes between them.
+/// Sends all texts in one write, so that no time passes between them.
 fn send_at_once(user: &mut User, texts: &[&str]) {
     let frames: Vec<u8> = texts.iter().flat_map(|text| masked(0x81, text.as_bytes())).collect();
     user.client.send(&frames);
 }
 
-/// A user that has joined and read the event for its own join.
+/// Joins a room, and reads the event with which the server confirms the join.
 fn member(server: &Server, dialect: Dialect, name: &str, room: &str) -> User {
     let mut user = User::joins(server, dialect, name, room);
     user.receive();
     user
 }
 
-/// In each dialect, the first message is delivered and the second is not. Only the sender receives the error.
+/// In each dialect, the server delivers the first message and rejects the second. Only the sender receives the
+/// error.
 #[test]
 fn one_message_too_many() {
     let server = Server::start(&SLOW);
@@ -61,7 +64,7 @@ fn one_message_too_many() {
         bot.receives(bot.error("Slow down"));
         witness.receives(witness.room_message("bot", "first", 1));
         bot.receives_nothing();
-        // Each client has its own limit.
+        // Each client has its own rate limit.
         witness.sends_message("I may");
         witness.receives(witness.room_message("witness", "I may", 2));
     }
@@ -106,7 +109,7 @@ fn every_text_counts_for_the_rate_limit() {
             bot.leaves();
         },
     );
-    // Ping frames and echoes do not count.
+    // Ping frames and messages to `/echo` do not count towards the rate limit.
     let mut bot = member(&server, Dialect::Events, "bot", "elsewhere");
     bot.client.send(&masked(0x89, b"").repeat(100));
     (0..100).for_each(|_| assert_eq!(bot.frame().first, 0x8a));
@@ -117,7 +120,8 @@ fn every_text_counts_for_the_rate_limit() {
     (0..100).for_each(|_| assert_eq!(echo.read_text(), "x"));
 }
 
-/// `Slow down` carries the nonce of the message that was dropped. The message can be sent again under the same nonce.
+/// The error `Slow down` has the nonce of the rejected message. A client may send the message again with the same
+/// nonce.
 #[test]
 fn slow_down_carries_the_nonce() {
     let server = Server::start(&SLOW);
@@ -138,7 +142,7 @@ fn slow_down_carries_the_nonce() {
     }
 }
 
-/// `--rate-limit 0` turns the limit off.
+/// `--rate-limit 0` turns the rate limit off.
 #[test]
 fn no_rate_limit() {
     let server = chat(&[]);
@@ -154,7 +158,8 @@ fn no_rate_limit() {
 
 // ------------------------------------------------------------------------------------------------------------- rooms
 
-/// Over `--max-rooms`, switching is an error and connecting is rejected with a 503. The server creates no room.
+/// Once `--max-rooms` rooms have members, the server creates no other room. A switch to a new room is an error, and
+/// a handshake for a new room gets the status 503.
 #[test]
 fn limit_of_rooms() {
     let server = chat(&["--max-rooms", "2"]);
@@ -201,7 +206,8 @@ fn limit_of_rooms() {
     back.receives_event("welcome", json!({"members": [], "last_id": 1}));
 }
 
-/// Empty rooms do not count towards `--max-rooms`. Other members receive the joins and leaves in order.
+/// A client that switches rooms 300 times leaves many empty rooms, which do not count towards `--max-rooms`. Another
+/// member of its room receives the `joined` and `left` events in order.
 #[test]
 fn many_switches() {
     let server = chat(&["--max-rooms", "3"]);
@@ -228,7 +234,7 @@ fn many_switches() {
 
 // --------------------------------------------------------------------------------------------------------- addresses
 
-/// The limit per address does not count connections from loopback.
+/// Connections from loopback do not count towards `--max-per-address`.
 #[test]
 fn connections_from_loopback_are_not_counted() {
     for args in [&[][..], &["--max-per-address", "1"]] {
@@ -239,7 +245,7 @@ fn connections_from_loopback_are_not_counted() {
     }
 }
 
-/// Wrong tokens from loopback do not count towards `--max-wrong-tokens`. A valid token is always accepted.
+/// Wrong tokens from loopback do not count towards `--max-wrong-tokens`, so the server still accepts a valid token.
 #[test]
 fn wrong_tokens_from_loopback_are_not_counted() {
     for args in [&[][..], &["--max-wrong-tokens", "1"]] {
@@ -267,7 +273,8 @@ fn loopback_has_several_addresses() {
     }
 }
 
-/// A closed connection no longer counts, however it closed. A rejected connection never counts.
+/// A connection counts towards `--max-connections` only until it closes, whichever way it closes. A rejected
+/// handshake does not count.
 #[test]
 fn connections_are_counted_while_they_last() {
     let server = Server::start(&["--max-connections", "3"]);
@@ -281,5 +288,5 @@ fn connections_are_counted_while_they_last() {
             host.receives_event("left", json!({}));
         }
     }
-    wait_until("there is a place again", || server.status(&handshake()) == 101);
+    wait_until("the server accepts another connection", || server.status(&handshake()) == 101);
 }

@@ -1,4 +1,5 @@
-//! Listening sockets: several addresses, IPv6 with IPv4, Unix sockets, sockets from systemd, and reports to systemd.
+//! Tests listening sockets: several addresses, dual-stack IPv6, Unix sockets, and socket activation by systemd. Also
+//! tests the notifications to systemd.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -20,7 +21,7 @@ use support::{DEADLINE, RawClient, Server, print_skipped, require_tool, signal, 
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wirechat");
 
-/// A folder for the sockets of one test. Its path is short, because the path of a Unix socket must be.
+/// A folder for the sockets of one test. Its path is short, because the path of a Unix socket has at most 107 bytes.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -46,7 +47,7 @@ fn listen_option(path: &Path) -> String {
     format!("--listen=unix:{}", path.display())
 }
 
-/// A server that need not listen on TCP. It is killed when dropped.
+/// A running server, which need not listen on TCP, unlike [`Server`]. Dropping a `Process` kills the server.
 struct Process {
     child: Child,
     banner: String,
@@ -82,7 +83,8 @@ impl Drop for Process {
     }
 }
 
-/// Connects over a Unix socket. `RawClient` works with any stream socket, so its `TcpStream` may hold this one.
+/// Connects to a Unix socket. The `TcpStream` of the returned client holds the descriptor of the Unix socket, because
+/// reading and writing are the same for both kinds of sockets.
 fn unix_client(path: &Path) -> RawClient {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -132,7 +134,7 @@ fn addresses_from_the_environment() {
     assert_eq!(unix_status(&path, &handshake()), 101);
 }
 
-/// `[::]` serves IPv4, too. The banner shows an address that a browser can open.
+/// A server that listens on `[::]` also accepts IPv4. Its banner shows a loopback address, which a browser can open.
 #[test]
 fn dual_stack() {
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
@@ -182,7 +184,7 @@ fn the_command_in_the_banner_works() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "{\"status\":\"ok\"}\n");
 }
 
-/// A proxy may forward strangers to a Unix socket, so the server is public.
+/// A proxy may forward connections from anywhere to a Unix socket. So the server must not start with the demo tokens.
 #[test]
 fn a_unix_socket_makes_the_server_public() {
     let folder = Folder::new("public");
@@ -219,7 +221,7 @@ fn the_file_disappears_at_a_stop() {
         assert!(server.stop(name).success());
         assert!(!path.exists(), "SIG{name}");
     }
-    // The second signal ends a server that still accepts clients.
+    // During the drain delay, the server still accepts clients. A second signal stops the server at once.
     let mut server = Server::start(&[&listen_option(&path), "--open", "--drain-delay", "600"]);
     server.signal("TERM");
     server.wait_for_log("STOP");
@@ -227,7 +229,7 @@ fn the_file_disappears_at_a_stop() {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(130));
     assert!(!path.exists());
-    // The file is also deleted if startup fails later: here, the second address is in use.
+    // If the second address is in use, the server fails to start, and deletes the socket file that it created.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = Command::new(PROGRAM);
@@ -242,7 +244,7 @@ fn the_file_of_a_dead_server_is_replaced() {
     let path = folder.path("socket");
     let mut dead = Process::run(&path, &["--open"]);
     dead.stop("KILL");
-    assert!(path.exists(), "nobody has removed the file");
+    assert!(path.exists(), "a killed server leaves its socket file");
     let server = Process::run(&path, &["--open"]);
     assert_eq!(unix_status(&path, &handshake()), 101);
     drop(server);
@@ -258,8 +260,8 @@ fn the_file_of_a_live_server_stays() {
         run_to_failure(command.args([&listen_option(&path), "--open"])).check(FAILURE, &["unix:/", "already in use"]);
     };
     fails();
-    assert_eq!(unix_status(&path, &handshake()), 101, "the first server lives");
-    // A live server may be too busy to accept: its backlog is full.
+    assert_eq!(unix_status(&path, &handshake()), 101, "the first server still accepts clients");
+    // A server whose backlog is full also counts as live: it may be too busy to accept connections.
     let busy_path = folder.path("busy");
     let busy = UnixListener::bind(&busy_path).unwrap();
     shorten_backlog(&busy);
@@ -270,12 +272,12 @@ fn the_file_of_a_live_server_stays() {
     assert!(busy_path.exists());
 }
 
-/// Leaves room for only one client in the backlog.
+/// Limits the listener's backlog to one connection.
 fn shorten_backlog(listener: &UnixListener) {
     socket2::SockRef::from(listener).listen(0).unwrap();
 }
 
-/// Connects if the backlog has room.
+/// Connects without waiting. Returns `None` if the listener's backlog is full.
 fn connect_now(path: &Path) -> Option<socket2::Socket> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -312,7 +314,7 @@ fn no_other_file_is_deleted() {
         .check(FAILURE, &["unix:/", "--listen"]);
 }
 
-/// An operator replaces a server: a new one has taken the path before the old one stops.
+/// An operator replaces a server: the new server binds the path of the socket before the old server stops.
 #[test]
 fn a_stop_leaves_the_file_of_another_server() {
     let folder = Folder::new("another");
@@ -324,7 +326,8 @@ fn a_stop_leaves_the_file_of_another_server() {
     assert_eq!(unix_status(&path, &handshake()), 101);
 }
 
-/// A peer of a Unix socket is a trusted proxy: it names the client and the scheme.
+/// The server trusts every peer on a Unix socket as a proxy: it believes the client's address in `X-Forwarded-For` and
+/// the scheme in `X-Forwarded-Proto`.
 #[test]
 fn a_peer_of_a_unix_socket_is_a_proxy() {
     let folder = Folder::new("proxy");
@@ -337,7 +340,7 @@ fn a_peer_of_a_unix_socket_is_a_proxy() {
         (from("203.0.113.1"), 101),
         (from("203.0.113.1"), 503),
         (from("203.0.113.2"), 101),
-        // Without `X-Forwarded-For`, a client of a proxy has no known address and no limit per address.
+        // Without `X-Forwarded-For`, the client's address is unknown, so `--max-per-address` does not apply.
         (handshake(), 101),
         (handshake(), 101),
         (handshake(), 101),
@@ -349,13 +352,13 @@ fn a_peer_of_a_unix_socket_is_a_proxy() {
     for (scheme, expected) in [("https", 101), ("http", 403)] {
         let request = handshake().set("Host: 127.0.0.1").add(format!("X-Forwarded-Proto: {scheme}"));
         assert_eq!(unix_status(&path, &request.clone().add("Origin: https://127.0.0.1")), expected, "{scheme}");
-        // This server trusts no TCP peer as a proxy, and ignores the header.
+        // Over TCP, this server trusts no proxy, and ignores `X-Forwarded-Proto`.
         assert_eq!(server.status(&request.add("Origin: https://127.0.0.1")), 403, "{scheme}");
     }
     assert!(!server.log().contains("PROXY"), "{}", server.log());
 }
 
-/// A server that listens on no loopback address checks `Host` only against `--allow-host`.
+/// A server that listens only on a Unix socket accepts any `Host`, unless `--allow-host` lists the allowed hosts.
 #[test]
 fn hosts_on_a_unix_socket() {
     let folder = Folder::new("hosts");
@@ -374,7 +377,8 @@ fn hosts_on_a_unix_socket() {
 
 // --------------------------------------------------------------------------------------------------- socket activation
 
-/// A command that starts the server with `descriptor` as descriptor 3, like systemd. `pid`: the value of `LISTEN_PID`.
+/// Returns a command that passes `descriptor` to the server as file descriptor 3, as systemd does. `pid` is the value
+/// of `LISTEN_PID`, in which the shell replaces `$$` by the process id of the server.
 fn activated(descriptor: OwnedFd, pid: &str, args: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("exec 3<&0 </dev/null; LISTEN_PID={pid} LISTEN_FDS=1 exec \"$0\" \"$@\"");
@@ -400,10 +404,11 @@ fn an_inherited_socket_replaces_the_address() {
     assert!(process.banner.contains(&format!("unix:{}", path.display())), "{}", process.banner);
     assert_eq!(unix_status(&path, &handshake()), 101);
     assert!(process.stop("TERM").success());
-    assert!(path.exists(), "the file belongs to the parent");
+    assert!(path.exists(), "the socket file belongs to the parent");
 }
 
-/// The demo tokens are public, so the server rejects them on a public socket, even an inherited one.
+/// The demo tokens are public knowledge, so a server with an inherited socket on a public address must not start with
+/// them.
 #[test]
 fn an_inherited_socket_can_make_the_server_public() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -440,7 +445,7 @@ fn descriptors_for_another_process() {
     }
 }
 
-/// The parent keeps the socket, so clients wait in its backlog until the next server accepts them.
+/// The parent process keeps the listening socket open. While no server runs, clients wait in the socket's backlog.
 #[test]
 fn a_restart_loses_no_client() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -464,7 +469,7 @@ fn a_restart_loses_no_client() {
             wait_until("clients are served", || served.load(Ordering::Relaxed) > before + 50);
             assert!(process.stop("TERM").success());
         }
-        // Clients still in the backlog need a server before their threads can end.
+        // Some threads may still wait for a response: another server must accept their connections before they can end.
         let descriptor = listener.try_clone().unwrap().into();
         last = Some(Process::launch(&mut activated(descriptor, "$$", &[])));
         is_over.store(true, Ordering::Relaxed);
@@ -482,7 +487,7 @@ fn systemd_socket_activate() {
     let child = command.arg(listen).args([PROGRAM, "--open"]).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = Process { child: child.spawn().unwrap(), banner: String::new() };
     wait_until("the socket exists", || path.exists());
-    // systemd starts the server on the first connection, and the server accepts that connection.
+    // The first connection makes systemd-socket-activate start the server, which then accepts that connection.
     for _ in 0..3 {
         assert_eq!(unix_status(&path, &handshake()), 101);
     }
@@ -518,12 +523,12 @@ fn systemd_knows_the_state_of_the_server() {
     assert_eq!(stopping[0], "STOPPING=1");
     let timeout = stopping.iter().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).unwrap();
     assert!(timeout.parse::<u64>().unwrap() > 60_500_000, "{timeout}");
-    assert!(process.child.wait().unwrap().success(), "no client is left");
+    assert!(process.child.wait().unwrap().success(), "the server stops once no client is left");
     socket.set_nonblocking(true).unwrap();
-    assert_eq!(socket.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "one report each");
+    assert_eq!(socket.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "one notification per state");
 }
 
-/// A service manager that is gone must not stop the server.
+/// The server must start and run even if it cannot send notifications to `NOTIFY_SOCKET`.
 #[test]
 fn a_notify_socket_that_does_not_exist() {
     let mut command = Server::command("127.0.0.1:0", &[]);

@@ -44,7 +44,7 @@ fn calm(args: &[&str]) -> World {
     World::new(&[args, &CALM].concat())
 }
 
-/// A member that has read its first event: `welcome`, or its own join.
+/// Joins a room. The returned client has read its first event: the `welcome`, or the event for its own join.
 fn join(world: &mut World, dialect: Dialect, name: &str, room: &str) -> Client {
     let client = world.upgrade(&path(dialect, name, room));
     client.read_json();
@@ -104,7 +104,8 @@ impl Witnesses {
 
 // ------------------------------------------------------------------------------------------------- handshake timeout
 
-/// At the deadline, the server sends a 408 if it has received any bytes, and otherwise nothing.
+/// When the handshake timeout expires, the server closes the connection. It first sends a 408 if it has received any
+/// bytes.
 #[test]
 fn requests_that_never_end() {
     let rows: [(&str, &[u8], &str); 5] = [
@@ -132,7 +133,7 @@ fn requests_that_never_end() {
     }
 }
 
-/// A byte every second does not move the deadline.
+/// One byte per second does not extend the handshake timeout.
 #[test]
 fn a_request_that_trickles() {
     let mut world = calm(&[]);
@@ -151,7 +152,8 @@ fn a_request_that_trickles() {
     witnesses.chat(&mut world);
 }
 
-/// A request that arrives before the deadline is accepted even if the server reads it after the deadline.
+/// The server accepts a request that arrives before the handshake timeout, even if it reads the request after the
+/// timeout.
 #[test]
 fn a_request_that_waits_for_its_turn_is_not_late() {
     let mut world = calm(&[]);
@@ -160,7 +162,7 @@ fn a_request_that_waits_for_its_turn_is_not_late() {
     clients.iter().for_each(|client| client.send(upgrade_request(ECHO).as_bytes()));
     world.jump(millis(200));
     let turns = world.settle();
-    assert!(turns >= 4, "the requests of a crowd take several turns, not {turns}");
+    assert!(turns >= 4, "60 handshakes take at least four turns, not {turns}");
     clients.iter().for_each(|client| assert!(client.read_head().starts_with("HTTP/1.1 101 ")));
     // After the upgrade, only the idle timeout (1,200 seconds) applies.
     world.advance(seconds(1201));
@@ -169,7 +171,8 @@ fn a_request_that_waits_for_its_turn_is_not_late() {
 
 // ---------------------------------------------------------------------------------------------------- pings, silence
 
-/// The times, in seconds, of the pings that the client receives in the next `time` seconds.
+/// Advances the clock by `time` seconds. Returns the times, in seconds since the start, at which the client received
+/// pings.
 fn pings_within(world: &mut World, client: &Client, time: u64) -> Vec<u64> {
     let mut pings = Vec::new();
     for _ in 0..time {
@@ -182,7 +185,8 @@ fn pings_within(world: &mut World, client: &Client, time: u64) -> Vec<u64> {
     pings
 }
 
-/// PROTOCOL.md, section 12: a ping after every interval without a byte from the peer.
+/// PROTOCOL.md, "Limits and timeouts": the server sends a ping after every `--ping-interval` in which it received no
+/// byte.
 #[test]
 fn a_ping_after_every_interval_of_silence() {
     let mut world = World::new(&["--ping-interval", "10", "--idle-timeout", "60"]);
@@ -202,7 +206,8 @@ fn a_ping_after_every_interval_of_silence() {
     client.expect_end();
 }
 
-/// A silent peer is pinged and then disconnected, even in the middle of a header or message. Its room receives `left`.
+/// The server pings a silent peer, and after `--idle-timeout` ends the connection, even in the middle of a header or a
+/// message. The room receives `left`.
 #[test]
 fn silent_peers() {
     let rows = [
@@ -249,7 +254,8 @@ fn a_peer_that_replies_to_pings_stays() {
     assert_eq!(client.read_frame().text(), "still here");
 }
 
-/// A client that only receives is disconnected as silent, however much it receives. Its room receives `left` once.
+/// A client that receives messages but sends nothing counts as silent. The server ends its connection, and the room
+/// receives `left` once.
 #[test]
 fn a_silent_peer_in_a_busy_room() {
     let mut world = World::new(&["--rate-limit", "0"]);
@@ -272,7 +278,8 @@ fn a_silent_peer_in_a_busy_room() {
     sleeper.expect_end();
 }
 
-/// Time while the machine is suspended does not count as silence: the peer is pinged, and stays if it replies.
+/// The time during which the machine is suspended does not count as silence. The server pings the peer, and keeps the
+/// connection if the peer replies.
 #[test]
 fn a_suspended_machine_does_not_cut_its_peers() {
     let mut world = World::new(&[]);
@@ -285,7 +292,8 @@ fn a_suspended_machine_does_not_cut_its_peers() {
     client.expect_nothing();
 }
 
-/// If no ping was due before the machine was suspended, the server pings the peer later instead of dropping it.
+/// The time during which the machine is suspended does not count as silence. If the peer was not yet due for a ping,
+/// the server sends the ping after the rest of `--ping-interval`.
 #[test]
 fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     let mut world = World::new(&[]);
@@ -297,16 +305,13 @@ fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     world.settle();
     client.expect_nothing();
     world.advance(seconds(20));
-    assert_eq!(
-        client.read_frame().first,
-        0x89,
-        "30 seconds of silence without the time in which the machine stood still"
-    );
+    assert_eq!(client.read_frame().first, 0x89, "30 seconds of silence, not counting the suspension");
     world.advance(seconds(30));
     client.expect_end();
 }
 
-/// A turn performs at most 2,048 reads. A connection whose bytes must wait for the next turn is not silent.
+/// One turn of the event loop performs at most 2,048 reads. A connection whose bytes wait for the next turn does not
+/// count as silent.
 #[test]
 fn bytes_that_wait_for_their_turn_end_the_silence() {
     let mut world = World::new(&["--max-connections", "3000"]);
@@ -319,7 +324,7 @@ fn bytes_that_wait_for_their_turn_end_the_silence() {
     assert_eq!(world.connection_count(), clients.len());
 }
 
-/// PROTOCOL.md, section 12: only received bytes postpone a ping. A readiness event without bytes does not.
+/// PROTOCOL.md, "Limits and timeouts": received bytes postpone the next ping. A readiness event without bytes does not.
 #[test]
 fn spurious_edges_postpone_no_ping() {
     for spurious in [NO_EDGE, Readiness { readable: true, writable: true, ..NO_EDGE }] {
@@ -339,7 +344,8 @@ fn spurious_edges_postpone_no_ping() {
 
 // ------------------------------------------------------------------------------------------------ end of a connection
 
-/// The connection is cut at the close deadline, whatever the peer does.
+/// If the peer does not reply to a Close, the server cuts the connection after `--close-timeout`, even if the peer
+/// keeps sending other bytes.
 #[test]
 fn peers_that_do_not_reply_to_a_close() {
     let binary = || hex("82 81 M0 'x'");
@@ -377,7 +383,8 @@ fn peers_that_do_not_reply_to_a_close() {
     );
 }
 
-/// A rejected connection lingers until the close timeout, so that the peer can read the response.
+/// After a rejection, the server keeps the connection open, so that the peer can read the response. If the peer does
+/// not close the connection, the server cuts it after `--close-timeout`.
 #[test]
 fn a_rejected_peer_that_stays_is_cut() {
     let mut world = calm(&[]);
@@ -394,7 +401,8 @@ fn a_rejected_peer_that_stays_is_cut() {
     client.expect_end();
 }
 
-/// The client's Close arrives a turn before the signal to stop, together with it, or a turn after it.
+/// The client's Close arrives one turn before the signal to stop, in the same turn, or one turn later. In each case,
+/// the server sends exactly one Close.
 #[test]
 fn both_close_at_once() {
     for (turn, codes) in [(-1, &[1000][..]), (0, &[1000, 1001]), (1, &[1001])] {
@@ -418,7 +426,8 @@ fn both_close_at_once() {
     }
 }
 
-/// PROTOCOL.md, section 12: messages received before a stop are published and acknowledged first.
+/// PROTOCOL.md, "Limits and timeouts": before the server sends a Close to a client, it publishes and acknowledges the
+/// messages that it has received from the client.
 #[test]
 fn a_message_that_arrives_with_the_signal_is_acknowledged() {
     let mut world = calm(&[]);
@@ -432,10 +441,11 @@ fn a_message_that_arrives_with_the_signal_is_acknowledged() {
     }
 }
 
-/// Keep no history: a backlog of messages with 16,000 letters would exceed `--max-outbox`.
+/// Options for messages of 16,000 letters. There is no history, because a backlog of such messages would exceed
+/// `--max-outbox`.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
-/// Sends messages of 16,000 letters until the server closes a slow consumer. Returns that client's username.
+/// Sends messages of 16,000 letters until the server closes a slow consumer. Returns the slow consumer's username.
 fn talk_until_left(world: &mut World, talker: &Client) -> Value {
     let text = "x".repeat(16_000);
     for _ in 0..100 {
@@ -449,10 +459,11 @@ fn talk_until_left(world: &mut World, talker: &Client) -> Value {
             return event["data"]["username"].clone();
         }
     }
-    panic!("100 messages, and every consumer is in time");
+    panic!("the server closed no slow consumer during 100 messages");
 }
 
-/// A slow consumer that never reads its Close is disconnected. The server sends no Close in the middle of a frame.
+/// If a slow consumer never reads again, the server cuts the connection after `--close-timeout`. The server does not
+/// put a Close into the middle of a half-sent frame.
 #[test]
 fn a_slow_consumer_that_never_reads_again_is_cut() {
     let mut world = calm(&BIG_TEXTS);
@@ -498,7 +509,8 @@ fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
     late.expect_nothing();
 }
 
-/// The unsent part of a single frame exceeds `--max-outbox`.
+/// The unsent rest of a half-sent frame alone exceeds `--max-outbox`. The slow consumer must receive that rest and
+/// then a Close.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     let mut world = calm(&["--max-outbox", "1024", "--max-text", "20000"]);
@@ -516,8 +528,9 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     assert_eq!(slow.read_frame().close(), (1008, "too slow to read".to_owned()));
 }
 
-/// When the buffers are full, the server drops a slow client's queued messages. The client must not receive the room's
-/// next message: when the client resumes, it would not notice the gap.
+/// When `--max-buffered` is exceeded, the server closes a slow client and drops the client's queued messages. The
+/// client must not receive a later message of the room: it would resume after that message, and never
+/// receive the dropped ones.
 #[test]
 fn a_client_that_is_closed_receives_no_message_after_a_gap() {
     let mut world = calm(&["--max-buffered", "65536", "--max-echo", "1000"]);
@@ -540,7 +553,7 @@ fn a_client_that_is_closed_receives_no_message_after_a_gap() {
     assert!(frames.iter().all(|frame| json_of(frame)["data"]["text"] != "last"));
 }
 
-/// A slow consumer that reads again gets the rest of the half-sent frame and a Close, and nothing in between.
+/// A slow consumer that reads again receives the rest of the half-sent frame, and directly after that frame a Close.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
     for capacity in [1, 100, 4096, 16_000, 16_100, 40_000] {
@@ -564,7 +577,8 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
     }
 }
 
-/// However many history pages a client requests without reading them, its outbox stays within the bound.
+/// A client requests history pages without reading them. The server limits each page to half of `--max-outbox`, so the
+/// client does not become a slow consumer.
 #[test]
 fn a_client_that_requests_pages_without_reading() {
     let mut world = calm(&["--max-outbox", "16384", "--history", "100"]);
@@ -577,7 +591,7 @@ fn a_client_that_requests_pages_without_reading() {
     }
     reader.set_reading(false);
     for number in 0..1000 {
-        let is_page = number % 250 == 249; // the pongs in between fill half of the outbox
+        let is_page = number % 250 == 249; // the `pong` events between the pages fill half of the outbox
         let history = r#"{"event":"history","data":{"before":101,"limit":100}}"#;
         reader.send_text(if is_page { history } else { r#"{"event":"ping"}"# });
         world.settle();
@@ -594,7 +608,7 @@ fn a_client_that_requests_pages_without_reading() {
     }
 }
 
-/// After a client half-closes its connection, it has until the close timeout to read what the server has queued.
+/// After a client half-closes its connection, it has `--close-timeout` to read the events in its outbox.
 #[test]
 fn a_client_that_is_behind_and_ends_its_side() {
     for returns in [false, true] {
@@ -676,7 +690,8 @@ fn every_end_has_its_reason() {
     let nowhere = get("/nowhere").bytes();
     let half = b"GET / HTTP/1.1\r\n".to_vec();
     let close_and_more = [close_frame(1000), vec![0; 9]].concat();
-    // Columns: path ("": no upgrade), bytes from the client, its next action, seconds until the end, expected reason.
+    // Columns: path ("": no upgrade), bytes that the client sends, the client's next action, seconds until the server
+    // removes the connection, expected reason.
     let rows = [
         (ECHO, close_frame(1000), Waits, 0, CLEAN),
         (ECHO, masked(0x88, b""), Waits, 0, CLEAN),
@@ -711,7 +726,7 @@ fn every_end_has_its_reason() {
             let limit = seconds(*time);
             if !limit.is_zero() {
                 world.advance(limit - millis(1));
-                assert_eq!(world.connection_count(), 1, "not before its time");
+                assert_eq!(world.connection_count(), 1, "the connection has not ended early");
                 world.advance(millis(1));
             }
             assert_eq!(world.reason(&client), *reason);
@@ -781,11 +796,11 @@ fn a_rejected_connection_is_not_counted() {
         members.pop().unwrap().send(&close_frame(1000));
         world.settle();
         let (next, code) = request_upgrade(&mut world);
-        assert_eq!(code, 101, "the next client gets in at once");
+        assert_eq!(code, 101, "the server accepts the next client at once");
         members.push(next);
-        assert_eq!(request_upgrade(&mut world).1, 503, "and no more than it");
+        assert_eq!(request_upgrade(&mut world).1, 503, "the server accepts only one client");
     }
-    assert!(!rejected.is_cut(), "the rejected client held its response open all the time");
+    assert!(!rejected.is_cut(), "the rejected connection still lingers");
 }
 
 #[test]
@@ -795,13 +810,13 @@ fn rejected_connections_are_bounded_in_number_and_time() {
     let rejected: Vec<Client> = (0..50)
         .map(|_| {
             let (client, code) = request_upgrade(&mut world);
-            assert_eq!(code, 503, "each one gets a response, however many linger");
+            assert_eq!(code, 503, "the server responds to each client, however many linger");
             assert!(world.connection_count() <= 8 + MAX_LINGERING, "{}", world.connection_count());
             client
         })
         .collect();
     let (cut, lingering) = rejected.split_at(50 - (MAX_LINGERING - 1));
-    assert!(cut.iter().all(|client| world.reason(client) == "too many rejected connections linger"), "the oldest");
+    assert!(cut.iter().all(|client| world.reason(client) == "too many rejected connections linger"));
     assert!(lingering.iter().all(|client| !client.is_cut()));
     world.advance(CLOSE_TIMEOUT);
     assert!(lingering.iter().all(|client| world.reason(client) == "the peer did not end the stream in time"));
@@ -809,7 +824,8 @@ fn rejected_connections_are_bounded_in_number_and_time() {
     members.iter().for_each(Client::expect_nothing);
 }
 
-/// A client over the limit is rejected until another client leaves, whether by a Close, a half-close or a reset.
+/// At `--max-connections`, the server rejects a new client until another one leaves with a Close, a half-close or a
+/// reset.
 #[test]
 fn limit_of_connections() {
     let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
@@ -820,7 +836,7 @@ fn limit_of_connections() {
         assert_eq!(status(&connect_and_send(&mut world, &get("/health").bytes())), 200);
         leave(&first);
         world.settle();
-        // The `/health` connection counts until the close timeout, because its client does not close it.
+        // The `/health` connection counts until the close timeout, because its client leaves it open.
         world.advance(CLOSE_TIMEOUT);
         assert_eq!(request_upgrade(&mut world).1, 101);
     }
@@ -858,13 +874,14 @@ fn a_rejected_connection_is_not_counted_for_its_address() {
     assert_eq!((first.1, rejected.1), (101, 503));
     first.0.send(&close_frame(1000));
     world.settle();
-    assert_eq!(from(&mut world).1, 101, "at once");
+    assert_eq!(from(&mut world).1, 101, "the server accepts the next client at once");
     assert!(!rejected.0.is_cut());
     world.advance(CLOSE_TIMEOUT);
     assert_eq!(from(&mut world).1, 503, "the end of the lingering connection frees no second place");
 }
 
-/// After five rejections of an address within a minute, the log counts the rest.
+/// The server logs only five rejections per address and minute. At the end of the minute, it logs the number of
+/// further rejections.
 #[test]
 fn repeated_rejections_are_summarised() {
     let mut world = calm(&["--connect-rate", "0"]);
@@ -976,7 +993,8 @@ fn limits_of_request_heads() {
 
 const BUFFERED: [&str; 4] = ["--max-buffered", "200000", "--max-echo", "200000"];
 
-/// `--max-buffered` limits all unfinished messages together. If all are equally large, the newest connection is closed.
+/// `--max-buffered` limits the bytes in the unfinished messages of all clients together. If all clients hold the same
+/// number of bytes, the server closes the newest connection.
 #[test]
 fn limit_of_buffered_bytes() {
     let mut world = calm(&BUFFERED);
@@ -994,7 +1012,7 @@ fn limit_of_buffered_bytes() {
         for client in &clients {
             client.send(&masked(0x80, b"end"));
             world.settle();
-            assert_eq!(client.read_frame().payload.len(), 60_003, "the others go on");
+            assert_eq!(client.read_frame().payload.len(), 60_003, "the server keeps the other clients");
             client.reset();
         }
         witnesses.chat(&mut world);
@@ -1033,14 +1051,15 @@ fn long_welcomes_fill_the_buffers() {
     }
     world.settle();
     let events = count_events(&talker);
-    // Each `welcome` fits in one outbox, but only two fit within `--max-buffered`.
+    // Each `welcome` fits within its client's `--max-outbox`, but `--max-buffered` has room for only two of them.
     assert_eq!((events["joined"], events["left"]), (5, 3));
     crowd.iter().for_each(|client| client.set_reading(true));
     world.settle();
     witnesses.chat(&mut world);
 }
 
-/// If a client exceeds `--max-buffered` in the same read as its request, the server upgrades it and then closes it.
+/// If the server reads an upgrade request together with frames that exceed `--max-buffered`, it sends a 101 and then a
+/// Close.
 #[test]
 fn too_much_after_the_request() {
     let mut world = calm(&["--max-buffered", "2000", "--max-echo", "2000", "--max-message", "2000"]);
@@ -1052,7 +1071,7 @@ fn too_much_after_the_request() {
     first.expect_nothing();
 }
 
-/// When the buffers are full, the server closes the connection with the most buffered bytes, not the newest.
+/// When `--max-buffered` is exceeded, the server closes the connection that holds the most bytes, not the newest one.
 #[test]
 fn the_largest_holder_is_closed_when_buffers_are_full() {
     let mut world = calm(&BUFFERED);
@@ -1071,10 +1090,11 @@ fn the_largest_holder_is_closed_when_buffers_are_full() {
 
 // -------------------------------------------------------------------------------------------------------- rate limit
 
-/// A rate at which a second message must wait for ten seconds.
+/// Options for a rate limit of one message every ten seconds.
 const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
-/// A burst is twice the rate. After that, one message is allowed in each interval and not before.
+/// A client may send twice as many messages at once as `--rate-limit` allows per second, and at least one. After such a
+/// burst, the server accepts one message per interval of 1 / rate.
 #[test]
 fn bursts() {
     let rows: [(&[&str], usize, f64); 4] =
@@ -1114,7 +1134,7 @@ fn a_flood_is_closed() {
         let bot = join(&mut world, dialect, "bot", "general");
         let data = listener.read_event("joined");
         let frame = masked(0x81, message(dialect, "bot", "hello").as_bytes());
-        // One message is allowed and four are not. The client stays.
+        // The server accepts one message and rejects four, but does not close the client yet.
         bot.send(&frame.repeat(5));
         world.settle();
         assert!(bot.read_json().to_string().contains("hello"));
@@ -1134,7 +1154,8 @@ fn a_flood_is_closed() {
     listener.expect_nothing();
 }
 
-/// The server closes a client after ten rejections (five bursts of two) if all occur within ten seconds.
+/// The server rejects ten messages (five bursts of two) within ten seconds with an error. Instead of the next
+/// rejection, it closes the client.
 #[test]
 fn a_flood_of_five_bursts() {
     let mut world = World::new(&["--rate-limit", "1"]);
@@ -1151,12 +1172,13 @@ fn a_flood_of_five_bursts() {
         (0..9).for_each(|_| send_message(&patient, "hello"));
         world.advance(seconds(12));
     }
-    assert!(patient.read_frames().iter().all(|frame| frame.first == 0x81), "it stays");
+    assert!(patient.read_frames().iter().all(|frame| frame.first == 0x81), "the client is not closed");
 }
 
 // --------------------------------------------------------------------------------------------------- turns and edges
 
-/// A full batch pauses reading from the members of its room only, and only until the next turn.
+/// When the batch of a room is full, the server stops reading from the members of that room until the next turn. It
+/// keeps reading from the members of other rooms.
 #[test]
 fn a_full_batch_stops_its_own_room() {
     let mut world = World::new(&[]);
@@ -1165,7 +1187,7 @@ fn a_full_batch_stops_its_own_room() {
     let other = join(&mut world, Dialect::Events, "other", "elsewhere");
     let has_pong = |client: &Client| client.read_frames().iter().any(|frame| frame.first == 0x8a);
     crowd.iter().for_each(|client| drop(client.read_frames()));
-    // Escaped, each text is 3 KB of JSON, so the third member fills the batch of 64 KiB.
+    // As escaped JSON, each text is 3 KB long, so the messages of the third member fill the room's batch of 64 KiB.
     let text = format!("a{}b", "\u{1}".repeat(498));
     for client in &crowd {
         (0..10).for_each(|_| send_message(client, &text));
@@ -1173,7 +1195,7 @@ fn a_full_batch_stops_its_own_room() {
     }
     other.send(&masked(0x89, b""));
     world.turn();
-    assert!(has_pong(&other), "members of other rooms are served in the same turn");
+    assert!(has_pong(&other), "the server serves another room in the same turn");
     let served = crowd.iter().filter(|client| has_pong(client)).count();
     assert_eq!(served, 3, "the room's other members wait");
     let turns = world.settle();
@@ -1181,7 +1203,7 @@ fn a_full_batch_stops_its_own_room() {
     assert!(turns <= 2, "{turns}");
 }
 
-/// A burst of handshakes is spread over many turns, so it delays other clients by one turn at most.
+/// The server spreads a burst of handshakes over many turns, and serves other clients in each of those turns.
 #[test]
 fn a_burst_of_handshakes_does_not_delay_others() {
     let mut world = World::new(&[]);
@@ -1221,8 +1243,8 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
     }
 }
 
-/// Members whose connections fail or end in the same turn leave first. Then the others receive every `left`, and the
-/// server writes nothing more to those that are gone.
+/// If many connections end in the same turn, the server first removes all their users from the room, and then
+/// broadcasts the `left` events. It writes none of these events to the connections that have ended.
 #[test]
 fn members_that_drop_together_leave_before_any_broadcast() {
     for (has_presence, is_reset) in [(true, true), (false, false)] {
@@ -1233,7 +1255,7 @@ fn members_that_drop_together_leave_before_any_broadcast() {
         let crowd: Vec<Client> = (0..430).map(|number| member(&mut world, &format!("{name}{number}"))).collect();
         let presence = has_presence.then(|| join(&mut world, Dialect::Presence, "presence", "general"));
         for _ in 0..3 {
-            world.settle(); // sends what did not fit into the sockets' buffers
+            world.settle(); // sends the bytes that did not fit into the sockets' buffers
             [&survivor].into_iter().chain(&presence).chain(&crowd).for_each(|client| drop(client.read()));
         }
         crowd.iter().for_each(|client| if is_reset { client.reset() } else { client.end() });
@@ -1252,8 +1274,8 @@ fn members_that_drop_together_leave_before_any_broadcast() {
     }
 }
 
-/// While many members leave in every turn, the server holds broadcasts, so that it sends none to members that leave in
-/// the next turns. A member leaves as soon as its Close frame arrives, even if TCP stays open.
+/// While many members leave in every turn, the server holds back broadcasts, so that members that leave in one of the
+/// next turns do not receive them. A member leaves as soon as its Close frame arrives, even if TCP stays open.
 #[test]
 fn broadcasts_are_held_during_a_mass_disconnect() {
     const GROUPS: usize = 4;
@@ -1281,7 +1303,8 @@ fn broadcasts_are_held_during_a_mass_disconnect() {
     }
 }
 
-/// The signal to stop arrives in the turn in which a crowd leaves, or in the next one.
+/// The signal to stop arrives in the turn in which 300 members leave, or in the next turn. The server must still send a
+/// Close to the member that stays.
 #[test]
 fn a_stop_during_a_mass_disconnect() {
     let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
@@ -1312,7 +1335,7 @@ fn broadcasts_are_held_for_a_bounded_time() {
     assert_eq!(held.collect::<Vec<_>>(), [true, true, true, false, false]);
 }
 
-/// Joins a witness and `count` other members, and reads everything that they receive.
+/// Joins a room with a witness (the first client) and `count` other members. All have read what they received so far.
 fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
     let mut crowd = Vec::new();
     for first in (0..=count).step_by(50) {
@@ -1327,7 +1350,7 @@ fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
     crowd
 }
 
-/// The names of all received events, and how often each was received.
+/// Reads all events. Returns how often the client received each event, by name.
 fn count_events(client: &Client) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for frame in client.read_frames() {
@@ -1336,7 +1359,7 @@ fn count_events(client: &Client) -> BTreeMap<String, usize> {
     counts
 }
 
-/// Hundreds of slow consumers exceed the outbox bound in the same turn. Each receives one Close, and nothing after it.
+/// Hundreds of slow consumers exceed `--max-outbox` in the same turn. Each receives one Close, and nothing after it.
 #[test]
 fn many_slow_consumers_in_one_turn() {
     let mut world = calm(&["--max-outbox", "4096"]);
@@ -1389,7 +1412,7 @@ fn conversation(world: &mut World) -> Vec<Vec<u8>> {
     clients.iter().chain([&echo, &rejected]).map(Client::received).collect()
 }
 
-/// The same bytes arrive at every client, however few of them the kernel accepts at once.
+/// Every client receives the same bytes, however few bytes the kernel accepts per write.
 #[test]
 fn partial_writes_at_every_size() {
     let expected = conversation(&mut World::new(&[]));
@@ -1401,7 +1424,7 @@ fn partial_writes_at_every_size() {
     }
 }
 
-/// Readiness events without a cause do not change what clients receive.
+/// Spurious readiness events do not change the bytes that the clients receive.
 #[test]
 fn spurious_edges() {
     let expected = conversation(&mut World::new(&[]));
@@ -1415,7 +1438,7 @@ fn spurious_edges() {
     }
 }
 
-/// Readiness events for unknown tokens, and for removed connections, are ignored.
+/// The server ignores readiness events for unknown tokens and for removed connections.
 #[test]
 fn edges_for_unknown_tokens() {
     let every_edge = Readiness { readable: true, writable: true, read_closed: true, error: true };
@@ -1433,7 +1456,8 @@ fn edges_for_unknown_tokens() {
 
 // ------------------------------------------------------------------------------------------------------- determinism
 
-/// Clients that join, talk, switch, stop reading, leave and vanish at random moments. Returns what each received.
+/// Clients join, send messages, switch rooms, stop reading, leave, and reset their connections at random times. Returns
+/// the bytes that each client received.
 fn random_scenario(seed: u64) -> Vec<Vec<u8>> {
     let mut random = Rng::with_seed(seed);
     let mut world = World::build(&["--max-outbox", "4096", "--rate-limit", "0", "--history", "5"], seed, false);

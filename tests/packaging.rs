@@ -1,5 +1,5 @@
-//! Packaging: the completion scripts and the man page, which the program prints, and the files in `.dist/`, which may
-//! name only options, paths and commands that exist.
+//! Tests of packaging: the completion scripts and the man page contain every option, and the files in `.dist/` contain
+//! only options, paths and commands that exist.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,7 +28,7 @@ fn wirechat(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The first words of the lines below a heading of `--help`.
+/// The first word of each entry below `heading` in the output of `--help`.
 fn first_words(help: &str, heading: &str) -> Vec<String> {
     let (_, lines) = help.split_once(&format!("\n{heading}:\n")).expect(heading);
     let lines = lines.lines().take_while(|line| !line.is_empty());
@@ -36,14 +36,14 @@ fn first_words(help: &str, heading: &str) -> Vec<String> {
     entries.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
 }
 
-/// The long options in `--help`, without the leading `--`.
+/// The long options in the output of `--help`, without the leading `--`.
 fn options(help: &str) -> Vec<String> {
     let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let long = lines.filter_map(|line| line.split_once("--")).map(|(_, rest)| rest);
     long.map(|rest| rest.split(['[', '<', ' ']).next().unwrap().to_owned()).collect()
 }
 
-/// The options of the server and of all tools.
+/// The long options of the server and of all tools.
 fn all_options() -> BTreeSet<String> {
     let help = wirechat(&["--help"]);
     let mut all: BTreeSet<String> = options(&help).into_iter().collect();
@@ -55,7 +55,7 @@ fn all_options() -> BTreeSet<String> {
     all
 }
 
-/// A temporary file. `drop` removes the file and its folder.
+/// A temporary file in its own folder. Dropping it deletes the file and the folder.
 struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {
@@ -130,7 +130,7 @@ fn the_man_page_contains_every_option_and_tool() {
     for tool in first_words(&wirechat(&["--help"]), "Tools") {
         assert!(page.contains(&format!("\n.SS \"wirechat {tool}\"\n")), "{tool}");
     }
-    assert!(!page.contains("(1)"), "there is no other page");
+    assert!(!page.contains("(1)"), "there is only one page");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_man_page_has_no_warnings() {
     assert!(shown.contains("wirechat TOOL [ARGUMENTS]"), "{shown}");
 }
 
-/// A full disk is an error; a reader that closes the pipe is not.
+/// `man` and `completions` fail if the disk is full, and succeed if the reader of their output has closed the pipe.
 #[test]
 fn output_that_cannot_be_written() {
     for arguments in [&["man"][..], &["completions", "bash"]] {
@@ -161,7 +161,7 @@ fn output_that_cannot_be_written() {
     }
 }
 
-/// The value of a setting in the systemd unit.
+/// The value of a setting in wirechat.service.
 fn setting(name: &str) -> &'static str {
     let mut values = UNIT.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     values.next().unwrap_or_else(|| panic!("the unit sets {name}"))
@@ -173,14 +173,14 @@ fn the_unit_is_valid_and_hardened() {
     let unit = UNIT.replace("ExecStart=/usr/local/bin/wirechat", concat!("ExecStart=", env!("CARGO_BIN_EXE_wirechat")));
     assert_ne!(unit, UNIT);
     let (unit, socket) = (TemporaryFile::new("wirechat.service", &unit), TemporaryFile::new("wirechat.socket", SOCKET));
-    // The exposure score ranges from 0 to 100. A service without any hardening scores 96.
+    // `systemd-analyze security` scores exposure from 0 to 100. A service without hardening scores 96.
     let checks: [&[&str]; 2] = [&["verify", "--man=no"], &["security", "--offline=yes", "--threshold=15"]];
     for arguments in checks {
         let output = Command::new(&analyze).args(arguments).arg(&unit.0).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
     }
-    // The lines that are commented out are a valid alternative.
+    // The commented-out settings of wirechat.socket are valid, too, instead of the active `ListenStream`.
     let alternative = SOCKET
         .replace("\nListenStream=127", "\n;ListenStream=127")
         .replace("\n#ListenS", "\nListenS")
@@ -196,7 +196,7 @@ fn the_unit_is_valid_and_hardened() {
     }
 }
 
-/// systemd passes the socket to the service of the same name, and waits until that service is ready.
+/// wirechat.service uses the socket of wirechat.socket, and reports to systemd when it is ready.
 #[test]
 fn the_units_belong_together() {
     assert_eq!((setting("Type"), setting("Sockets")), ("notify", "wirechat.socket"));
@@ -226,7 +226,7 @@ fn variables<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(&'a str, &'a str)
     lines.filter(|line| line.starts_with("WIRECHAT_")).map(|line| line.split_once('=').expect(line)).collect()
 }
 
-/// Checks that these variables are options, and that each value is accepted.
+/// Asserts that each variable belongs to an option of the server, and that its value is valid.
 #[track_caller]
 fn assert_options(variables: &[(&str, &str)]) {
     let command = Config::command();
@@ -240,7 +240,7 @@ fn assert_options(variables: &[(&str, &str)]) {
     }
 }
 
-/// Checks the settings in the environment file, including those that are commented out.
+/// Every setting in wirechat.env is valid, even if it is commented out. One setting is active.
 #[test]
 fn the_environment_file_names_options() {
     let suggested = variables(ENVIRONMENT.lines().map(|line| line.trim_start_matches('#')));
@@ -248,7 +248,7 @@ fn the_environment_file_names_options() {
     assert_options(&suggested);
     let active = variables(ENVIRONMENT.lines());
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
-    // Variables that the comments mention must exist, too.
+    // Comments in wirechat.env may name only the file's own settings, WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_mentioned = ["WIRECHAT_MAX_TEXT", "WIRECHAT_LISTEN"].contains(&word);
         let is_option = || suggested.iter().any(|(name, _)| *name == word) || is_mentioned;
@@ -256,7 +256,7 @@ fn the_environment_file_names_options() {
     }
 }
 
-/// The instructions of the Containerfile, with continued lines joined.
+/// The instructions of the Containerfile and their arguments, with continuation lines joined.
 fn instructions() -> Vec<(String, String)> {
     let lines: String =
         CONTAINERFILE.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
@@ -265,7 +265,7 @@ fn instructions() -> Vec<(String, String)> {
     lines.map(|(instruction, rest)| (instruction.to_owned(), rest.trim().to_owned())).collect()
 }
 
-/// The arguments of the only instruction of this name.
+/// The arguments of the instruction `name`, which must occur exactly once.
 fn instruction(name: &str) -> String {
     let mut found = instructions().into_iter().filter(|(instruction, _)| instruction == name);
     let (_, arguments) = found.next().unwrap_or_else(|| panic!("no {name}"));
@@ -303,7 +303,7 @@ fn the_container_runs_commands_that_exist() {
     let owned = instructions()
         .into_iter()
         .any(|(_, rest)| rest.ends_with(&volume) && rest.contains(&format!("--chown={user} ")));
-    assert!(owned, "the user may write to the volume");
+    assert!(owned, "the user owns the volume");
 
     let server = Server::start_at("0.0.0.0:0", &["--open"]);
     let check = health_check(server.port());
@@ -315,7 +315,7 @@ fn entry_point() -> Vec<String> {
     serde_json::from_str(&instruction("ENTRYPOINT")).unwrap()
 }
 
-/// The command of the health check, for a server on this port.
+/// The command of the Containerfile's health check, with `port` instead of the exposed port.
 fn health_check(port: u16) -> Vec<String> {
     let check: Vec<String> = serde_json::from_str(instruction("HEALTHCHECK").split_once(" CMD ").unwrap().1).unwrap();
     assert_eq!(check[0], entry_point()[0]);
@@ -324,8 +324,8 @@ fn health_check(port: u16) -> Vec<String> {
     check.iter().map(|word| word.replace(&exposed, &port.to_string())).collect()
 }
 
-/// Builds the program with the commands of the Containerfile, and runs it as a container does: there is no other file, and
-/// its user can write only to the volume.
+/// Builds the program with the commands of the Containerfile. Runs the program in a chroot that contains nothing
+/// else but the token file and the volume, as a user who can write only to the volume.
 #[test]
 #[ignore = "builds a release, which takes minutes"]
 fn the_program_of_the_container_needs_no_other_file() {

@@ -1,7 +1,8 @@
 //! Tests the chat page as a person uses it: in headless Chromium, opened from disk, against the real server.
 //!
-//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, never for a fixed
-//! time. If the page itself waits, for example to reconnect, the test replaces its timers or random numbers beforehand.
+//! The tests check what a person can see: texts, fields, the focus. The tests wait for conditions, never for a fixed
+//! time. If the page itself waits, for example to reconnect, a test replaces the page's timers or random numbers
+//! beforehand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -148,7 +149,7 @@ fn markup_and_control_characters_stay_text() {
     raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
     wait_for_log(&alice, "a␀b␛[2Jc␡d");
     assert_eq!(browser.page_errors(), [""; 0]);
-    // Even if the page forgot to escape a text, its content security policy would block the HTML.
+    // Even if the page forgot to escape a text, the page's content security policy would block the HTML.
     let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
     assert_eq!(alice.text(forget), "TypeError");
 }
@@ -204,9 +205,9 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     assert_eq!(
         alice.text("document.querySelector('#members').textContent"),
         "alice you",
-        "who was last known to be here"
+        "the member list is unchanged"
     );
-    assert_eq!(alice.text("getComputedStyle(document.querySelector('#members')).fontStyle"), "italic", "and greyed");
+    assert_eq!(alice.text("getComputedStyle(document.querySelector('#members')).fontStyle"), "italic", "outdated");
     wait_until("the page announces the next attempt", || words(&alice).contains("Trying again in"));
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
     wait_for_log(&alice, "Reconnected to #general.");
@@ -250,7 +251,7 @@ fn a_wrong_token_is_explained_and_not_retried() {
     wait_for_log(&alice, "Welcome to #general, alice!");
 }
 
-/// A page from another origin cannot read why the server rejects it, so the page names a likely cause, and retries.
+/// A browser hides the reason for a rejection from a page of another origin, so the page names a likely cause.
 #[test]
 fn another_origin_is_explained() {
     let browser = browser!();
@@ -263,7 +264,7 @@ fn another_origin_is_explained() {
     assert!(words(&tab).starts_with(&format!("No connection. {cause}")), "{}", words(&tab));
 }
 
-/// Problems are shown under their fields before anything is sent.
+/// The page checks the fields before it connects, and shows each error under its field.
 #[test]
 fn fields_are_checked_before_connecting() {
     let browser = browser!();
@@ -297,10 +298,10 @@ fn fields_are_checked_before_connecting() {
     assert_eq!(tab.eval("sockets"), 0);
     tab.press_button("Connect");
     wait_for_state(&tab, "joined");
-    assert_eq!(tab.text("document.querySelector('h1').textContent"), "#tea", "the # of the page is not part of a name");
+    assert_eq!(tab.text("document.querySelector('h1').textContent"), "#tea", "the # of the title is not in the name");
 }
 
-/// The page never stops trying to connect, but backs off.
+/// While the server is unreachable, the page retries forever, with backoff.
 #[test]
 fn attempts_never_end_and_become_rare() {
     let browser = browser!();
@@ -308,13 +309,13 @@ fn attempts_never_end_and_become_rare() {
     let script = format!("{COUNT_SOCKETS};{SHORT_WAITS}");
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
-    alice.wait_for("sockets >= 12"); // more would take long, because Chromium itself delays attempts after failures
+    alice.wait_for("sockets >= 12"); // more would take long: Chromium delays attempts after failures
     assert!(
         words(&alice).contains("Is it running? To start a server, use the command cargo run --release."),
         "{}",
         words(&alice)
     );
-    // Exponential backoff up to a cap, times a random factor (here always 0.9).
+    // The backoff doubles from 2 s up to 30 s. The page multiplies each wait by a random number, here 0.9.
     let waits = [1800, 3600, 7200, 14400, 27000, 27000, 27000];
     assert_eq!(alice.eval("waits.slice(0, 7)"), json!(waits));
     assert_eq!(alice.eval("Math.max(...waits)"), 27000);
@@ -361,7 +362,7 @@ fn a_dead_connection_is_noticed_when_the_tab_becomes_visible() {
     wait_for_log(&alice, "Reconnected to #general.");
 }
 
-/// RFC 6455 §7.4, and the IANA registry.
+/// The names of close codes follow RFC 6455 §7.4 and the IANA registry.
 #[test]
 fn a_close_code_has_a_name() {
     let browser = browser!();
@@ -480,7 +481,8 @@ fn unknown_events_and_fields_are_ignored() {
 
 // ---- The code of the page ----
 
-/// The content security policy lists the hashes of the page's scripts and styles. This test prints them after a change.
+/// The content security policy contains the hashes of the page's scripts and styles. After a change, this test prints
+/// the new hashes.
 #[test]
 fn the_policy_lists_the_scripts_and_styles() {
     let page = include_str!("../client.html");
@@ -558,13 +560,13 @@ fn the_fields_are_remembered() {
     second.fill("Name", "bob");
     second.press_button("Connect");
     wait_for_state(&second, "joined");
-    // After a reload, each tab still has its own name.
+    // After a reload, each tab still has the name that was last used in that tab.
     for (tab, name) in [(&first, "alice"), (&second, "bob")] {
         tab.navigate(&page(""));
         assert_eq!(field(tab, "Name"), name);
     }
     let elsewhere = browser.open(&page("server=ws://elsewhere.invalid"));
-    assert_eq!(field(&elsewhere, "Token"), "", "a link to another server does not use the token of this one");
+    assert_eq!(field(&elsewhere, "Token"), "", "the page keeps a token for one server only");
 }
 
 #[test]
@@ -584,7 +586,7 @@ fn an_invite_link_loses_its_token() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// Over TLS, the token is in no URL, because proxies log URLs.
+/// Over TLS, the page sends the token as a subprotocol, not in the URL, because proxies log URLs.
 #[test]
 fn over_tls_the_token_is_a_subprotocol() {
     let browser = browser!();
@@ -646,7 +648,7 @@ fn everything_works_with_the_keyboard_alone() {
     focus_on("__button('Send')");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "by button");
-    focus_on(LOG); // so that the arrow keys scroll it
+    focus_on(LOG); // the log takes the focus, so that the arrow keys can scroll the log
     focus_on("__field('Room name')");
     alice.type_text("tea");
     focus_on("__button('Join')");

@@ -1,5 +1,5 @@
-//! Chat in the browser page: broken connections neither lose nor repeat messages; typing, private and unread messages,
-//! several rooms. A proxy (`support/proxy.rs`) breaks the connections. The tests wait for conditions, not fixed times.
+//! Tests chatting on the browser page: history, broken connections, typing, private messages, unread messages and
+//! rooms. A proxy (`support/proxy.rs`) breaks the connections. The tests wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,12 +19,12 @@ use support::{RawClient, Server, wait_until};
 use tungstenite::Message;
 use visitor::*;
 
-/// The texts of all messages, in order.
+/// Returns the texts of all messages that the page shows, in order, without unacknowledged ones.
 fn texts(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)"))
 }
 
-/// The text and the remark of each unacknowledged message.
+/// Returns the text and the remark of each message that the page has not sent, or that the server has not acknowledged.
 fn unsent(tab: &Tab) -> Value {
     let parts = "['.text', '.remark'].map((part) => row.querySelector(part).textContent)";
     tab.eval(&format!("[...document.querySelectorAll('.unsent')].map((row) => {parts})"))
@@ -34,7 +34,7 @@ fn notices(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.notice')].map((notice) => notice.textContent)"))
 }
 
-/// Waits until the log contains these rows in sequence. A message row is compared by its text only.
+/// Waits until the page's log contains these rows one after the other. Each row is a notice or the text of a message.
 fn wait_for_rows(tab: &Tab, expected: &[&str]) {
     let rows = "[...document.querySelectorAll('.message, .notice')]
         .map((row) => (row.querySelector('.text') ?? row).textContent)";
@@ -57,7 +57,7 @@ fn wait_for_texts(tab: &Tab, expected: &[String]) {
     });
 }
 
-/// Waits for smooth scrolling to end. Otherwise, it would override the scrolling of a button that the test presses.
+/// Waits until smooth scrolling has ended. Smooth scrolling would override the scrolling of a button.
 fn wait_until_still(tab: &Tab) {
     let top = format!("{LOG}.scrollTop");
     wait_until("the log has stopped scrolling", || {
@@ -67,7 +67,8 @@ fn wait_until_still(tab: &Tab) {
     });
 }
 
-/// Restores the connection. An `online` event of the browser makes the page reconnect at once.
+/// Makes the proxy forward bytes again, and waits until the page has reconnected. `online` events make the page
+/// reconnect at once.
 fn restore(tab: &Tab, proxy: &Proxy) {
     proxy.restore();
     wait_until("the page has reconnected", || {
@@ -153,7 +154,7 @@ fn messages_written_offline_are_sent_in_order_within_the_rate_limit() {
     }
     let waiting: Vec<_> = written.iter().map(|text| json!([text, "Waiting for the connection."])).collect();
     assert_eq!(unsent(&alice), json!(waiting));
-    assert_eq!(texts(&alice), [""; 0], "none of them is shown as sent");
+    assert_eq!(texts(&alice), [""; 0], "the page shows no message as sent");
     alice.screenshot("offline-queue");
     restore(&alice, &proxy);
     wait_for_texts(&alice, &written);
@@ -204,7 +205,8 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
         let mut both = vec![format!("bob {round}"), format!("alice {round}")];
         say(&mut bob, &both[0]);
         match round % 3 {
-            // The message arrives but its acknowledgement does not, so the page resends it with the same nonce.
+            // The server publishes alice's message, but its acknowledgement is lost. The page must resend the message
+            // with the same nonce.
             0 => {
                 wait_for_texts(&alice, &[received.clone(), vec![both[0].clone()]].concat());
                 proxy.drop_responses();
@@ -213,12 +215,12 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
                 assert_eq!(unsent(&alice), json!([[both[1], "Sending…"]]));
                 lose_connection(&alice, &proxy);
             }
-            // The connection breaks before the message is sent.
+            // The connection breaks before the page sends alice's message.
             1 => {
                 lose_connection(&alice, &proxy);
                 type_message(&alice, &both[1]);
             }
-            // Many messages arrive while the page is disconnected.
+            // The page is disconnected while bob sends 20 messages.
             _ => {
                 type_message(&alice, &both[1]);
                 assert_eq!(bob.read_event("message")["text"], both[1]);
@@ -235,9 +237,9 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
     }
     let sent: Vec<String> = received.iter().filter(|text| text.starts_with("alice")).cloned().collect();
     let own = alice.eval("[...document.querySelectorAll('.own .text')].map((text) => text.textContent)");
-    assert_eq!(strings(&own), sent, "her own messages are still recognized");
+    assert_eq!(strings(&own), sent, "the page still recognizes alice's messages as her own");
     wait_for_log(&alice, "Reconnected to #general. 20 messages arrived while you were away.");
-    // Compare with the server's history: a new user receives the last fifty messages.
+    // A new user receives the last 50 messages of the server's history: they must be the same as on alice's page.
     let carol = join(&browser, server.port(), "carol");
     wait_for_texts(&carol, &received[received.len() - 50..]);
     assert_eq!(browser.page_errors(), [""; 0]);
@@ -371,7 +373,7 @@ fn many_joins_at_once_are_one_line() {
 fn typing_is_shown_except_for_commands() {
     let browser = browser!();
     let server = start(&[]);
-    // Stop the clock that the page uses to limit its typing events.
+    // Stop the page's clock, so that the page sends only one typing event.
     let alice = join_with(&browser, server.port(), "alice", "performance.now = () => 0;");
     let mut bob = joined_guest(&server, "general", "bob");
     let typing = "document.querySelector('#typing').textContent";
@@ -404,7 +406,7 @@ fn a_private_message_looks_private_and_reaches_one_user() {
     alice.type_text("half a thought");
     for name in ["bob smith", "carol", "bob smith"] {
         alice.press_button(name);
-        assert_eq!(recipient(&alice), format!("To {name} only"), "another name replaces it");
+        assert_eq!(recipient(&alice), format!("To {name} only"), "a press replaces the recipient");
         assert_eq!(field(&alice, "Message"), "half a thought");
     }
     assert_eq!(alice.eval("__button('Send privately').checkVisibility()"), true);
@@ -424,7 +426,7 @@ fn a_private_message_looks_private_and_reaches_one_user() {
     alice.press_button("×");
     assert_eq!(recipient(&alice), "");
     type_message(&alice, "hello all");
-    assert_eq!(carol.read_event("message")["text"], "hello all", "and no private message before");
+    assert_eq!(carol.read_event("message")["text"], "hello all", "carol received no private message");
     for incomplete in ["/msg", "/msg carol", "/msg \"bob smith\""] {
         alice.fill("Message", incomplete);
         alice.press_key("Enter", false);
@@ -508,7 +510,7 @@ fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     alice.wait_for(&format!("{from_end} < 2 && document.title === '#general · wirechat'"));
     wait_for_rows(&alice, &["and more", "New messages", "further down"]);
     type_message(&alice, "seen");
-    alice.wait_for("document.querySelectorAll('.new').length === 0"); // a reply marks all messages as read
+    alice.wait_for("document.querySelectorAll('.new').length === 0"); // sending a message marks all messages as read
 }
 
 #[test]
@@ -569,7 +571,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     let alice = join(&browser, proxy.port(), "alice");
     lose_connection(&alice, &proxy);
     type_message(&alice, "for general");
-    // Switch before restoring the connection: otherwise, the page might reconnect to the old room first.
+    // Switch rooms before restoring the connection: otherwise, the page might reconnect to the old room first.
     switch_room(&alice, "tea");
     proxy.restore();
     wait_for_log(&alice, "Welcome to #tea, alice!");
@@ -579,7 +581,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     alice.press_button("#general");
     assert_eq!(bob.read_event("message")["text"], "for general");
     wait_for_texts(&alice, &["for general".into()]);
-    // Write more messages than the rate limit allows at once, and switch before the page has sent all of them.
+    // Type more messages than the rate limit allows at once, and switch rooms before the page has sent all of them.
     let written: Vec<String> = (0..10).map(|n| format!("general {n}")).collect();
     for text in &written {
         type_message(&alice, text);
@@ -592,7 +594,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     switch_room(&alice, &"x".repeat(65));
     wait_for_log(&alice, "is not a valid room name. Use at most 64 characters.");
     type_message(&alice, "still in tea");
-    assert_eq!(carol.read_event("message")["text"], "still in tea", "no message for general");
+    assert_eq!(carol.read_event("message")["text"], "still in tea", "#tea gets no message for #general");
     alice.press_button("#general");
     for text in &written {
         assert_eq!(bob.read_event("message")["text"], *text);

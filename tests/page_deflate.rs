@@ -1,5 +1,5 @@
-//! The chat page with a server that compresses: Chromium offers permessage-deflate on its own, compresses what it
-//! sends, and inflates what it receives, while users join and leave.
+//! Tests the chat page with `--deflate`: Chromium offers permessage-deflate by default, and the server accepts. Both
+//! peers compress the messages that they send.
 
 #![cfg(feature = "deflate")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -30,7 +30,7 @@ fn visitors_talk_through_compressed_messages() {
         type_message(if number % 2 == 0 { &alice } else { &bob }, &text);
         wait_for_log(&alice, &text);
         wait_for_log(&bob, &text);
-        // A join and a leave between the messages.
+        // A guest joins and leaves, so that the server sends other events between the messages.
         let mut guest = server.upgrade(&events_path(&format!("guest {number}"), "general"));
         guest.read_event("welcome");
     }
@@ -41,7 +41,7 @@ fn visitors_talk_through_compressed_messages() {
     assert_eq!(browser.page_errors(), Vec::<String>::new());
 }
 
-/// Once it is open, the inspector shows what each compressed message inflates to.
+/// The inspector shows the inflated text of a compressed message, even if it misses earlier messages of the connection.
 #[test]
 fn the_inspector_inflates() {
     let browser = browser!();

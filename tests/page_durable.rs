@@ -1,4 +1,4 @@
-//! Tests the page with a server that stores its history: after a restart, the visitor sees every message once.
+//! Tests the page with `--history-db`: after a restart of the server, the page shows every message exactly once.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -17,7 +17,7 @@ fn texts(tab: &browser::Tab) -> serde_json::Value {
     tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)")
 }
 
-/// Starts a server with this address and history file. Dropping the `Server` kills the process.
+/// Starts a server on this address with this history file. Dropping the `Server` kills the process.
 fn start_on(listen: &str, file: &str) -> Server {
     Server::start_at(listen, &["--rate-limit", "0", "--history-db", file])
 }
@@ -46,16 +46,16 @@ fn a_restart_loses_nothing_and_repeats_nothing() {
     say(&mut bob, "line 121");
     switch_room(&alice, "general");
     wait_for_log(&alice, "line 121");
-    // The restart changed the epoch, but not the messages.
+    // The room has a new epoch after the restart. The page must not repeat the messages from before the restart.
     let expected: Vec<String> = (71..=121).map(|n| format!("line {n}")).collect();
-    assert_eq!(texts(&alice), json!(expected), "each once and in order");
+    assert_eq!(texts(&alice), json!(expected), "each message once, in order");
     switch_room(&alice, "rust");
     alice.wait_for("document.title.includes('#rust')");
     assert_eq!(texts(&alice), json!(["in rust"]));
 
-    // A visitor who comes later reads everything from before the restart.
+    // A new visitor can scroll back to all messages from before the restart.
     let carol = join(&browser, port, "carol");
-    switch_room(&carol, "general"); // the page opens the room that was used last
+    switch_room(&carol, "general"); // the page first joins the room that the browser used last
     wait_for_log(&carol, "line 121");
     let count = || carol.eval("document.querySelectorAll('.message').length").as_u64().unwrap();
     while count() < 121 {

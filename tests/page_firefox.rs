@@ -1,5 +1,5 @@
-//! Tests the page in Firefox, but only what most visitors do. The other tests of the page run in Chromium. The tests
-//! wait for conditions, never for a fixed time.
+//! Tests in Firefox what most visitors of the page do. The other tests of the page run in Chromium. The tests wait
+//! for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,13 +17,14 @@ use visitor::*;
 /// A text with markup, backslashes, several scripts, and emoji of several code points.
 const SPECIAL: &str = r#"<b>&amp; "q" \n</b> Grüße, 日本語, שלום, 🦀👩🏽‍💻 é"#;
 
-/// A JavaScript expression for the last inspector row that contains all these words.
+/// Returns a JavaScript expression for the last inspector row whose text contains all these words.
 fn row(words: &[&str]) -> String {
     let rows = "[...document.querySelectorAll('.record')]";
     format!("{rows}.findLast((row) => {}.every((words) => row.textContent.includes(words)))", json!(words))
 }
 
-/// Selects an inspector row, and returns the bits of a frame field from the detail view.
+/// Selects the last inspector row with these words, and returns the bits that the detail view shows for a frame
+/// field.
 fn bits_of_row(tab: &Tab, words: &[&str], field: &str) -> String {
     tab.wait_for(&row(words));
     tab.click(&row(words));
@@ -88,7 +89,7 @@ fn the_inspector_shows_the_bits_of_frames() {
     assert_eq!(bits_of_row(&alice, &["client", "TEXT", "bit by bit"], "opcode"), "0001");
     let shown = ["FIN", "MASK"].map(|field| bits_of_row(&alice, &["client", "TEXT", "bit by bit"], field));
     assert_eq!(shown, ["1", "1"], "RFC 6455 §5.1: a client masks");
-    assert_eq!(bits_of_row(&alice, &["server", "TEXT", "bit by bit"], "MASK"), "0", "and a server does not");
+    assert_eq!(bits_of_row(&alice, &["server", "TEXT", "bit by bit"], "MASK"), "0", "a server does not mask");
     alice.press_button("Ask for a PING");
     assert_eq!(bits_of_row(&alice, &["server", "PING"], "opcode"), "1001");
     assert_eq!(bits_of_row(&alice, &["client", "PONG"], "opcode"), "1010");
@@ -107,7 +108,8 @@ fn served_over_http_the_page_works_within_its_policy() {
     type_message(&alice, SPECIAL);
     wait_for_messages(&alice, &json!([["alice", SPECIAL]]));
     assert_eq!(browser.page_errors(), [""; 0]);
-    // Cause a violation, to show that the browser enforces the policy and that the test notices violations.
+    // Violate the content security policy on purpose: the browser must enforce it, and `page_errors` must report the
+    // violation.
     alice.eval("document.body.setAttribute('style', 'color: red')");
     wait_until("a violation is reported", || {
         alice.eval("__frame().then(() => 0)");

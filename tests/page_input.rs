@@ -1,4 +1,4 @@
-//! Tests what a visitor types into the page (commands, recipients, drafts, long texts), and how the page shows received
+//! Tests of the page's message box (commands, recipients, drafts, long texts), and of how the page shows received
 //! texts (links, code, mentions). The tests wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -39,7 +39,7 @@ fn read_message(peer: &mut WebSocket<TcpStream>) -> Value {
 
 // ---- Limits ----
 
-/// Regression test: a text of 65,480 characters caused a Close with 1009, and the page resent it after each `welcome`.
+/// Regression test: a text of 65,480 characters caused a Close with 1009, and the page resent it on every reconnect.
 #[test]
 fn a_text_over_the_limits_is_not_sent() {
     let browser = browser!();
@@ -58,10 +58,11 @@ fn a_text_over_the_limits_is_not_sent() {
     }
     alice.fill("Message", "short");
     alice.press_key("Enter", false);
-    assert_eq!(next_text(&mut bob).1, "short", "nothing was sent before");
+    assert_eq!(next_text(&mut bob).1, "short", "the page did not send the long texts");
 }
 
-/// The `welcome` has no limits. If the server closes the connection because of a message, the page does not resend it.
+/// This server's `welcome` states no limits, so the page sends any text. If the server closes the connection because
+/// of a message, the page does not resend the message.
 #[test]
 fn a_message_that_the_server_closes_for_has_failed() {
     let browser = browser!();
@@ -88,14 +89,14 @@ fn a_message_that_the_server_closes_for_has_failed() {
         let remark = format!("Not sent. The server closed the connection with code {meaning}.");
         assert_eq!(alice.text("document.querySelector('.unsent .remark').textContent"), remark);
         type_message(&alice, "another");
-        assert_eq!(peer.join().unwrap()["data"]["text"], "another", "the first one is not sent again");
+        assert_eq!(peer.join().unwrap()["data"]["text"], "another", "the failed message is not resent");
         // The user can discard the failed message.
         alice.click("document.querySelector('.unsent .cancel')");
         alice.wait_for("document.querySelectorAll('.unsent').length <= 1");
     }
 }
 
-/// A connection that ends right after its `welcome` is a failure, so the retry delays keep growing (RFC 6455 §7.2.3).
+/// A connection that ends right after `welcome` does not reset the delay between reconnects (RFC 6455 §7.2.3).
 #[test]
 fn a_short_connection_does_not_reset_the_backoff() {
     let browser = browser!();
@@ -130,7 +131,7 @@ fn a_counter_appears_near_the_limit() {
 
 // ---- Commands ----
 
-/// A mistyped command must not reveal a private message to the whole room.
+/// The page does not send a mistyped command: as a message, it could reveal a private text to the whole room.
 #[test]
 fn a_mistyped_command_is_not_sent() {
     let browser = browser!();
@@ -178,7 +179,7 @@ fn a_mistyped_command_is_not_sent() {
         alice.press_key("Enter", false);
         assert_eq!(next_text(&mut bob), (event.to_owned(), text.to_owned()), "{typed:?}");
     }
-    // The button "Send as text" sends an unknown command as a message.
+    // The button "Send as text" sends the unknown command as a message to the room.
     alice.fill("Message", "/shrug");
     alice.press_key("Enter", false);
     alice.press_button("Send as text");
@@ -205,7 +206,7 @@ fn commands_change_the_room_and_the_name() {
     );
 }
 
-/// The label of the form's button says what the button does, for example "Reconnect as alicia".
+/// While a user edits the name, the form's button says what it does: "Back to the chat" or "Reconnect as alicia".
 #[test]
 fn the_name_can_be_edited() {
     let browser = browser!();
@@ -217,8 +218,8 @@ fn the_name_can_be_edited() {
     alice.press_button("Back to the chat");
     alice.wait_for("__field('Message').checkVisibility()");
     edit_connection(&alice);
-    assert_eq!(field(&alice, "Name"), "alice", "nothing has changed");
-    // A later reconnect does not use an abandoned edit either.
+    assert_eq!(field(&alice, "Name"), "alice", "the edit is discarded");
+    // A later reconnect does not use the abandoned edit of the room.
     alice.fill("Room", "elsewhere");
     alice.press_button("Back to the chat");
     alice.fill("Message", "/nick alina");
@@ -246,7 +247,8 @@ fn an_invisible_message_is_not_sent() {
     assert_eq!(next_text(&mut bob).1, "\u{2764}\u{fe0f}");
 }
 
-/// While an IME composes text, Enter does not send. In Safari, only `keyCode` 229 shows that an IME is active.
+/// While an IME composes text, Enter does not send the message. In Safari, only `keyCode` 229 marks such an
+/// Enter.
 #[test]
 fn enter_of_an_ime_does_not_send() {
     let browser = browser!();
@@ -264,7 +266,7 @@ fn enter_of_an_ime_does_not_send() {
     wait_for_log(&alice, "日本");
 }
 
-/// A touch keyboard has no Shift+Enter, so Enter starts a new line, and only the Send button sends.
+/// A touch keyboard has no Shift+Enter, so Enter starts a new line, and only the Send button sends the message.
 #[test]
 fn enter_of_a_touch_keyboard_starts_a_line() {
     let browser = browser!();
@@ -302,7 +304,7 @@ fn the_up_arrow_brings_back_the_last_message() {
 
 // ---- Recipients and drafts ----
 
-/// The recipient is not part of the text, so selecting another name replaces the first name instead of adding one.
+/// The page keeps the recipient outside the text, so that a click on another name replaces the recipient.
 #[test]
 fn a_selected_name_replaces_the_recipient() {
     let browser = browser!();
@@ -321,7 +323,7 @@ fn a_selected_name_replaces_the_recipient() {
     assert_eq!(next_text(&mut bob), ("message".into(), "for all".into()));
 }
 
-/// A user who selects a name's text wants to copy the text, so a click must not set the recipient.
+/// A click on a name does not set the recipient while the name is selected: the user wants to copy the name.
 #[test]
 fn a_selection_starts_no_private_message() {
     let browser = browser!();
@@ -336,7 +338,7 @@ fn a_selection_starts_no_private_message() {
     assert_eq!(recipient(&alice), "To bob only");
 }
 
-/// Switching rooms must not show the draft for one room in another room.
+/// The page keeps a draft for each room, and shows only the draft of the current room.
 #[test]
 fn every_room_has_a_draft() {
     let browser = browser!();
@@ -376,12 +378,12 @@ fn a_waiting_message_can_be_canceled() {
     alice.click("document.querySelector('.unsent .cancel')");
     let _server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
     alice.press_button("Try now");
-    wait_until("only the second is sent", || messages(&alice) == json!([["alice", "send this"]]));
+    wait_until("the page sends only the second message", || messages(&alice) == json!([["alice", "send this"]]));
 }
 
 // ---- What a text looks like ----
 
-/// Sends a text as a guest, and returns a JavaScript expression for the row in which the page shows the text.
+/// Sends `text` as a guest. Returns a JavaScript expression for the row in which the page shows the text.
 fn row_of(tab: &Tab, guest: &mut RawClient, text: &str) -> String {
     let count = tab.eval("document.querySelectorAll('.message').length").as_u64().unwrap();
     guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
@@ -457,7 +459,7 @@ fn code_and_mentions_stand_out() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// No message draws over another row, and the initials of names are whole characters.
+/// A text is clipped to its row, and the initial of a name is a whole grapheme cluster, for example a flag.
 #[test]
 fn texts_stay_in_their_rows() {
     let browser = browser!();
@@ -477,7 +479,7 @@ fn texts_stay_in_their_rows() {
     guests[0].read_event("welcome");
     let row = row_of(&alice, &mut guests[0], &format!("a{}", "\u{30d}".repeat(60)));
     assert_eq!(alice.text(&format!("getComputedStyle({row}).overflow")), "clip");
-    // A room whose name is written from right to left does not reorder the sentence around it.
+    // A right-to-left room name does not reorder the sentence that contains the name.
     switch_room(&alice, "חדר 3");
     alice.wait_for("[...document.querySelectorAll('.notice bdi')].some((bdi) => bdi.textContent === '#חדר 3')");
 }

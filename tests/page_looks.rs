@@ -38,7 +38,7 @@ fn every_control_has_a_name_for_screen_readers() {
         named("heading").into_iter().collect::<BTreeSet<_>>(),
         BTreeSet::from(["#general", "Rooms", "People 1"])
     );
-    assert_eq!(named("status").len(), 2, "the state, and what to do about it");
+    assert_eq!(named("status").len(), 2, "the connection state, and advice");
     assert_eq!(alice.text(&format!("{LOG}.getAttribute('aria-live')")), "polite");
 }
 
@@ -63,8 +63,8 @@ fn axe_finds_nothing_in_any_state() {
     }
 }
 
-/// Visits the states: start, chat, the menu, the start of a private message, offline with a waiting and a failed message,
-/// rejected.
+/// Brings the page into each main state and calls `audit` with the state's name: start, chat, menu (only on narrow
+/// screens), writing a private message, offline with a failed and an unsent message, rejected.
 fn visit_every_state(
     browser: &Browser,
     server: &Server,
@@ -109,7 +109,7 @@ fn visit_every_state(
     alice.fill("Message", "I write while the line is away");
     alice.press_key("Enter", false);
     audit(&alice, "offline");
-    // Enter a wrong token while the connection is still cut, so that the page cannot reconnect before that.
+    // Enter a wrong token while the connection is still cut, so that the page cannot reconnect with the valid token.
     open_connection(&alice, width);
     alice.fill("Token", "wrong");
     alice.press_button("Cancel");
@@ -135,7 +135,7 @@ fn forced_colours_and_reduced_motion_are_respected() {
     let _guests = chat(&server, &alice, "forced");
     alice.screenshot("forced");
     assert_fits(&alice, "forced");
-    // Forced colours remove backgrounds, so a border must mark one's own messages.
+    // Forced colours remove backgrounds, so a border must mark the user's own messages.
     let line =
         |what: &str| alice.text(&format!("getComputedStyle(document.querySelector('{what}')).borderInlineStartWidth"));
     assert_ne!(line(".own .text"), line(".message:not(.own) .text"));
@@ -202,7 +202,7 @@ fn the_picture_in_the_readme_can_be_recreated() {
     assert_fits(&alice, "page");
 }
 
-/// Opens the form with the connection's settings.
+/// Opens the form with the connection settings. On a narrow screen, the form is behind the menu.
 fn open_connection(tab: &Tab, width: u32) {
     if width < 720 {
         tab.press_button("Menu");
@@ -211,7 +211,7 @@ fn open_connection(tab: &Tab, width: u32) {
     edit_connection(tab);
 }
 
-/// Has guests and the page exchange a few messages. Returns the guests who stay.
+/// Lets two guests and the page exchange a few messages. Returns the guests who are still connected.
 fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
     wait_for_log(tab, "carol joined");
@@ -230,7 +230,8 @@ fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     vec![carol, guest(server, room, "Renée")]
 }
 
-/// Content that breaks layouts: a very long word, a name of wide letters, right-to-left text, a long list.
+/// Fills the page with content that tends to break layouts: a very long word, a name of wide letters, right-to-left
+/// text, a long member list. Returns the guests, who stay connected.
 fn stress_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let names = ["דנה".to_owned(), "W".repeat(32)].into_iter().chain((0..20).map(|n| format!("guest {n}")));
     let mut guests: Vec<RawClient> = names.map(|name| guest(server, room, &name)).collect();
@@ -245,7 +246,8 @@ fn stress_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     guests
 }
 
-/// Every hue of a name has enough contrast to the background: 4.5 to 1 (WCAG).
+/// Checks that a username is legible in each of the 360 hues: the contrast to the background is at least 4.5:1
+/// (WCAG).
 fn assert_names_are_legible(tab: &Tab) {
     let worst = tab.eval(
         "(() => {

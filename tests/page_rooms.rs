@@ -1,5 +1,5 @@
-//! Tests the page around the messages: loading older ones, the list of people, layout, reconnecting, links to a room,
-//! notifications. The tests wait for conditions, never for a fixed time.
+//! Tests the page: older messages, notifications, links to a room, the list of people, reconnecting, and the layout.
+//! The tests wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -99,7 +99,7 @@ fn runs_show_their_author_and_their_time() {
     assert_eq!(alice.eval("document.querySelectorAll('#rows > *').length"), 1500);
 }
 
-/// A visible window may be unfocused, for example behind another window.
+/// The page checks the focus, because a browser may report a window as visible while another window covers it.
 #[test]
 fn messages_in_an_unfocused_window_are_unread() {
     let browser = browser!();
@@ -130,7 +130,7 @@ fn notifications_are_opt_in() {
     let private = r#"{"event":"private","data":{"to":"alice","text":"psst"}}"#;
     alice.eval("window.focused = false");
     send_as_guest(&mut bob, &alice, "@alice, are you there?");
-    assert_eq!(alice.eval("shown"), json!([]), "nobody has asked for any");
+    assert_eq!(alice.eval("shown"), json!([]), "alice has not enabled notifications");
     alice.press_button("Notify me");
     alice.wait_for("__button('Notify me').ariaPressed === 'true'");
     send_as_guest(&mut bob, &alice, "just talk");
@@ -169,7 +169,7 @@ fn a_link_to_the_room_has_no_token() {
 
 // ---- People ----
 
-/// The list is changed in place, so a name keeps the focus while others come and go.
+/// The page updates the list of people in place, so a name keeps the focus while other users join and leave.
 #[test]
 fn the_list_of_people_keeps_the_focus() {
     let browser = browser!();
@@ -185,7 +185,7 @@ fn the_list_of_people_keeps_the_focus() {
     assert_eq!(alice.text("document.activeElement.textContent"), "mike");
 }
 
-/// In a large room, the list shows a hundred people, and a search finds the rest. Thousands of joins change few rows.
+/// In a large room, the list shows 100 people, and a search finds the rest. Thousands of joins change few rows.
 #[test]
 fn a_large_room_stays_small() {
     let browser = browser!();
@@ -221,7 +221,7 @@ fn a_large_room_stays_small() {
     wait_for_members(&alice, &["member 2777"]);
     alice.press_button("member 2777");
     alice.wait_for("document.querySelector('#recipient').innerText.includes('To member 2777 only')");
-    // Members that the server never listed can leave, too.
+    // A member whose name the server never sent to the page can leave, too.
     for _ in 0..10 {
         send(&mut peer, "left", json!({"username": "an unlisted one"}));
     }
@@ -231,7 +231,7 @@ fn a_large_room_stays_small() {
 
 // ---- The connection ----
 
-/// The page gives up only if `GET /check` reports status 400, 401 or 403. It retries if the server is full.
+/// The page gives up only if `GET /check` reports status 400, 401 or 403. If the server is full, the page retries.
 #[test]
 fn a_full_server_is_tried_again() {
     let browser = browser!();
@@ -243,13 +243,14 @@ fn a_full_server_is_tried_again() {
     wait_for_state(&alice, "waiting");
     assert!(words(&alice).contains("Trying again in"), "{}", words(&alice));
     drop(guest);
-    wait_until("the page gets in", || {
+    wait_until("the page joins", || {
         alice.eval("dispatchEvent(new Event('online'))");
         alice.text("document.body.dataset.state") == "joined"
     });
 }
 
-/// A response may come from a proxy instead of the server, so the page retries whatever the HTTP status.
+/// A response to `GET /check` without the server's `status` field may come from a proxy. The page then retries,
+/// whatever the HTTP status.
 #[test]
 fn a_proxy_that_answers_is_not_final() {
     let browser = browser!();
@@ -272,7 +273,8 @@ fn a_proxy_that_answers_is_not_final() {
     }
 }
 
-/// If `GET /check` says that the server would accept, the browser or a proxy causes the delay: keep the backoff short.
+/// If `GET /check` reports that the server would accept a connection, the browser or a proxy causes the failures.
+/// Then the backoff grows only to 8 s.
 #[test]
 fn the_backoff_stays_short_while_the_server_would_accept() {
     let browser = browser!();
@@ -326,7 +328,8 @@ fn a_reload_takes_over_its_own_connection() {
     let alice = join(&browser, server.port(), "alice");
     let session = alice.text("JSON.parse(sessionStorage.getItem('wirechat-session')).session");
     assert_eq!(session.len(), 32);
-    // A test cannot create a dead connection, so another client uses the same username and session.
+    // The test cannot create a dead connection of the page. Instead, another client uses the page's username and
+    // session.
     let mut other = server.upgrade(&format!("/?token=dev-token&username=alice&session={session}"));
     other.read_event("welcome");
     wait_for_state(&alice, "stopped");
@@ -335,7 +338,7 @@ fn a_reload_takes_over_its_own_connection() {
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     assert_eq!(other.read_frame().close(), (1008, "replaced by a newer connection".to_owned()));
-    // Another tab does not know the session.
+    // Another tab does not know the session, so the tab cannot replace the connection.
     let stranger = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
     stranger.press_button("Connect");
     wait_for_state(&stranger, "stopped");
@@ -410,7 +413,7 @@ fn the_chat_is_dense_and_has_one_column() {
         if width >= 1440 {
             assert!(visible.as_u64().unwrap() >= 20, "{width}: {visible} messages");
         }
-        // The edges of the content, without padding.
+        // The left and right edges of each part's content, without the padding and the scroll bar.
         let edges = alice.eval(
             "['.top', '#rows', '.compose'].map((selector) => {
                 const element = document.querySelector(selector), style = getComputedStyle(element), box = element.getBoundingClientRect();
@@ -423,7 +426,7 @@ fn the_chat_is_dense_and_has_one_column() {
     }
 }
 
-/// On a phone, the form does not move when advice appears, and every control is large enough for a finger.
+/// On a phone, the form does not move when an error message appears, and every control is large enough for a finger.
 #[test]
 fn a_phone_is_easy_to_hit() {
     let browser = browser!();
@@ -521,7 +524,7 @@ fn every_control_is_reached_by_keyboard() {
     alice.wait_for("document.activeElement === __field('Message')");
     server.signal("KILL");
     server.wait();
-    alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8"); // time enough to press Tab
+    alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8"); // leaves time to press Tab
     tab_to(&alice, "__button('Try now')");
     let _server = Server::start_at(&format!("127.0.0.1:{}", server.port()), &[]);
     alice.press_key("Enter", false);

@@ -1,5 +1,5 @@
-//! The chat page from a server with a certificate: Chromium loads the page from `https://`, and the page connects to
-//! `wss://` on the same host.
+//! Tests the chat page over TLS: Chromium loads the page from `https://`, and the page connects to `wss://` on the same
+//! host.
 
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]

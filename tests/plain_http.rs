@@ -1,4 +1,5 @@
-//! Plain HTTP: the headers of the page, and requests that a proxy has changed.
+//! HTTP requests without an upgrade: the headers of the page, disabled endpoints, and a handshake from which a proxy
+//! has removed `Upgrade`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +18,7 @@ fn the_page_has_a_policy_and_is_cached_until_it_changes() {
     assert_eq!(page.header("Cache-Control"), "no-cache");
     let policy = page.header("Content-Security-Policy");
     assert!(policy.starts_with("default-src 'none'; ") && policy.ends_with("; frame-ancestors 'none'"), "{policy}");
-    // The page repeats these hashes. Another test compares them with the page's scripts and styles.
+    // The page contains the same hashes. `tests/page.rs` compares the hashes with the page's scripts and styles.
     let hashes: Vec<&str> = policy.split([' ', ';']).filter(|word| word.starts_with("'sha256-")).collect();
     assert!(hashes.len() == 7 && hashes.iter().all(|hash| page.body.contains(hash)), "{policy}");
 
@@ -37,7 +38,7 @@ fn the_page_has_a_policy_and_is_cached_until_it_changes() {
         assert_eq!(response.header("ETag"), tag);
     }
     assert_eq!(response(&server, &get("/").method("HEAD").add(format!("If-None-Match: {tag}"))).status, 304);
-    // Other responses must not be cached.
+    // The server forbids caching of all other responses than the page.
     assert_eq!(response(&server, &get("/health")).header("Cache-Control"), "no-store");
 }
 
@@ -51,7 +52,7 @@ fn endpoints_that_are_switched_off() {
     assert!(welcome["event"] == "welcome" && welcome["data"]["ticket"].is_null(), "{welcome}");
 }
 
-/// A proxy that removes `Upgrade` turns a handshake into a request for the page. The log tells the operator why.
+/// If a proxy removes `Upgrade` from a handshake, the server sends the page and logs what the proxy must forward.
 #[test]
 fn a_handshake_without_upgrade_is_logged() {
     let server = Server::start(&[]);
@@ -61,7 +62,7 @@ fn a_handshake_without_upgrade_is_logged() {
     let line = "a proxy must forward Upgrade and Connection";
     server.wait_for_log(line);
     assert_eq!(response(&server, &get("/")).status, 200);
-    // The line shares the log limit of rejections, so that a client cannot fill the log.
+    // The limit on logged rejections per address covers this log line, so that a client cannot fill the log.
     (0..20).for_each(|_| _ = response(&server, &stripped));
     assert!(server.log().matches(line).count() <= 5, "{}", server.log());
     assert!(!server.log().contains("dev-token"), "{}", server.log());

@@ -1,4 +1,5 @@
-//! `{"do":"play"}` on `/inspect`: the server plays test cases of `wirechat poke` against itself, a few at a time.
+//! Tests the inspector's command `{"do":"play"}`: the server connects to itself and plays a test case of
+//! `wirechat poke`. Only a few test cases may run at the same time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -10,12 +11,12 @@ use serde_json::{Value, json};
 use support::http::handshake;
 use support::{RawClient, Server, masked, token_file};
 
-/// A client in the chat and its inspector.
+/// A chat client and the inspector of its connection.
 struct Inspected {
     client: RawClient,
     inspector: RawClient,
     number: u64,
-    /// The record that lists the cases.
+    /// The record that lists all test cases.
     catalogue: Value,
 }
 
@@ -39,7 +40,7 @@ impl Inspected {
         self.inspector.send_text(&json!({ "do": "play", "case": case }).to_string());
     }
 
-    /// Reads records up to the first of this kind, inclusive.
+    /// Reads records up to the first one of this kind. Returns all of them, including the last.
     fn read_up_to(&mut self, kind: &str) -> Vec<Value> {
         let mut records = Vec::new();
         loop {
@@ -148,7 +149,8 @@ fn every_case_passes() {
     alice.ping(b"still inspected");
 }
 
-/// With `--trace` or `--record`, a connection has a tap from the start, not only once an inspector opens.
+/// With `--trace` or `--record`, the server observes every connection from its start. An inspector must still receive
+/// each frame of a played case only once.
 #[test]
 fn with_a_trace_and_recordings() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("play-{}", std::process::id()));
@@ -208,7 +210,8 @@ fn a_few_cases_for_all_inspectors_together() {
     assert_eq!(last.play("hello").last().unwrap()["passed"], true);
 }
 
-/// Starts more cases than may run at once: a case must end when its inspector disconnects.
+/// A case must end when the inspected connection closes or the inspector disconnects. The test starts more cases than
+/// may run at the same time, so cases that do not end would block the last one.
 #[test]
 fn the_inspected_connection_closes_while_a_case_is_played() {
     let mut server = Server::start(&[]);
@@ -225,7 +228,7 @@ fn the_inspected_connection_closes_while_a_case_is_played() {
         }
     }
     for _ in 0..3 {
-        Inspected::start(&server).send_play("slow-request"); // and the inspector disconnects at once
+        Inspected::start(&server).send_play("slow-request"); // the inspector disconnects at once
     }
     let mut alice = Inspected::start(&server);
     while !alice_plays(&mut alice) {
@@ -234,7 +237,7 @@ fn the_inspected_connection_closes_while_a_case_is_played() {
     assert!(server.is_running());
 }
 
-/// `false` if other cases are still being played.
+/// Plays a case. Returns `false` if the server rejects the command because it is playing too many other cases.
 fn alice_plays(alice: &mut Inspected) -> bool {
     alice.send_play("hello");
     loop {
@@ -263,7 +266,8 @@ fn the_server_serves_others_while_a_case_is_played() {
     assert_eq!(alice.read_up_to("played").pop().unwrap()["passed"], true);
 }
 
-/// Of 100,001 frames, the inspector receives the first ones, the number of the others, and how the connection ends.
+/// The case sends 100,001 frames. The inspector receives records of the first 20, the number of missed records, and
+/// records of the connection's end.
 #[test]
 fn a_played_connection_has_few_records() {
     let server = Server::start(&[]);
@@ -281,7 +285,7 @@ fn a_played_connection_has_few_records() {
     assert_eq!(records[records.len() - 2]["code"], 1008);
 }
 
-/// The connection of a test case needs no token, but all other connections still do.
+/// With `--tokens`, the connection of a played case needs no token, but every other connection does.
 #[test]
 fn with_tokens_of_its_own() {
     let tokens = token_file("play", "secret-of-alice alice\n");
@@ -317,7 +321,7 @@ fn on_ipv6() {
     assert_eq!(Inspected::start(&server).play("hello").last().unwrap()["passed"], true);
 }
 
-/// The limits per address apply to the connection of a case as to any other.
+/// The connection of a played case counts towards `--max-per-address`.
 #[test]
 fn a_played_connection_counts_towards_the_limits() {
     let server = Server::start_at("0.0.0.0:0", &["--open", "--inspect", "--max-per-address", "2"]);
@@ -341,7 +345,7 @@ fn a_server_stops_while_a_case_is_played() {
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
-/// Here the client of a test case connects from the address of a trusted proxy. The client still needs no token.
+/// The connection of a played case comes from the address of a trusted proxy. The connection still needs no token.
 #[test]
 fn behind_a_proxy_on_this_machine() {
     let tokens = token_file("play-proxy", "secret\n");

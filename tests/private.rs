@@ -1,4 +1,4 @@
-//! Private messages, typing, and unique names.
+//! Tests private messages, typing events, and `--unique-names` on a running server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +17,8 @@ use Dialect::{Events, Presence, Rooms};
 const IN_USE: &str = "username already in use";
 const REPLACED: &str = "replaced by a newer connection";
 
-/// Users of the `events` dialect, each in its own room, so that they do not receive each other's joins and messages.
+/// Connects one user per name with the dialect `events`. Each user joins a separate room, and so receives no other
+/// user's joins and room messages.
 fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
     let mut room = 0;
     names.map(|name| {
@@ -28,7 +29,7 @@ fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
 
 // ------------------------------------------------------------------------------------------------ private messages
 
-/// Only the sender and the recipient receive a private message, in whatever rooms they are.
+/// Only the sender and the recipient receive a private message, even if they are in different rooms.
 #[test]
 fn a_private_message_is_for_two() {
     let server = chat(&[]);
@@ -61,7 +62,8 @@ fn a_private_message_is_for_two() {
     assert_eq!(welcome["history"].as_array().unwrap().len(), 1, "{welcome}");
 }
 
-/// The sender and every connection with the recipient's name receive the message once, even if the names are equal.
+/// The sender and every connection with the recipient's name receive a private message once, even if the sender and
+/// the recipient have the same name.
 #[test]
 fn each_connection_of_a_name_receives_it_once() {
     let server = chat(&[]);
@@ -80,7 +82,7 @@ fn each_connection_of_a_name_receives_it_once() {
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
         user.receives_nothing();
     }
-    // A message to oneself, with no other connection under the same name.
+    // Only the connection `pat` still has the name bob. The server delivers its message to bob once.
     bob.leaves();
     other_bob.leaves();
     pat.sends_message("/msg bob a note");
@@ -103,25 +105,25 @@ fn a_private_message_with_a_nonce() {
             user.receives_nothing();
         }
     }
-    // The history does not contain the private message, so a room message may have the same nonce.
+    // The history does not contain the private message, so a room message may use the same nonce.
     ann.sends_event("message", json!({"text": "hello", "nonce": "n1"}));
     ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
 }
 
 /// The expected reply to a message.
 enum Reply {
-    /// A private message for this name, with this text.
+    /// A private message: the recipient's name and the text.
     Private(&'static str, &'static str),
     NoSuchUser(&'static str),
     NothingToSend,
-    /// An ordinary message.
+    /// A message to the room, with this text.
     Text(&'static str),
     Silence,
 }
 
 use Reply::{NoSuchUser, NothingToSend, Private, Silence, Text};
 
-/// In `/msg NAME TEXT`, NAME is one word, or a name in double quotes.
+/// Test messages and the expected replies. In `/msg NAME TEXT`, NAME is one word, or a name in double quotes.
 const PRIVATE_MESSAGES: &[(&str, Reply)] = &[
     ("/msg ann hi", Private("ann", "hi")),
     ("/msg ann lee hi", Private("ann", "lee hi")),
@@ -211,7 +213,7 @@ fn only_connected_users_are_reached() {
     ann.leaves();
     bot.sends_message("/msg ann hi");
     bot.receives(bot.error("No such user: ann"));
-    // In the event `private`, `to` is always the whole name, without quotes.
+    // In a `private` event, `to` is always the whole name, without quotes.
     let [mut ann, mut long] = users(&server, ["ann", "ann lee"]);
     for (to, user) in [("ann", &mut ann), ("ann lee", &mut long)] {
         bot.sends_event("private", json!({"to": to, "text": "lee hi"}));
@@ -220,7 +222,7 @@ fn only_connected_users_are_reached() {
     }
     bot.sends_event("private", json!({"to": "ann lee ray", "text": "hi"}));
     bot.receives(bot.error("No such user: ann lee ray"));
-    // In the event `private`, the text may start with a slash.
+    // In a `private` event, the text may start with a slash.
     bot.sends_event("private", json!({"to": "ann", "text": "/msg bot hi"}));
     bot.receives(bot.private("bot", "ann", "/msg bot hi"));
 }
@@ -291,7 +293,7 @@ fn private_events_with_odd_data() {
     }
 }
 
-/// The log shows the first words of a room message, but no text of a private message.
+/// With `-v`, the log shows the first words of a room message, but no text of a private message.
 #[test]
 fn the_log_contains_no_private_text() {
     let server = chat(&["-v"]);
@@ -322,12 +324,12 @@ fn typing(dialect: Dialect, name: &str) -> Value {
     }
 }
 
-/// The typing event that a client sends.
+/// Returns the typing event that a client of this dialect sends. Only the dialect `rooms` puts a name into the event.
 fn types(dialect: Dialect, name: &str) -> String {
     if dialect == Rooms { typing(Rooms, name).to_string() } else { r#"{"event":"typing"}"#.to_owned() }
 }
 
-/// Only the other members of the room receive a typing event.
+/// Only the other members of the sender's room receive a typing event.
 #[test]
 fn typing_is_for_the_others() {
     let server = chat(&[]);
@@ -350,7 +352,7 @@ fn typing_is_for_the_others() {
     assert!(late.receives_error().contains("data"));
 }
 
-/// The server forwards at most one typing event per second, and silently drops the rest.
+/// The server forwards at most one typing event per second from each client, and silently drops the rest.
 #[test]
 fn continuous_typing() {
     for dialect in [Events, Rooms] {
@@ -375,21 +377,22 @@ fn continuous_typing() {
             break;
         }
         let most = 1 + start.elapsed().as_secs();
-        assert!((1..=most).contains(&count), "{count} of 200 were sent, of at most {most}");
+        assert!((1..=most).contains(&count), "{count} of 200 typing events were forwarded, at most {most} may be");
         bot.receives_nothing();
-        // After a second, the server forwards a typing event again.
-        wait_until("typing is sent again", || {
+        // After one second, the server forwards a typing event again.
+        wait_until("a typing event is forwarded again", || {
             bot.client.send(&frame);
             bot.sends_message("and?");
             bot.receive();
             eve.receive() == typing(Events, "bot") && eve.receive()["event"] == "message"
         });
         let seconds = start.elapsed();
-        assert!(seconds.as_millis() >= 1000, "a second is over: {seconds:?}");
+        assert!(seconds.as_millis() >= 1000, "forwarded too early, after {seconds:?}");
     }
 }
 
-/// Typing under a name that the token does not allow is an error, which the client receives at most once a second.
+/// A typing event under a name that the token does not allow causes an error. The client receives at most one such
+/// error per second.
 #[test]
 fn typing_under_a_forbidden_name() {
     let file = token_file("typing", "secret-any\nsecret-ann ann\n");
@@ -412,7 +415,7 @@ fn typing_under_a_forbidden_name() {
     };
     assert_eq!(last, ann.room_message("ann", "done", 1));
     let most = 1 + start.elapsed().as_secs();
-    assert!((1..=most).contains(&errors), "{errors} errors, of at most {most}");
+    assert!((1..=most).contains(&errors), "{errors} errors, at most {most} are allowed");
     eve.receives(eve.room_message("ann", "done", 1));
 }
 
@@ -433,12 +436,13 @@ fn typing_does_not_count_for_the_rate_limit() {
 
 // ---------------------------------------------------------------------------------------------------- unique names
 
-/// The server closes the connection only after the upgrade, because a browser can then read the close reason.
+/// Asserts that the server rejects a join because the name is in use. The server completes the handshake first, so
+/// that a browser can read the close reason.
 fn is_rejected(server: &Server, dialect: Dialect, name: &str, room: &str) {
     User::joins(server, dialect, name, room).receives_close(1008, IN_USE);
 }
 
-/// The second client with a name receives only a Close, and no other client sees it join.
+/// A second client with the same name receives only a Close, and the other clients receive no `joined`.
 #[test]
 fn a_unique_name_has_one_client() {
     let server = chat(&["--unique-names"]);
@@ -455,7 +459,7 @@ fn a_unique_name_has_one_client() {
     for user in [&mut witness, &mut alice] {
         user.receives_nothing();
     }
-    // A name that only looks the same is another name.
+    // Names that only look similar are different names. The first one starts with a Cyrillic letter.
     for name in ["\u{410}lice", "alice2", "al ice", "alic\u{e9}"] {
         User::events(&server, name, "elsewhere").leaves();
     }
@@ -472,7 +476,7 @@ fn a_unique_name_has_one_client() {
     witness.receives_nothing();
 }
 
-/// Case folding is more than lower-casing.
+/// `--unique-names` compares usernames by case folding and NFKC, not only in lower case: for example, σας equals σασ.
 #[test]
 fn names_are_case_folded() {
     let server = chat(&["--unique-names"]);
@@ -498,7 +502,7 @@ fn names_are_case_folded() {
     );
 }
 
-/// `--unique-names` does not apply to the default names.
+/// With `--unique-names`, several clients may still have the default name, Anonymous.
 #[test]
 fn the_default_names_may_be_shared() {
     let server = chat(&["--unique-names"]);
@@ -519,7 +523,7 @@ fn the_default_names_may_be_shared() {
     }
 }
 
-/// Without `--unique-names`, several clients may use one name.
+/// Without `--unique-names`, several clients may have the same name.
 #[test]
 fn names_may_be_shared() {
     let server = chat(&[]);
@@ -539,7 +543,7 @@ fn names_may_be_shared() {
     }
 }
 
-/// A client that presents the session of an older connection replaces that connection.
+/// With `--unique-names`, a client that presents the session of an older connection replaces that connection.
 #[test]
 fn a_unique_name_that_resumes() {
     let server = chat(&["--unique-names"]);
@@ -551,7 +555,6 @@ fn a_unique_name_that_resumes() {
     witness.receives(witness.room_message("witness", "hello", 1));
     let epoch = encode(welcome["epoch"].as_str().unwrap());
 
-    // Each of these requests lacks the session of the connection that holds the name.
     let by = |token: &str, name: &str, resume: &str| {
         let path = events_path(name, "general").replace("dev-token", token) + resume;
         User::at(&server, Events, &path, name)
@@ -559,6 +562,7 @@ fn a_unique_name_that_resumes() {
     let session = welcome["session"].as_str().unwrap().to_owned();
     let other = "f".repeat(32);
     let resume = format!("&epoch={epoch}&since=0&session={session}");
+    // The following requests do not present the session of alice's connection, so the server rejects them.
     by("dev-token", "alice", &format!("&epoch={epoch}&since=0")).receives_close(1008, IN_USE);
     for session in ["", "x", "0", &other, &session[1..], &format!("{session}0")] {
         by("dev-token", "alice", &format!("&session={session}")).receives_close(1008, IN_USE);
@@ -576,8 +580,8 @@ fn a_unique_name_that_resumes() {
     alice.receives_close(1008, REPLACED);
     witness.receives_event("left", json!({"username": "alice"}));
     witness.receives_event("joined", json!({"username": "alice"}));
-    assert_eq!(welcome["session"], session, "the client keeps its session, should the welcome be lost");
-    // The newer connection now holds the name, and frees it when it leaves.
+    assert_eq!(welcome["session"], session, "the session stays the same, in case the client misses the welcome");
+    // The newer connection now holds the name. When this connection ends, the name is free.
     is_rejected(&server, Presence, "alice", "general");
     again.sends_message("back");
     again.receives(again.room_message("alice", "back", 2));
@@ -607,8 +611,9 @@ fn a_shared_name_that_resumes() {
     }
 }
 
-/// The handshake of a second client with the same name succeeds, so that a browser can read the close reason. The
-/// server checks the token and the other parameters first.
+/// The handshake of a second client with the same name succeeds, and the server closes the connection afterwards, so
+/// that a browser can read the close reason. An invalid token or parameter fails the handshake even if the name is in
+/// use.
 #[test]
 fn names_in_use_are_checked_last() {
     let server = chat(&["--unique-names"]);

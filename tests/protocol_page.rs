@@ -66,7 +66,7 @@ struct Session {
 
 struct Client {
     socket: RawClient,
-    /// Set by `< …`: messages are skipped until the next expected one.
+    /// Set by the step `< …`: skips received messages until the next expected message.
     skips: bool,
 }
 
@@ -110,10 +110,11 @@ fn every_example_is_what_the_server_does() {
         failed.extend(result.is_err().then_some(section[0].heading));
     }
     assert!(examples.len() > 20, "the page has examples");
-    assert!(failed.is_empty(), "the messages above tell what differs in: {failed:?}");
+    assert!(failed.is_empty(), "see the messages above for what differs in: {failed:?}");
 }
 
-/// Makes the files that the section about TLS names. `false` if this build has no TLS, or if openssl is missing.
+/// Creates `chat.crt` and `chat.key` for the examples with TLS. Returns `false` if this build has no TLS, or if
+/// openssl is missing.
 fn make_certificate() -> bool {
     #[cfg(feature = "tls")]
     if let Some(certificate) = support::certificate::Certificate::new("protocol-page", support::certificate::EC) {
@@ -166,7 +167,7 @@ impl Session {
             while client.skips && frame.opcode() != 8 {
                 frame = client.next_frame();
             }
-            assert_eq!(shown(&frame), "close 1000", "line {line}: {name} has received something else before");
+            assert_eq!(shown(&frame), "close 1000", "line {line}: {name} has received another message before");
             client.socket.expect_end();
         } else if step == "is cut off" {
             self.clients.remove(name).expect(step);
@@ -205,7 +206,8 @@ impl Session {
         }
     }
 
-    /// Sends the request, and compares the response: its status line, the headers that the page shows, and the body.
+    /// Sends the request of an example, and checks the status line, the headers and the body of the response. Ignores
+    /// headers that the example does not show.
     fn exchange(&mut self, text: &str, line: usize) {
         let (request, response) = text.split_once("\n\nHTTP/1.1 ").expect("a request, a blank line, a response");
         let request = self.filled_in(request);
@@ -227,7 +229,7 @@ impl Session {
         assert!(is_same && is_shown, "line {line}: the body is {}", received.body);
     }
 
-    /// No client has received anything that the page does not show.
+    /// Checks that no client has received a message that the examples do not show.
     fn finish(&mut self) {
         for (name, client) in &mut self.clients {
             client.socket.send(&masked(0x89, b"the end"));
@@ -235,7 +237,7 @@ impl Session {
             while client.skips && received != "pong the end" {
                 received = shown(&client.next_frame());
             }
-            assert_eq!(received, "pong the end", "{name} receives something that the page does not show");
+            assert_eq!(received, "pong the end", "{name} receives a message that the examples do not show");
         }
     }
 
@@ -269,7 +271,7 @@ impl Client {
     }
 }
 
-/// On the page, the admin listener has port 9000; the banner of the server shows the real one.
+/// Connects to the admin listener. Its port is 9000 in the examples; the server's banner shows the actual port.
 fn connect_to_admin(server: &Server) -> RawClient {
     let mut address = None;
     wait_until("the banner shows the admin address", || {
@@ -280,7 +282,7 @@ fn connect_to_admin(server: &Server) -> RawClient {
     RawClient::new(TcpStream::connect(address.unwrap()).expect("the admin listener accepts"))
 }
 
-/// The steps of a session with the numbers of their lines; an indented line continues the one above it.
+/// Returns the steps of a session with their line numbers. An indented line continues the step in the line above.
 fn steps(text: &str) -> Vec<(usize, String)> {
     let mut steps: Vec<(usize, String)> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -292,7 +294,7 @@ fn steps(text: &str) -> Vec<(usize, String)> {
     steps
 }
 
-/// The frame of `> TEXT`, `> binary 00 01` or `> close 1000 "reason"`.
+/// Builds the frame of a step `> TEXT`, `> binary 00 01` or `> close 1000 "reason"`.
 fn client_frame(text: &str) -> Vec<u8> {
     match text.split_once(' ') {
         Some(("binary", bytes)) => masked(0x82, &hex(bytes)),
@@ -306,7 +308,7 @@ fn client_frame(text: &str) -> Vec<u8> {
     }
 }
 
-/// A received frame in the notation of the page.
+/// Writes a received frame in the notation of the examples.
 fn shown(frame: &Frame) -> String {
     match frame.opcode() {
         8 => match frame.close() {
@@ -319,8 +321,8 @@ fn shown(frame: &Frame) -> String {
     }
 }
 
-/// Compares a received text with an expected one, in which `…` matches anything and a variable matches one value. Times
-/// need only have the same format. Returns the variables that became known.
+/// Compares a received text with an expected text, in which `…` matches any text, a variable matches its value, and a
+/// time matches any time. Returns the values of the variables, or `None` if the texts do not match.
 fn matches(
     expected: &str,
     received: &str,
@@ -352,12 +354,13 @@ fn matches(
     }
 }
 
-/// A room has one epoch; every connection has a session and a ticket of its own.
+/// Whether a variable must always have the same value. A room has one epoch, but every connection has its own session
+/// and ticket.
 fn expects_same(name: &str) -> bool {
     name == "EPOCH"
 }
 
-/// The text with [`TIME`] in place of every RFC 3339 time in UTC with milliseconds.
+/// Replaces every RFC 3339 time in UTC with milliseconds by [`TIME`].
 fn without_times(text: &str) -> String {
     let mut parts: Vec<&str> = text.split('"').collect();
     for part in &mut parts {

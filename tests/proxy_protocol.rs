@@ -1,5 +1,6 @@
-//! `--proxy-protocol`: a header ahead of the client's bytes names the client (PROXY protocol, versions 1 and 2). The
-//! tests play the proxy, from 127.0.0.1 or over a Unix socket; tests/reverse_proxies.rs has a real one.
+//! Tests `--proxy-protocol`: a PROXY header (version 1 or 2) in front of the client's bytes contains the client's
+//! address. The tests act as the proxy, from 127.0.0.1 or over a Unix socket. `tests/reverse_proxies.rs` uses real
+//! proxies.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,15 +18,15 @@ use support::{DEADLINE, RawClient, Server, wait_until};
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
-const V4: u8 = 0x11; // with TCP
-const V6: u8 = 0x21;
+const V4: u8 = 0x11; // TCP over IPv4
+const V6: u8 = 0x21; // TCP over IPv6
 
 fn start(args: &[&str]) -> Server {
     let options = ["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open", "--connect-rate", "0", "-v"];
     Server::start(&[&options, args].concat())
 }
 
-/// A header of version 2 with this command and address family. `rest` contains the addresses and further fields.
+/// A version 2 header with this command and address family. `rest` contains the addresses and optional fields.
 fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
     [SIGNATURE, &[command, family], &len, rest].concat()
@@ -40,12 +41,12 @@ fn addresses(client: &str) -> Vec<u8> {
     [&both[..], &client.port().to_be_bytes(), &[1, 187]].concat()
 }
 
-/// A field of a version 2 header: its type, its length and a value.
+/// A type-length-value field of a version 2 header.
 fn field(kind: u8, len: u16) -> Vec<u8> {
     [&[kind][..], &len.to_be_bytes(), &vec![b'x'; len.into()]].concat()
 }
 
-/// A header that names a client.
+/// A version 2 header with this client address.
 fn from(client: &str) -> Vec<u8> {
     version_2(PROXY, if client.starts_with('[') { V6 } else { V4 }, &addresses(client))
 }
@@ -60,7 +61,7 @@ fn status(client: &mut RawClient) -> u16 {
     Response::parse(client.read_head().as_bytes()).status
 }
 
-/// Checks that the server takes a request after this header for one from this address.
+/// Sends a request after this header. Asserts that the server accepts the request, and logs this client address.
 fn check_address(server: &Server, header: &[u8], address: &str) {
     let lines = || server.log().matches(&format!("CLOSE {address}")).count();
     let before = lines();
@@ -95,7 +96,8 @@ fn the_header_names_the_client() {
     );
 }
 
-/// The header ends where its length says, whatever its fields contain: the largest one, and fields that are cut off.
+/// The server skips everything in a header after the addresses: a field that makes the header as long as the server
+/// accepts, truncated fields, and bytes that are not a field.
 #[test]
 fn fields_behind_the_addresses_are_skipped() {
     let server = start(&[]);
@@ -105,8 +107,8 @@ fn fields_behind_the_addresses_are_skipped() {
     }
 }
 
-/// The proxy itself connects, to check the server's health, or it does not know the client's address. The connection
-/// keeps the proxy's address, and `X-Forwarded-For` may name the client.
+/// A proxy sends a header without a client address if it connects to check the server's health, or does not know the
+/// client. Then the client address is the proxy's own, or the one in `X-Forwarded-For`.
 #[test]
 fn headers_that_name_no_client() {
     let server = start(&["--max-per-address", "1"]);
@@ -118,7 +120,7 @@ fn headers_that_name_no_client() {
         version_2(LOCAL, 0, &[]),
         version_2(LOCAL, 0, &field(4, 20)),
         version_2(LOCAL, V4, &addresses("203.0.113.1:4711")),
-        version_2(LOCAL, 0x51, b"any"), // the family of LOCAL is ignored
+        version_2(LOCAL, 0x51, b"any"), // the server ignores the family in a LOCAL header
         version_2(PROXY, 0, &[]),
         version_2(PROXY, 0, &field(1, 8)),
         version_2(PROXY, 0x31, &unix),
@@ -138,8 +140,8 @@ fn headers_that_name_no_client() {
     assert!(!server.log().contains("203.0.113.1"), "{}", server.log());
 }
 
-/// Sends the pieces one by one. A request on another connection ensures that the server has read each piece before the
-/// next.
+/// Sends the pieces one by one. After each piece, a request on another connection ensures that the server has read the
+/// piece.
 fn send_in_pieces(server: &Server, client: &mut RawClient, pieces: &[&[u8]]) {
     for piece in pieces {
         client.send(piece);
@@ -166,7 +168,8 @@ fn a_header_in_pieces() {
     }
 }
 
-/// The server closes the connection without a response, which the client could mistake for one from the proxy.
+/// After a bad header, the server closes the connection without a response, because the client could mistake a response
+/// for one from the proxy.
 #[test]
 fn bad_headers_end_the_connection() {
     let server = start(&[]);
@@ -215,7 +218,7 @@ fn bad_headers_end_the_connection() {
         |(bytes, why)| {
             let mut client = server.connect();
             client.try_send(bytes);
-            client.try_send(&handshake().bytes()); // bytes behind a bad header are not a request
+            client.try_send(&handshake().bytes()); // the server must not read this request
             client.expect_end();
             let peer = client.stream.local_addr().unwrap();
             server.wait_for_log(&format!("CLOSE {peer} reason=\"The PROXY header is {why}"));
@@ -227,7 +230,8 @@ fn bad_headers_end_the_connection() {
     assert!(!server.log().contains("panic"), "{}", server.log());
 }
 
-/// The handshake timeout includes the header. The server does not wait for the rest of a stream that has ended.
+/// The handshake timeout includes the wait for the PROXY header. If the peer half-closes before the end of the
+/// request, the server closes the connection without waiting for the timeout.
 #[test]
 fn a_header_arrives_in_time() {
     let server = start(&["--handshake-timeout", "0.2"]);
@@ -249,12 +253,13 @@ fn a_header_arrives_in_time() {
     }
 }
 
-/// Whether a log line has a client's address from a header or from `X-Forwarded-For`.
+/// Whether the log contains a client address from a PROXY header or from `X-Forwarded-For`.
 fn names_client(server: &Server) -> bool {
     ["REJECT", "CLOSE", "JOIN", "FAIL"].iter().any(|event| server.log().contains(&format!("{event} 203.0.113.")))
 }
 
-/// Only trusted proxies send headers. Any other peer is a client, and its header is a malformed request.
+/// The server expects PROXY headers only from trusted proxies. From any other peer, a PROXY header is a malformed
+/// request.
 #[test]
 fn peers_that_are_no_proxies() {
     let server = start(&["--trusted-proxy", "2001:db8::/32"]);
@@ -280,7 +285,7 @@ fn peers_that_are_no_proxies() {
     }
 }
 
-/// Without the option, even a trusted proxy must not send a header.
+/// Without `--proxy-protocol`, the server rejects a PROXY header even from a trusted proxy.
 #[test]
 fn headers_without_the_option() {
     let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--open"]);
@@ -291,8 +296,8 @@ fn headers_without_the_option() {
     assert!(!names_client(&server), "{}", server.log());
 }
 
-/// The limits per address count the client, whatever it claims in `X-Forwarded-For`. A header may also name
-/// another trusted proxy, whose requests do name the client.
+/// `--max-per-address` counts the client address in the PROXY header, and not the one in `X-Forwarded-For`. If the
+/// address in the PROXY header is that of another trusted proxy, the limit counts the address in `X-Forwarded-For`.
 #[test]
 fn limits_count_the_client() {
     let server = start(&["--max-per-address", "2", "--trusted-proxy", "10.0.0.0/8"]);
@@ -316,7 +321,7 @@ fn limits_count_the_client() {
     assert_eq!(proxies.iter().map(|proxy| proxy.0).collect::<Vec<_>>(), [101, 101, 101, 101, 503, 101][..].to_vec());
     drop(first);
     server.wait_for_log("CLOSE 203.0.113.1:1 ");
-    assert_eq!(connect("203.0.113.1:5", "198.51.100.1").0, 101, "one has left");
+    assert_eq!(connect("203.0.113.1:5", "198.51.100.1").0, 101, "the first client has left");
 }
 
 #[test]
@@ -325,11 +330,11 @@ fn clients_connect_at_a_limited_rate() {
         Server::start(&["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open", "--connect-rate", "0.2"]);
     let connect = |address: &str| status(&mut send(&server, &from(address), &get("/health")));
     assert_eq!([connect("203.0.113.1:1"), connect("203.0.113.1:2"), connect("203.0.113.2:1")], [200, 503, 200]);
-    // The proxy's own connections have no limit.
+    // `--connect-rate` does not apply to the proxy's own connections.
     (0..9).for_each(|_| assert_eq!(status(&mut send(&server, &version_2(LOCAL, 0, &[]), &get("/health"))), 200));
 }
 
-/// Every peer of a Unix socket is a trusted proxy, so it must send a header.
+/// The server trusts every peer on a Unix socket as a proxy, so each peer must send a PROXY header.
 #[test]
 fn a_proxy_on_a_unix_socket() {
     let path = std::env::temp_dir().join(format!("wirechat-header-{}", std::process::id()));
@@ -348,7 +353,7 @@ fn a_proxy_on_a_unix_socket() {
     let mut local = [(); 3].map(|()| connect(&[&version_2(LOCAL, 0, &[])]));
     assert_eq!(local.each_mut().map(status), [101; 3]);
     connect(&[]).expect_end();
-    // On a Unix socket, the kernel keeps each write in a buffer of its own.
+    // Send the header in one-byte writes: on a Unix socket, the kernel keeps each write in a separate buffer.
     let pieces: Vec<Vec<u8>> = from("203.0.113.3:1").chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(status(&mut connect(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())), 101);
     server.wait_for_log("CLOSE 203.0.113.3:1 ");

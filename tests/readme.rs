@@ -1,5 +1,5 @@
-//! Tests the README: its commands work, its sample output is real, its links lead to existing files, and its reading
-//! times match the sources.
+//! Tests of the README: its commands work, its sample output is real, its links lead to existing files, and its
+//! reading times match the sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,7 +28,7 @@ fn section(heading: &str) -> &'static str {
     section.split("\n## ").next().unwrap_or_default()
 }
 
-/// Returns the paths of a text's links to files, without links to other sites and to headings.
+/// Returns the targets of the links in `text`, except links to other sites and to headings.
 fn links(text: &str) -> Vec<&str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.starts_with("http") && !target.starts_with('#')).collect()
@@ -46,7 +46,7 @@ fn links_lead_to_files() {
     }
 }
 
-/// Every source file is in exactly one row, and the minutes of each row and part match the length of the files.
+/// Every source file is in exactly one row of the tables, and the minutes of each row and part match the sources.
 #[test]
 fn reading_times_are_measured() {
     let sources = read_all("src");
@@ -75,10 +75,10 @@ fn reading_times_are_measured() {
     // The tables omit lib.rs, which is the tour itself, and pictures.rs, which only tests use.
     let is_listed = |path: &&str| !["src/lib.rs", "src/pictures.rs"].contains(path);
     let expected: Vec<&str> = sources.iter().map(|(path, _)| path.as_str()).filter(is_listed).collect();
-    assert_eq!(found, expected, "the files of the tables, and those that exist");
+    assert_eq!(found, expected, "left: files in the tables; right: files in src");
 }
 
-/// All tests and options named in the table of limits exist.
+/// The options and the tests in the README's table of limits exist.
 #[test]
 fn every_limit_has_a_test() {
     let tests = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap();
@@ -96,19 +96,20 @@ fn every_limit_has_a_test() {
     }
 }
 
-/// Allows a deviation of 10 % plus one minute.
+/// Whether `shown` differs from `minutes` by at most 10 % plus one minute.
 fn is_about(shown: &str, minutes: usize) -> bool {
     shown.parse::<usize>().is_ok_and(|shown| shown.abs_diff(minutes) <= 1 + minutes / 10)
 }
 
-/// Whether `link` leads to the file `path`, or to the `mod.rs` of a folder around it that the README lists as a whole:
-/// `[…/](…/mod.rs)`, with or without backticks.
+/// Whether `link` covers the file `path`. A link to a `mod.rs` covers its whole folder if the link's text ends in a
+/// slash: `[…/](…/mod.rs)`, with or without backticks.
 fn covers(link: &str, path: &str) -> bool {
     let whole_folder = ["/`]", "/]"].iter().any(|end| README.contains(&format!("{end}({link})")));
     link == path || (whole_folder && link.strip_suffix("mod.rs").is_some_and(|folder| path.starts_with(folder)))
 }
 
-/// Comments are prose; everything else except blank lines is code. The tests at the end of a file do not count.
+/// Estimates the time to read a source file. Comment lines count as prose, other lines as code. Unit tests and blank
+/// lines do not count.
 fn seconds_to_read(source: &str) -> usize {
     let source = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let lines = source.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -150,14 +151,14 @@ fn the_trace_is_real() {
     assert!(golden.contains(shown), "{shown}");
 }
 
-/// All shell commands of a text, each on one line.
+/// All shell commands in `text`, with continuation lines joined.
 fn shell_commands(text: &str) -> Vec<String> {
     let fences = fences(text).into_iter().filter(|(kind, _)| *kind == "sh");
     let commands: String = fences.map(|(_, commands)| commands.replace("\\\n    ", "")).collect();
     commands.lines().map(str::to_owned).collect()
 }
 
-/// Splits a command into words. The README quotes words that have special characters for the shell.
+/// Splits a command into words, like a shell: single quotes group characters.
 fn words(command: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     for (index, part) in command.split('\'').enumerate() {
@@ -168,7 +169,7 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// The options of all shell commands exist, and the server accepts a client at each URL for wscat.
+/// Every shell command in the README has only options that exist, and the server accepts a client at every wscat URL.
 #[test]
 fn commands_work() {
     let server = Server::start(&[]);
@@ -201,7 +202,7 @@ fn commands_work() {
     assert!(commands.len() > 10, "the README has commands");
 }
 
-/// The server accepts these options, unless one of them needs a feature that is not in this build.
+/// Asserts that `options` are valid. An option may be rejected only because its feature is not in this build.
 fn check_options(options: &[&str]) {
     let config = Config::try_parse_from(["wirechat"].iter().chain(options)).unwrap_or_else(|error| panic!("{error}"));
     const FEATURES: [(&str, bool); 6] = [
@@ -218,7 +219,7 @@ fn check_options(options: &[&str]) {
     }
 }
 
-/// Checks a command that installs the server, or starts it as a service. Returns `false` if `line` is another command.
+/// Checks a command that installs the server or runs it as a service. Returns `false` if `line` is another command.
 fn is_installation(line: &str) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
     let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
@@ -269,7 +270,7 @@ fn is_installation(line: &str) -> bool {
     true
 }
 
-/// A host types the commands of the section one after another: the server starts, and the tools work.
+/// Runs the commands of "Run it for others" one after another: the server starts, and the tools succeed.
 #[test]
 #[cfg(all(feature = "sqlite", feature = "tls", feature = "jwt", feature = "metrics"))]
 fn a_host_runs_the_commands() {
@@ -303,7 +304,7 @@ fn a_host_runs_the_commands() {
         let printed = server.printed();
         let admin = printed.split("admin:  http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
         let tools = find("wirechat health ").into_iter().chain(find("wirechat admin "));
-        // Without Redis, an instance responds, but is not ready.
+        // There is no Redis server: a server with `--redis` responds, but is not ready. Check only that it responds.
         for command in tools.filter(|tool| !command.contains("--redis") || tool.ends_with(":3000")) {
             let command = command.replace("http://127.0.0.1:3000", &format!("{scheme}://127.0.0.1:{}", server.port()));
             let command = command.replace("127.0.0.1:9000", admin);
@@ -320,7 +321,7 @@ fn a_host_runs_the_commands() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Types the lines of "Try it" one after another, while the page is open with a name that the page generated.
+/// Sends the JSON lines of "Try it" as wscat does, while the page is connected under a generated name.
 #[test]
 fn the_lines_to_type_cause_no_error() {
     let server = Server::start(&[]);

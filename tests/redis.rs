@@ -1,5 +1,6 @@
-//! Several instances with one Redis are one chat (PROTOCOL.md, "Several instances"): rooms, members, ids, history,
-//! resume, nonces, private messages, typing and names are the same on all of them.
+//! Tests several instances with one Redis (PROTOCOL.md, "Several instances"). They must act as one chat: rooms,
+//! members, message ids, histories, resuming, nonces, private messages, typing events and usernames work across all
+//! instances.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -36,7 +37,8 @@ fn event(event: &str, name: &str) -> Value {
     json!({"event": event, "data": {"username": name}})
 }
 
-/// Asserts that everything sent before has arrived: a message from `sender` is the next event for all users.
+/// Sends a message as `sender`. Asserts that `sender` and `others` receive the message as their next event, and so have
+/// no other unread events.
 fn nothing_but_a_message(sender: &mut User, others: &mut [&mut User], text: &str) {
     sender.sends_event("message", json!({"text": text}));
     let data = sender.receives_event("message", json!({"text": text}));
@@ -47,7 +49,8 @@ fn nothing_but_a_message(sender: &mut User, others: &mut [&mut User], text: &str
 
 // ------------------------------------------------------------------------------------------------- order and members
 
-/// Nine clients on three instances publish at the same time. All receive the same list, with each sender's texts in order.
+/// Nine clients on three instances publish at the same time. All clients receive the same messages in the same order,
+/// and the messages of each sender in the order sent.
 #[test]
 fn one_order_and_one_sequence_of_ids() {
     const CLIENTS: usize = 9;
@@ -74,7 +77,7 @@ fn one_order_and_one_sequence_of_ids() {
     users.iter_mut().for_each(User::receives_nothing);
 }
 
-/// Joins and leaves are part of the order: all members see the same events around them.
+/// Members on all instances receive joins, leaves and messages in the same order.
 #[test]
 fn joins_and_leaves_have_a_place_in_the_order() {
     let Some(cluster) = Cluster::start(3, &[]) else { return };
@@ -89,7 +92,7 @@ fn joins_and_leaves_have_a_place_in_the_order() {
         let (guest, welcome) = join(cluster.at(round % 3), &format!("guest-{round}"), "r", "");
         assert_eq!(names(&welcome["members"]), ["watcher-0", "watcher-1", "watcher-2"], "{welcome}");
         guest.leaves();
-        // The next guest joins on another instance, perhaps before this leave has reached Redis.
+        // Wait for the leave: otherwise, the next guest might join on another instance before Redis has the leave.
         next(&mut watchers[0], "left");
     }
     publishes(&mut watchers[0], "the end");
@@ -108,7 +111,7 @@ fn joins_and_leaves_have_a_place_in_the_order() {
     assert_eq!((count("joined"), count("left"), count("message")), (15, 15, 46));
 }
 
-/// Members of three dialects on two instances see each other join, speak and leave.
+/// Members that use three dialects on two instances receive each other's joins, messages and leaves.
 #[test]
 fn dialects_meet_across_instances() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -152,7 +155,7 @@ fn dialects_meet_across_instances() {
     eve.receives(event("left", "Anonymous"));
     ann.receives(event("left", "Anonymous"));
     pia.receives(active("left", "Anonymous", &["eve", "ann", "pia"]));
-    // The history is replayed on either instance, in each dialect.
+    // Both instances send the history, in each dialect.
     for (i, dialect) in DIALECTS.into_iter().enumerate() {
         let mut late = User::joins(cluster.at(i % 2), dialect, "late", "general");
         let first = late.receive();
@@ -167,7 +170,8 @@ fn dialects_meet_across_instances() {
     }
 }
 
-/// `members` is bounded by `--max-listed`, and `active_users` by `--max-presence`, over all instances together.
+/// `--max-listed` limits `members`, and `--max-presence` limits `active_users`. Both limits count the members on all
+/// instances together.
 #[test]
 fn large_rooms() {
     let Some(cluster) = Cluster::start(2, &["--max-listed", "3", "--max-presence", "4"]) else { return };
@@ -196,7 +200,7 @@ fn switching_rooms() {
         let message = user.room_message("ann", "here", 2);
         user.receives(message);
     }
-    // The commands of one client take effect in the order sent.
+    // The server executes a client's commands in the order sent.
     ann.sends_message("before");
     ann.sends_event("switch_room", json!({"room": "old"}));
     ann.sends_message("after");
@@ -231,7 +235,8 @@ fn a_client_resumes_on_another_instance() {
     }
 }
 
-/// A room that is empty on all instances keeps its history for `--history-ttl`. A room with a member keeps it longer.
+/// The history of a room expires after the room has been empty on all instances for `--history-ttl`. The history of a
+/// room with a member does not expire.
 #[test]
 fn the_history_of_an_empty_room() {
     let Some(cluster) = Cluster::start(2, &["--history-ttl", "1"]) else { return };
@@ -244,7 +249,7 @@ fn the_history_of_an_empty_room() {
     let (_holder, held) = first.pop().unwrap();
     let (ann, empty) = first.pop().unwrap();
     ann.leaves();
-    // Wait longer before each attempt, because joining the room restarts the expiry.
+    // Wait longer before each attempt, because each attempt joins the room, and so restarts `--history-ttl`.
     let mut wait = Duration::from_millis(700);
     wait_until("the history has expired", || {
         std::thread::sleep(wait);
@@ -265,7 +270,7 @@ fn an_empty_room_keeps_its_history() {
     ann.leaves();
     let back = welcome(cluster.at(1), "r", &since(&first["epoch"], 0));
     assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!([sent])));
-    // An instance that has just started knows the room too.
+    // An instance that starts later has the room's history too.
     let late = instance(&cluster.redis.url(), &[]);
     let back = welcome(&late, "r", &since(&first["epoch"], 0));
     assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!([sent])));
@@ -288,7 +293,8 @@ fn pages_of_the_history() {
 
 // ------------------------------------------------------------------------------------------------------------- nonces
 
-/// An instance that never saw the message sends its original event again, to the sender only.
+/// A client sends a message with a nonce, and reuses the nonce on another instance. That instance sends the event of
+/// the first message again, to the sender only.
 #[test]
 fn a_nonce_that_was_used_on_another_instance() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -302,7 +308,7 @@ fn a_nonce_that_was_used_on_another_instance() {
     let mut ann = User::events(cluster.at(1), "ann", "r");
     ann.sends_event("message", json!({"text": "other words", "nonce": "once"}));
     ann.receives_event("message", sent);
-    // The same nonce of another user is another message.
+    // Each user has separate nonces: bob's message with the same nonce is a new message.
     let mut bob = User::events(cluster.at(1), "bob", "r");
     ann.receives(event("joined", "bob"));
     bob.sends_event("message", json!({"text": "mine", "nonce": "once"}));
@@ -317,7 +323,7 @@ fn a_nonce_that_was_used_on_another_instance() {
     ann.receives_event("message", json!({"text": "mine", "id": 2}));
 }
 
-/// Two connections of one user send the same nonces at the same time. Each nonce becomes one message.
+/// Two connections of one user send the same nonces at the same time. The room gets one message per nonce.
 #[test]
 fn a_nonce_that_is_used_on_two_instances_at_once() {
     const COUNT: usize = 100;
@@ -335,7 +341,8 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     }
     texts.sort_unstable();
     assert!(texts.iter().copied().eq(0..COUNT), "{texts:?}");
-    // Each sender has every message, and once more the event of each message that the other one had sent first.
+    // Each connection receives every message, and some twice: if the other connection has used a nonce first, the
+    // server repeats the event of that message.
     for ann in &mut both {
         cluster::sends_nonce(ann, &format!("the end of {}", ann.name));
         let mut seen = [false; COUNT];
@@ -352,7 +359,7 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
 
 // --------------------------------------------------------------------------------------------------- private messages
 
-/// Every connection of the recipient receives a private message once, and so does the sender.
+/// The sender and every connection of the recipient receive a private message once.
 #[test]
 fn private_messages() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -369,13 +376,13 @@ fn private_messages() {
             user.receives(private);
         }
     }
-    // A note to oneself reaches the other connection with the name.
+    // Both connections of ann receive a private message from ann to ann.
     ann.sends_event("private", json!({"to": "ann", "text": "a note", "nonce": "n"}));
     let data = json!({"from": "ann", "to": "ann", "text": "a note", "time": TIME, "nonce": "n"});
     for user in [&mut ann, &mut other_ann] {
         user.receives(json!({"event": "private", "data": data}));
     }
-    // Names are compared by their keys. It is enough if the only recipient is on another instance.
+    // Usernames are case-insensitive, even if the only recipient is connected to another instance.
     other_ann.leaves();
     let mut zoe = User::events(b, "Zoe", "room 6");
     for user in [&mut ann, &mut bobs[0]] {
@@ -396,7 +403,7 @@ fn private_messages() {
         let received = ann.receive();
         received == ann.error("No such user: Zoe")
     });
-    // A private message is in no history and uses no nonce of a room.
+    // A private message is not part of a room's history, and its nonce is not a nonce of the room.
     ann.sends_event("message", json!({"text": "hello", "nonce": "n"}));
     ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n"}));
     for user in bobs.iter_mut().chain([&mut pat, &mut ann]) {
@@ -404,7 +411,7 @@ fn private_messages() {
     }
 }
 
-/// In the dialect `rooms`, a client is found under the name that it used last.
+/// In the dialect `rooms`, a private message reaches a client under the username of the client's last message.
 #[test]
 fn private_messages_to_names_in_use() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -470,9 +477,9 @@ fn unique_names() {
             User::joins(server, dialect, name, room).receives_close(1008, IN_USE);
         }
     }
-    // The default names may be shared.
+    // Several clients may have the default username.
     let _anonymous = [User::events(a, "anonymous", "x"), User::events(b, "anonymous", "x")];
-    // A message reserves its name in the dialect `rooms`.
+    // In the dialect `rooms`, a client reserves a username by sending a message under that username.
     let mut ron = User::rooms(b, "alice", "general");
     witness.receives(event("joined", "Anonymous"));
     ron.sends_message("I am not Alice");
@@ -482,7 +489,7 @@ fn unique_names() {
     ron.receives(ron.room_message("ron", "I am Ron", 1));
     witness.receives(witness.room_message("ron", "I am Ron", 1));
     User::joins(a, Events, "Ron", "general").receives_close(1008, IN_USE);
-    // The name is free as soon as the other members have received its holder's `left`.
+    // A username is free again as soon as the other members have received `left` for that username.
     alice.leaves();
     witness.receives(event("left", "Alice"));
     let mut alice = User::events(b, "alice", "general");
@@ -490,7 +497,8 @@ fn unique_names() {
     nothing_but_a_message(&mut witness, &mut [&mut alice], "all together");
 }
 
-/// Many clients on three instances ask for one name at the same time: one gets it.
+/// Many clients on three instances join under the same username at the same time. The server accepts one and closes the
+/// others.
 #[test]
 fn a_race_for_a_name() {
     let Some(cluster) = Cluster::start(3, &["--unique-names"]) else { return };
@@ -510,7 +518,7 @@ fn a_race_for_a_name() {
     }
 }
 
-/// A connection with the session of an older one replaces it, on whichever instance the older one is.
+/// A connection with the session of an older connection replaces the older connection, even on another instance.
 #[test]
 fn a_takeover_by_session() {
     let Some(cluster) = Cluster::start(2, &["--unique-names"]) else { return };
@@ -539,7 +547,8 @@ fn a_takeover_by_session() {
     User::joins(a, Events, "Alice", "general").receives_close(1008, IN_USE);
 }
 
-/// A token that is bound to a username takes the name over without a session.
+/// A connection with a token that is bound to a username replaces an older connection with that username, without a
+/// session.
 #[test]
 fn a_takeover_by_a_bound_token() {
     let tokens = token_file("redis-bound", "secret-any\nsecret-ann Ann\n");
@@ -562,7 +571,8 @@ fn a_takeover_by_a_bound_token() {
     nothing_but_a_message(&mut witness, &mut [&mut ann], "welcome back");
 }
 
-/// A second connection with the same `client_id` and token replaces the first; with another token it is rejected.
+/// A connection with the `client_id` and the token of an older connection replaces the older connection. With another
+/// token, the server rejects or closes the new connection.
 #[test]
 fn client_ids() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -587,7 +597,7 @@ fn client_ids() {
         first = second;
     }
     witness.receives_nothing();
-    // The id is free again after its connection has ended, for any token.
+    // After the connection has ended, a client with another token may use the `client_id`.
     first.leaves();
     witness.receives(event("left", "petra"));
     let other = presence_path("mallory", "the id", "general").replace("dev-token", "token-bob");
@@ -595,7 +605,7 @@ fn client_ids() {
     other.receives(active("joined", "mallory", &["witness", "mallory"]));
 }
 
-// ------------------------------------------------------------------------------------------------- several chats, start
+// --------------------------------------------------------------------------------- several chats, expiry, the log
 
 #[test]
 fn chats_with_different_prefixes() {
@@ -622,8 +632,8 @@ fn chats_with_different_prefixes() {
     assert!(strays.is_empty(), "all keys carry a prefix: {strays:?}");
 }
 
-/// After the last member has left, all keys of a room expire with its history. Only the bounded list of empty rooms
-/// stays.
+/// After the last member has left a room, all Redis keys of the room expire with the room's history. Only the list of
+/// empty rooms stays, whose length is bounded.
 #[test]
 fn keys_expire() {
     let Some(cluster) = Cluster::start(2, &["--history-ttl", "1", "--unique-names"]) else { return };
@@ -643,7 +653,7 @@ fn keys_expire() {
     assert!(is_over, "keys that stay: {left:?}");
 }
 
-/// The password is in no log line, whether it is right or wrong and whether Redis is there or not.
+/// No log line contains the Redis password, whether the password is right or wrong, and whether Redis runs or not.
 #[test]
 fn the_log_contains_no_password() {
     const PASSWORD: &str = "correct-horse";
@@ -670,7 +680,7 @@ fn the_log_contains_no_password() {
     }
 }
 
-/// The server warns if Redis may evict keys: the chat would silently lose its history.
+/// The server warns if Redis is configured to evict keys, because the chat would silently lose its history.
 #[test]
 fn a_warning_about_eviction() {
     for (policy, is_warned) in [("allkeys-lru", true), ("volatile-ttl", true), ("noeviction", false)] {
@@ -686,7 +696,7 @@ fn a_warning_about_eviction() {
     }
 }
 
-/// Handshakes are checked on each instance as on a single server.
+/// Each instance checks handshakes in the same way as a single server.
 #[test]
 fn rejected_handshakes() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };

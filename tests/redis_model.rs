@@ -1,5 +1,5 @@
-//! Compares the model of Redis in the simulation with a real `redis-server`: the same random commands, and calls of the
-//! broker's script, must have the same replies and leave the same keys.
+//! Compares the simulation's model of Redis with a real `redis-server`. The same random commands and the same calls
+//! of the broker's script must return the same replies and leave the same keys.
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,10 +19,10 @@ use redis::Redis;
 use redis::store::{Reply, Store, Value as Stored};
 use redis_server::{Persistence, RedisServer};
 
-/// Keeps the order of insertion in all hashes of the test, as the model does.
+/// Makes Redis store every hash as a listpack, which keeps the order of insertion, as the model does.
 const OPTIONS: &[&str] = &["--hash-max-listpack-entries", "100000", "--hash-max-listpack-value", "100000"];
 
-/// Returns all keys with their types, values and remaining times.
+/// A script that returns every key with its type, value and remaining time to live.
 const DUMP: &str = "
     local keys = {}
     for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -41,7 +41,7 @@ const DUMP: &str = "
     end
     return keys";
 
-/// Redis has its own clock, which the model reads here.
+/// The system clock, for the model. The real Redis reads the system clock itself.
 fn milliseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
 }
@@ -55,7 +55,7 @@ fn to_json(reply: &Reply) -> Value {
     }
 }
 
-/// The data of the model in the form of `DUMP`, sorted by key.
+/// Returns the model's data in the format of `DUMP`, sorted by key.
 fn dump(store: &Store) -> Vec<Value> {
     let keys = store.keys.iter().map(|(key, entry)| {
         let (kind, value) = match &entry.value {
@@ -80,15 +80,15 @@ fn dump(store: &Store) -> Vec<Value> {
     keys.collect()
 }
 
-/// Sorts what has no order in Redis: the members and recipients in the events of the inboxes. Rounds remaining times,
-/// and scores, which are times in seconds.
+/// Removes differences that are allowed: sorts the members and recipients in inbox events, and replaces remaining
+/// times to live and scores that are times by fixed words.
 fn normalize(dump: &mut [Value]) {
     for key in dump.iter_mut() {
         let left = key[3].as_i64().expect("a time");
         key[3] = if left < 0 { json!(left) } else { json!("expires") };
         match key[1].as_str() {
             Some("zset") => {
-                // Scores that are equal in the model may be a second apart in Redis.
+                // Redis and the model may read the clock in different seconds: sort members by name, not by time.
                 let mut list = key[2].as_array().expect("a list").chunks(2).map(<[Value]>::to_vec).collect::<Vec<_>>();
                 for pair in &mut list {
                     let score: f64 = pair[1].as_str().expect("a score").parse().expect("a number");
@@ -218,7 +218,7 @@ fn commands() {
     }
 }
 
-/// What a test knows of an instance that calls the script.
+/// The state of an instance that calls the script.
 #[derive(Default, Clone)]
 struct Caller {
     generation: String,
@@ -257,7 +257,7 @@ impl Calls {
             let request = self.request(random);
             let number = &mut self.callers[at].number;
             *number += 1;
-            // Some requests are sent again.
+            // In one of ten cases, use the number of an earlier request, as if an instance resent the request.
             let number = if random.u8(..10) == 0 { number.saturating_sub(2) } else { *number };
             words.extend([number.to_string(), request[0].clone(), (request.len() - 1).to_string()]);
             words.extend(request.into_iter().skip(1));
@@ -362,7 +362,7 @@ fn calls_of_the_script() {
     }
 }
 
-/// The beats of the instances come in no particular order.
+/// Compares replies regardless of the order of the instances' beats, which the script returns in any order.
 fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
     let expected: Vec<String> =
         expected.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text").to_owned()).collect();

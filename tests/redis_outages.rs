@@ -1,5 +1,5 @@
-//! Instances and Redis fail (PROTOCOL.md, "Several instances"): what the other instances and the clients notice, and
-//! what happens to messages meanwhile.
+//! Tests failures of instances and of Redis (PROTOCOL.md, "Several instances"): which events the clients receive, and
+//! whether their messages are published.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -26,7 +26,7 @@ use support::http::{get, handshake, response};
 use support::users::{DIALECTS, Dialect, User};
 use support::{Frame, Server, wait_until};
 
-/// An instance that is silent for less than this is not declared dead.
+/// An instance must be silent for longer than this before the other instances may declare it dead.
 const SHORT: Duration = Duration::from_secs(3);
 const NOT_STORED: &str = "Message not stored";
 
@@ -34,16 +34,16 @@ fn event(event: &str, name: &str) -> Value {
     json!({"event": event, "data": {"username": name}})
 }
 
-/// What becomes of a message.
+/// What a client learns about a message that it has sent.
 enum Fate {
-    /// The room has the message.
+    /// The room has the message. The value is the data of the `message` event.
     Published(Value),
     NotStored,
     /// The server closed the connection with 1013: the client must send the message again, with the same nonce.
     Unknown,
 }
 
-/// The fate of a message that the user has sent with its text as its nonce. Events that arrive before are added to
+/// Waits for the fate of a message that the user has sent with `nonce`. Adds the events that arrive in the meantime to
 /// `others`.
 fn fate(user: &mut User, nonce: &str, others: &mut Vec<Value>) -> Fate {
     loop {
@@ -69,15 +69,15 @@ fn json_of(frame: &Frame) -> Value {
     serde_json::from_str(frame.text()).expect("JSON")
 }
 
-/// The members of a room as a guest on this instance sees them, without earlier guests who may still be about to leave.
+/// Returns a room's members as a guest on `server` sees them, without earlier guests, who may not have left yet.
 fn members(server: &Server, room: &str) -> Vec<String> {
     let mut members = names(&welcome(server, room, "")["members"]);
     members.retain(|name| name != "guest");
     members
 }
 
-/// Waits until a message from one user reaches the other. Each attempt has its own text, because a failed one may leave
-/// an error.
+/// Sends messages until one is published, and waits until `to` has received that message. Every attempt has a new
+/// nonce, so that a late error for one attempt is not taken for the result of the next.
 fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
     static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let mut delivered = Value::Null;
@@ -87,7 +87,7 @@ fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
         match fate(from, &text, &mut Vec::new()) {
             Fate::Published(message) => delivered = message,
             Fate::NotStored => {}
-            Fate::Unknown => panic!("the fate of {text:?} is unknown, and Redis is there"),
+            Fate::Unknown => panic!("the fate of {text:?} is unknown, and Redis is available"),
         }
         delivered != Value::Null
     });
@@ -98,7 +98,7 @@ fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
     }
 }
 
-/// Asserts that the connection is open and receives nothing but `joined` and `left` of guests.
+/// Checks that the connection is open, and that the user receives no events except `joined` and `left` of guests.
 fn receives_only_guests(user: &mut User) {
     user.client.send(&support::masked(0x89, b"only guests?"));
     loop {
@@ -112,12 +112,12 @@ fn receives_only_guests(user: &mut User) {
     }
 }
 
-// -------------------------------------------------------------------------------------------------- instances that fail
+// ------------------------------------------------------------------------------------------------- instances that fail
 
 #[test]
 fn a_graceful_stop_is_a_leave() {
-    // The others notice a crash after at least 3 s. On a busy machine, a stop may take as long, so one of three
-    // attempts is enough.
+    // The other instances notice a crash after at least 3 s. On a busy machine, a graceful stop may take as long, so
+    // the test passes if one of three stops is faster.
     let is_prompt = (0..3).any(|_| {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return true };
         let mut ann = User::events(cluster.at(0), "ann", "general");
@@ -140,7 +140,8 @@ fn a_graceful_stop_is_a_leave() {
     assert!(is_prompt, "the others notice a stop before they would notice a crash");
 }
 
-/// The clients of a killed instance leave on all others, once, and their names are free.
+/// The users on other instances receive `left` once for each client of a killed instance. Then the usernames of these
+/// clients are free.
 #[test]
 fn a_killed_instance() {
     let Some(mut cluster) = Cluster::start(3, &["--unique-names"]) else { return };
@@ -163,7 +164,7 @@ fn a_killed_instance() {
     User::events(cluster.at(1), "carol", "elsewhere").leaves();
     let mut bob = User::events(cluster.at(0), "bob", "general");
     publishes(&mut bob, "back");
-    // Nobody sees bob leave again.
+    // No user receives `left` for bob a second time.
     for user in [&mut ann, &mut eve] {
         loop {
             let received = user.receive();
@@ -176,7 +177,7 @@ fn a_killed_instance() {
     }
 }
 
-/// An instance that is suspended for less than 3 s loses no member, and its clients lose no message.
+/// If an instance is suspended for less than 3 s, no user receives `left` for its clients, and no message is lost.
 #[test]
 fn an_instance_that_stands_still_briefly() {
     loop {
@@ -193,9 +194,9 @@ fn an_instance_that_stands_still_briefly() {
             bob.receives_event("message", message);
         }
         if start.elapsed() > Duration::from_millis(2800) {
-            continue; // the machine is too busy: the silence was longer
+            continue; // the machine is busy and the suspension lasted too long: try again
         }
-        // A leave would arrive within five seconds of the suspension.
+        // If the instance were declared dead, `left` would arrive within 5 s of its suspension, so check for 8 s.
         while start.elapsed() < Duration::from_secs(8) {
             std::thread::sleep(Duration::from_millis(500));
             let text = format!("{:?}", start.elapsed());
@@ -206,8 +207,8 @@ fn an_instance_that_stands_still_briefly() {
     }
 }
 
-/// An instance is suspended for long: the others see its clients leave and join again. Its own clients see neither, and
-/// receive every message.
+/// If an instance is suspended for long, users on other instances receive `left` and then `joined` for the instance's
+/// clients. The instance's clients receive every message, and no `left` or `joined`.
 #[test]
 fn an_instance_that_stands_still_for_long() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -249,14 +250,15 @@ fn an_instance_that_stands_still_for_long() {
     }
 }
 
-/// Cuts the connection of an instance to Redis until the others have declared the instance dead.
+/// Starts two instances. The first instance connects to Redis through a proxy, which can cut the connection.
 fn cut_off(redis: &RedisServer, args: &[&str]) -> (Server, Proxy, Server) {
     let proxy = Proxy::to(redis.addr());
     let addr = std::net::SocketAddr::from(([127, 0, 0, 1], proxy.port()));
     (instance(&redis.url_by(addr), args), proxy, instance(&redis.url(), args))
 }
 
-/// An instance that cannot reach Redis rejects new clients and messages, and fills the gap afterwards.
+/// An instance that cannot reach Redis rejects new clients and messages. After it has reconnected, its clients receive
+/// the messages of the other instance.
 #[test]
 fn an_instance_that_is_cut_off() {
     let Some(redis) = RedisServer::start(Persistence::Always) else { return };
@@ -267,7 +269,7 @@ fn an_instance_that_is_cut_off() {
     proxy.cut();
     wait_until("no new client is accepted", || !is_ready(&lonely));
     sends_nonce(&mut bob, "lost");
-    assert!(matches!(fate(&mut bob, "lost", &mut Vec::new()), Fate::NotStored), "no connection, no doubt");
+    assert!(matches!(fate(&mut bob, "lost", &mut Vec::new()), Fate::NotStored), "Redis never received the message");
     ann.receives(event("left", "bob"));
     assert!(is_ready(&other));
     let sent: Vec<Value> = (0..10).map(|text| publishes(&mut ann, &text.to_string())).collect();
@@ -283,7 +285,8 @@ fn an_instance_that_is_cut_off() {
     assert_eq!(message["id"], 11, "the rejected message never appears");
 }
 
-/// An instance missed more than the history keeps: its clients receive `switched` with the same epoch, or all messages.
+/// While an instance is cut off from Redis, a room gets more messages than its history keeps. The instance's clients
+/// must receive either all messages, or `switched` with the same epoch.
 #[test]
 fn an_instance_that_missed_too_much() {
     const COUNT: u64 = 3000;
@@ -295,7 +298,7 @@ fn an_instance_that_missed_too_much() {
     publishes(&mut ann, "one");
     bob.receives_event("message", json!({"id": 1}));
     proxy.cut();
-    wait_until("the instance knows", || !is_ready(&lonely));
+    wait_until("the instance notices the cut", || !is_ready(&lonely));
     (2..=COUNT).for_each(|text| ann.sends_message(&text.to_string()));
     while next(&mut ann, "message")["id"] != COUNT {}
     proxy.restore();
@@ -323,7 +326,7 @@ fn an_instance_that_missed_too_much() {
     assert_eq!(message["id"], COUNT + 1);
 }
 
-// --------------------------------------------------------------------------------------------------- Redis is not there
+// ---------------------------------------------------------------------------------------------------- outages of Redis
 
 #[test]
 fn redis_is_absent_at_start() {
@@ -343,7 +346,7 @@ fn redis_is_absent_at_start() {
     publishes(&mut ann, "hello");
 }
 
-/// While Redis is unavailable: a chat handshake is rejected, and everything else works.
+/// Checks an instance that cannot reach Redis: the instance rejects chat handshakes, and everything else works.
 fn is_cut_off(server: &Server) {
     for target in ["/?token=dev-token", "/ws/general?token=dev-token", "/ws?token=dev-token&username=p&client_id=1"] {
         let rejection = response(server, &handshake().target(target));
@@ -390,9 +393,9 @@ fn readiness() {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Outage {
-    /// The connection is refused.
+    /// Redis does not run: the kernel refuses connections.
     Killed,
-    /// Connections stay open, and nothing replies.
+    /// Redis is suspended: connections stay open, but Redis does not reply.
     Stopped,
     /// Redis replies to every write with an error.
     RejectsWrites,
@@ -416,7 +419,7 @@ impl Outage {
     }
 }
 
-/// Once Redis is known to be unavailable, each request gets an error within `--redis-timeout`. Typing is dropped.
+/// Checks that a server that knows of an outage replies to every request with an error, and drops `typing`.
 fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
     ann.sends_event("typing", json!({}));
     sends_nonce(ann, "lost");
@@ -437,7 +440,7 @@ fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
     }
 }
 
-/// All that PROTOCOL.md says of an outage. The clients of two instances stay connected throughout.
+/// Checks everything that PROTOCOL.md says about an outage of Redis. The clients of two instances stay connected.
 fn outage(kind: Outage) {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
@@ -460,7 +463,7 @@ fn outage(kind: Outage) {
         user.receives_nothing();
     }
 
-    // If the time of an outage counted, the instances would be declared dead.
+    // Wait so long that the instances would be declared dead if the time of the outage counted as silence.
     while start.elapsed() < Duration::from_secs(6) {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -468,11 +471,11 @@ fn outage(kind: Outage) {
     let start = Instant::now();
     let message = wait_for_delivery(&mut ann, &mut bob);
     println!("{kind:?}: delivered {:?} after the end", start.elapsed());
-    assert_eq!(message["id"], 2, "what was rejected never appears");
+    assert_eq!(message["id"], 2, "the rejected messages never appear");
     ron.receives(ron.room_message("ann", message["text"].as_str().unwrap(), 2));
     pat.receives(pat.room_message("ann", message["text"].as_str().unwrap(), 2));
     wait_for_delivery(&mut bob, &mut ann);
-    // Nobody left, joined or was switched; ann is still in her room.
+    // No user has left, joined or switched rooms. Ann's rejected switch has had no effect.
     for server in &cluster.servers {
         wait_until("new clients are accepted", || is_ready(server));
         assert_eq!(members(server, "general"), ["Anonymous", "ann", "bob", "pat"]);
@@ -483,10 +486,10 @@ fn outage(kind: Outage) {
     }
     for server in &cluster.servers {
         let back = welcome(server, "general", &since(&first["epoch"], 1));
-        assert_eq!(back["resumed"], true, "an earlier epoch counts: {back}");
+        assert_eq!(back["resumed"], true, "the epoch from before the outage is valid: {back}");
         assert_eq!(back["history"][0], message);
     }
-    // A nonce that was rejected is free.
+    // A client may use the nonce of a rejected message again.
     sends_nonce(&mut ann, "lost");
     assert_eq!(next(&mut ann, "message")["id"], 4);
 }
@@ -506,10 +509,10 @@ fn redis_rejects_writes() {
     outage(Outage::RejectsWrites);
 }
 
-/// A client with two messages in flight, named after the client, when Redis fails.
+/// A client that sends two messages around the time when Redis fails. The texts begin with the client's name.
 struct Sender {
     name: String,
-    /// `None` after a close with 1013.
+    /// `None` after the server has closed the connection with 1013.
     user: Option<User>,
     welcome: Value,
     published: Vec<Value>,
@@ -531,8 +534,8 @@ impl Sender {
         }
     }
 
-    /// A client that does not know the fate of a message sends it again, on another instance. Returns the texts that
-    /// the room must have.
+    /// If the fate of a message is unknown, the client resumes on `server` and sends its messages again. Returns the
+    /// texts that the room must contain.
     fn ask_again(&mut self, server: &Server) -> Vec<String> {
         let mut texts: Vec<String> = ["one", "two"].map(|word| format!("{} {word}", self.name)).into();
         if self.user.is_some() {
@@ -549,7 +552,8 @@ impl Sender {
     }
 }
 
-/// Messages in flight when Redis fails: each client learns their fate, or is closed with 1013 and sends them again.
+/// When Redis fails, a client with messages in flight receives their events or errors, or a close with 1013. After
+/// 1013, the client sends its messages again, with the same nonces.
 #[test]
 fn messages_of_unknown_fate() {
     for kind in [Outage::Stopped, Outage::Killed] {
@@ -590,7 +594,7 @@ fn messages_of_unknown_fate() {
     }
 }
 
-/// A join that Redis does not accept in time is closed with 1013, and leaves no member behind.
+/// If Redis does not execute a join in time, the server closes the connection with 1013, and the room has no ghost.
 #[test]
 fn a_join_on_its_way() {
     let Some(mut cluster) = Cluster::start(2, &["--unique-names"]) else { return };
@@ -617,7 +621,7 @@ fn a_join_on_its_way() {
     for server in &cluster.servers {
         wait_until("no ghost is left", || members(server, "general") == ["witness"]);
     }
-    // The names are free.
+    // The usernames of the failed joins are free.
     for number in 0..pending {
         let late = User::events(cluster.at(1), &format!("late-{number}"), "general");
         late.leaves();
@@ -625,7 +629,7 @@ fn a_join_on_its_way() {
     publishes(&mut witness, "the end");
 }
 
-/// A join that Redis never executed counts no longer towards the limit of rooms.
+/// After a join has failed because Redis never executed it, the join no longer counts towards `--max-rooms`.
 #[test]
 fn a_join_that_was_lost() {
     let Some(mut cluster) = Cluster::start(1, &["--max-rooms", "1"]) else { return };
@@ -642,7 +646,8 @@ fn a_join_that_was_lost() {
     });
 }
 
-/// A switch in flight: the client gets an error, and is in only one room, the last one that it was told.
+/// If Redis stops during a switch, the client receives an error. After the outage, the client is in exactly one room:
+/// the last room that the server has confirmed.
 #[test]
 fn a_switch_on_its_way() {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
@@ -665,7 +670,7 @@ fn a_switch_on_its_way() {
         match fate(&mut ann, "where am I?", &mut others) {
             Fate::Published(_) => break,
             Fate::NotStored => {}
-            Fate::Unknown => panic!("Redis is there"),
+            Fate::Unknown => panic!("the fate is unknown, and Redis is available"),
         }
     }
     for switched in others.iter().filter(|event| event["event"] == "switched") {
@@ -682,7 +687,7 @@ fn a_switch_on_its_way() {
     }
 }
 
-/// A pause shorter than the timeouts loses nothing and rejects nothing.
+/// If Redis pauses for less than the timeouts, no message is lost or rejected.
 #[test]
 fn a_short_pause_of_redis() {
     for kind in ["STOP", "CLIENT PAUSE"] {
@@ -708,7 +713,8 @@ fn a_short_pause_of_redis() {
     }
 }
 
-/// Redis closes the connections of the instances again and again: nothing is lost or repeated, and no client notices.
+/// If Redis repeatedly closes the connections of the instances, no message is lost or repeated, and the clients receive
+/// no other events.
 #[test]
 fn killed_connections() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -723,7 +729,7 @@ fn killed_connections() {
         }
         for (from, to) in [(0, 1), (1, 0)] {
             let [from, to] = if (from, to) == (0, 1) { [&mut ann, &mut bob] } else { [&mut bob, &mut ann] };
-            // A message in flight may be rejected, and is then sent again.
+            // The server may reject a message that was in flight. The client then sends the message again.
             let text = format!("{round} from {}", from.name);
             loop {
                 sends_nonce(from, &text);
@@ -744,9 +750,9 @@ fn killed_connections() {
     }
 }
 
-// --------------------------------------------------------------------------------------------------- Redis and its data
+// ------------------------------------------------------------------------------------- restarts and lost data of Redis
 
-/// Redis restarts with its data: nobody is switched, and a client resumes with its earlier epoch.
+/// If Redis restarts with its data, no client receives `switched`, and clients can resume with the earlier epoch.
 #[test]
 fn a_restart_with_the_data() {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
@@ -763,7 +769,7 @@ fn a_restart_with_the_data() {
         sent.push(message);
         wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
         for server in &cluster.servers {
-            // Both instances have shown that nothing is lost, so the first epoch counts for later messages too.
+            // Both instances have reconnected without a loss, so the first epoch is valid for later messages too.
             for seen in 0..=sent.len() {
                 let back = welcome(server, "general", &since(&first["epoch"], seen as u64));
                 assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!(sent[seen..])), "{seen}");
@@ -784,7 +790,7 @@ enum Loss {
     Flush,
 }
 
-/// Redis forgets everything: every member receives `switched` with a new epoch, and no id appears twice in an epoch.
+/// If Redis loses all data, every member receives `switched` with a new epoch, and no id appears twice in an epoch.
 fn loss(kind: Loss) {
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };
     let mut cluster = Cluster::with(redis, 2, &[]);
@@ -811,7 +817,7 @@ fn loss(kind: Loss) {
         let last = data["last_id"].as_u64().unwrap();
         assert!(history.len() as u64 <= last && history.last().is_none_or(|message| message["id"] == last), "{data}");
         epochs.push((data["epoch"].clone(), last));
-        // A member whose join comes later is announced.
+        // A member that joins again after this `switched` is announced with `joined`.
         for _ in listed.len()..others.len() {
             user.receives_event("joined", json!({}));
         }
@@ -844,7 +850,8 @@ fn data_that_is_flushed() {
     loss(Loss::Flush);
 }
 
-/// A username that a client has taken with a private message is still its own after Redis has lost it.
+/// A client of `rooms` takes a username with a private message. After Redis has lost its data, the client still
+/// receives private messages to that username.
 #[test]
 fn a_name_from_a_private_message_outlives_a_loss() {
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };

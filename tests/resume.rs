@@ -1,5 +1,5 @@
-//! Tests histories and resuming: whenever a client loses its connection, it neither misses a message nor receives one
-//! twice.
+//! Tests room histories and resumes: a client that loses its connection and resumes misses no message and receives
+//! no message twice.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -20,7 +20,7 @@ fn epoch(data: &Value) -> String {
     data["epoch"].as_str().unwrap_or_else(|| panic!("an epoch is a string: {data}")).to_owned()
 }
 
-/// Joins with these resume parameters, and returns the `welcome` as well.
+/// Joins with the query parameters in `resume`. Returns the user and the data of its `welcome`.
 fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
@@ -28,7 +28,7 @@ fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) 
     (user, welcome)
 }
 
-/// Joins with these resume parameters, leaves again, and returns the `welcome`.
+/// Joins with the query parameters in `resume`, leaves again, and returns the data of the `welcome`.
 fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
     user.leaves();
@@ -44,7 +44,8 @@ fn ids(data: &Value) -> Vec<u64> {
     history.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// Sends a message for each id, with the id as its text, and receives each. Returns their data.
+/// Sends a message for each id, with the id as its text, and waits until the server sends it back. Returns the data
+/// of all messages.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) -> Vec<Value> {
     let send = |id: u64| {
         user.sends_message(&id.to_string());
@@ -68,14 +69,14 @@ fn a_room_without_a_message() {
     assert_eq!((&first["last_id"], &first["history"], &first["resumed"]), (&json!(0), &json!([]), &json!(false)));
     let epoch = epoch(&first);
     assert!(!epoch.is_empty());
-    // A client that has seen nothing has missed nothing.
+    // The room has no message after id 0, so a client can resume from there.
     let again = welcome(&server, "general", &since(&epoch, 0));
     assert_eq!((&again["last_id"], &again["history"], &again["resumed"]), (&json!(0), &json!([]), &json!(true)));
     let ahead = welcome(&server, "general", &since(&epoch, 1));
     assert_eq!((&ahead["last_id"], &ahead["history"], &ahead["resumed"]), (&json!(0), &json!([]), &json!(false)));
 }
 
-/// Boundary values of `since`, in a room that has kept the last three of five messages.
+/// Tests valid and invalid values of `epoch` and `since` in a room that has kept the last three of five messages.
 #[test]
 fn edges_of_since() {
     let server = chat(&["--history", "3"]);
@@ -134,7 +135,7 @@ fn edges_of_since() {
     );
 }
 
-/// A client that resumes again without a new message receives nothing twice.
+/// A client that resumes several times, without a new message in between, receives no message twice.
 #[test]
 fn resuming_twice() {
     let server = chat(&[]);
@@ -149,7 +150,7 @@ fn resuming_twice() {
     }
 }
 
-/// `--history N`: the default length, other lengths, and no history.
+/// A room keeps 50 messages by default, `N` messages with `--history N`, and no message with `--history 0`.
 #[test]
 fn lengths_of_history() {
     for (args, kept) in
@@ -201,7 +202,7 @@ fn the_longest_history() {
     }
 }
 
-/// `switched` has the history of the new room.
+/// The `switched` event contains the history of the new room.
 #[test]
 fn switching_to_a_room_with_a_history() {
     let server = chat(&["--history", "2"]);
@@ -222,7 +223,7 @@ fn switching_to_a_room_with_a_history() {
     assert_eq!((ids(&back), &back["resumed"]), (vec![1], &json!(true)));
 }
 
-/// A restart without a history file changes the epoch, so no client can resume.
+/// Without a history file, a restart changes the room's epoch, so no client can resume.
 #[test]
 fn a_restarted_server() {
     let server = chat(&[]);
@@ -253,7 +254,8 @@ fn an_empty_room_keeps_its_history() {
     let (mut eve, new_client) = join(&server, "eve", "general", "");
     assert_eq!((&new_client["epoch"], &new_client["history"]), (&json!(epoch), &json!(sent)));
     send_numbers(&mut eve, 4..=4);
-    // A room also keeps its history if its last member switches rooms. A client of another dialect receives it too.
+    // A room also keeps its history when its last member switches to another room. A client of another dialect
+    // receives the history too.
     eve.sends_event("switch_room", json!({"room": "elsewhere"}));
     eve.receives_event("switched", json!({}));
     let mut pat = User::presence(&server, "pat", "general");
@@ -262,7 +264,8 @@ fn an_empty_room_keeps_its_history() {
     }
 }
 
-/// `--history-ttl`: a room loses its history after being empty for this long. A room with a member keeps its history.
+/// The server deletes the history of a room that has been empty for `--history-ttl`. A room with a member keeps its
+/// history.
 #[test]
 fn a_history_that_expires() {
     let server = chat(&["--history-ttl", "0.2"]);
@@ -271,7 +274,7 @@ fn a_history_that_expires() {
     send_numbers(&mut empty, 1..=2);
     send_numbers(&mut held, 1..=2);
     empty.leaves();
-    // Wait longer before each attempt, because joining the room restarts the expiry.
+    // Wait longer before each attempt, because each join restarts the time until the history expires.
     let mut wait = Duration::from_millis(10);
     let mut back = Value::Null;
     wait_until("the history has expired", || {
@@ -287,7 +290,8 @@ fn a_history_that_expires() {
     drop(held);
 }
 
-/// `--max-empty-rooms`: the history of the room that has been empty longest is dropped.
+/// When more than `--max-empty-rooms` rooms are empty, the server deletes the history of the room that has been
+/// empty longest.
 #[test]
 fn limit_of_empty_rooms() {
     let server = chat(&["--max-empty-rooms", "2"]);
@@ -298,7 +302,7 @@ fn limit_of_empty_rooms() {
         epochs.push(epoch(&welcome));
         eve.leaves();
     }
-    // Keep the users connected: if one left, the newly empty room could evict the history of another room.
+    // Keep the users connected: another empty room could evict a history that the loop has not checked yet.
     let mut users = Vec::new();
     for (room, i, kept) in [("d", 3, true), ("c", 2, true), ("b", 1, false), ("a", 0, false)] {
         let (eve, back) = join(&server, "eve", room, &since(&epochs[i], 1));
@@ -307,7 +311,7 @@ fn limit_of_empty_rooms() {
     }
 }
 
-/// Using room `a` again makes `b` the room that has been empty longest.
+/// A user joins room `a` a second time, so `b` becomes the room that has been empty longest, and loses its history.
 #[test]
 fn the_empty_room_that_was_used_last_is_kept() {
     let server = chat(&["--max-empty-rooms", "2"]);
@@ -327,7 +331,7 @@ fn the_empty_room_that_was_used_last_is_kept() {
     assert_eq!((&back["resumed"], ids(&back)), (&json!(false), vec![]));
 }
 
-/// `--max-history`: a single room keeps the newest messages within the limit.
+/// A single room keeps the newest messages that fit within `--max-history`.
 #[test]
 fn limit_of_history_in_bytes() {
     const LIMIT: usize = 20_000;
@@ -350,7 +354,8 @@ fn limit_of_history_in_bytes() {
     }
 }
 
-/// `--max-history` over all rooms: the complete history of the room that has been empty longest is dropped first.
+/// When the histories of all rooms together exceed `--max-history`, the server first deletes the complete history of
+/// the room that has been empty longest.
 #[test]
 fn the_oldest_empty_room_is_dropped_first() {
     let text = "x".repeat(500);
@@ -393,7 +398,8 @@ fn with_nonce(text: &str, nonce: &str) -> Value {
     json!({"text": text, "nonce": nonce})
 }
 
-/// The server does not publish a message with a known nonce again. Only its sender receives the first event once more.
+/// If the server already knows the nonce of a message, it does not publish the message again. The server repeats the
+/// original event to the sender only.
 #[test]
 fn a_message_that_is_resent() {
     let server = chat(&[]);
@@ -404,7 +410,7 @@ fn a_message_that_is_resent() {
     let data = json!({"username": "eve", "text": "once", "id": 1, "time": TIME, "nonce": "n1"});
     let first = eve.receives(json!({"event": "message", "data": data}));
     assert_eq!(bob.receive(), first, "every member receives the nonce");
-    // Only the nonce matters, even if the text differs.
+    // The server compares the nonce only, so the text may differ.
     for text in ["once", "twice"] {
         eve.sends_event("message", with_nonce(text, "n1"));
         assert_eq!(eve.receive(), first);
@@ -417,7 +423,7 @@ fn a_message_that_is_resent() {
     }
     again.sends_event("message", with_nonce("once", "n1"));
     assert_eq!(again.receive(), first);
-    // A message with a different username, a different nonce or no nonce is new.
+    // A message with another username, another nonce or no nonce is new.
     bob.sends_event("message", with_nonce("once", "n1"));
     let data = json!({"username": "bob", "text": "once", "id": 2, "time": TIME, "nonce": "n1"});
     for user in [&mut eve, &mut bob, &mut again] {
@@ -497,14 +503,13 @@ fn valid_nonces() {
             } else {
                 let data = eve.receives_event("error", json!({}));
                 let message = data["message"].as_str().unwrap();
-                assert!(message.contains("nonce"), "the error names it: {data}");
+                assert!(message.contains("nonce"), "the error names the field: {data}");
             }
             eve.receives_nothing();
         },
     );
 }
 
-/// An error carries the nonce of the message that caused it.
 #[test]
 fn errors_carry_the_nonce() {
     let server = chat(&["--max-text", "30"]);
@@ -523,14 +528,14 @@ fn errors_carry_the_nonce() {
         |(event, data, message)| {
             eve.sends_event(event, data.clone());
             eve.receives(json!({"event": "error", "data": {"message": message, "nonce": "n"}}));
-            // Without a nonce in the message, there is none in the error.
+            // If the message has no nonce, the error has none either.
             let mut data = data.clone();
             data.as_object_mut().unwrap().remove("nonce");
             eve.sends_event(event, data);
             eve.receives(eve.error(message));
         },
     );
-    // A rejected message is not in the history, so its nonce is free.
+    // The server does not remember the nonce of a rejected message, so the next message may have that nonce.
     eve.sends_event("message", with_nonce("hello", "n"));
     eve.receives_event("message", json!({"id": 1, "nonce": "n"}));
 }
@@ -553,27 +558,27 @@ fn an_error_about_a_field_carries_the_nonce() {
 
 const ROOM: &str = "talk";
 
-/// A client that keeps its list of messages across lost connections, in the way that `src/chat/PROTOCOL.md` describes.
+/// A client that keeps its list of messages across lost connections, as `src/chat/PROTOCOL.md` describes.
 struct Peer<'a> {
     server: &'a Server,
     name: String,
     connection: Option<Connection>,
     epoch: Option<String>,
     session: String,
-    /// The data of each message, in the order of ids.
+    /// The data of each received message, ordered by id.
     list: Vec<Value>,
-    /// Messages that were sent and not acknowledged yet, in order.
+    /// Text and nonce of each message that the client has sent and not received back, oldest first.
     unseen: VecDeque<(String, String)>,
     sent: usize,
-    /// Connections that the client no longer uses and has not closed.
+    /// Connections that the client no longer uses, but has not closed.
     abandoned: Vec<Connection>,
     /// Number of times that the client resumed.
     resumed: usize,
-    /// Number of resent messages that had already arrived.
+    /// Number of resent messages that the client had already received.
     duplicates: usize,
 }
 
-/// A connection, and received bytes that are not a complete frame yet.
+/// A connection, and the received bytes of an incomplete frame.
 struct Connection {
     client: RawClient,
     buffer: Vec<u8>,
@@ -582,7 +587,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Checks that an abandoned connection ends with a Close because a newer connection replaced it.
+    /// Checks that the server has closed this abandoned connection because a newer connection replaced it.
     fn assert_replaced(mut self, seed: u64) {
         let mut chunk = [0; 4096];
         loop {
@@ -622,8 +627,8 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Joins or resumes. A hasty client resends unacknowledged messages together with its request. Other clients wait
-    /// for `welcome`, because its history may acknowledge some of those messages.
+    /// Joins or resumes. A hasty client resends its unacknowledged messages together with the upgrade request.
+    /// Another client waits for `welcome`, because the history in `welcome` may acknowledge some of these messages.
     fn connect(&mut self, is_hasty: bool) {
         let resume = self
             .epoch
@@ -639,7 +644,8 @@ impl<'a> Peer<'a> {
         self.connection = Some(Connection { client, buffer: Vec::new(), is_hasty, is_joined: false });
     }
 
-    /// Sends a new message, or a part of its frame.
+    /// Sends the first bytes of a new message's frame. `part` receives the length of the frame and returns how many
+    /// bytes to send.
     fn send(&mut self, part: impl FnOnce(usize) -> usize) {
         self.sent += 1;
         let sent = (format!("{} of {}", self.sent, self.name), format!("n{}", self.sent));
@@ -649,7 +655,7 @@ impl<'a> Peer<'a> {
         client.try_send(&frame[..part(frame.len())]);
     }
 
-    /// Processes what has arrived. With `wait`, waits for more bytes first.
+    /// Reads from the connection, and processes all complete frames. With `wait`, blocks until bytes arrive.
     fn read(&mut self, wait: bool) {
         let Some(connection) = &mut self.connection else { return };
         let mut chunk = [0; 4096];
@@ -706,7 +712,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Adds the next message to the list, or checks that a resent message is unchanged. Ids must have no gap.
+    /// Adds a new message to the list, or checks that a repeated message is unchanged. Ids must have no gaps.
     fn message(&mut self, data: Value) {
         let id = data["id"].as_u64().expect("an id") as usize;
         if data["username"] == self.name {
@@ -722,7 +728,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Loses the connection in a random way.
+    /// Ends or abandons the connection in a random way.
     fn lose(&mut self, random: &mut Rng) {
         if random.u8(0..3) == 0 && self.is_joined() {
             self.send(|len| random.usize(1..len));
@@ -744,17 +750,18 @@ impl<'a> Peer<'a> {
     }
 }
 
-/// The frame of a new or resent message.
+/// Encodes a message and its nonce as a frame.
 fn frame((text, nonce): &(String, String)) -> Vec<u8> {
     masked(0x81, json!({"event": "message", "data": {"text": text, "nonce": nonce}}).to_string().as_bytes())
 }
 
-/// Four clients send 300 messages while they lose their connections at random moments. In the end, all clients have the
-/// same list, with every message once.
+/// Four clients send about 300 messages while they lose their connections at random moments. At the end, all clients
+/// have the same list, which has every message once.
 fn run(seed: u64, args: &[&str]) {
     let server = chat(&[args, &["--history", "1000"]].concat());
     let mut random = Rng::with_seed(seed);
-    // One member stays to keep the room open. Two users of other dialects never lose their connections.
+    // `host` keeps the room from becoming empty. `ron` and `pat` use other dialects and never lose their
+    // connections.
     let _host = User::events(&server, "host", ROOM);
     let mut ron = User::rooms(&server, "ron", ROOM);
     let mut pat = User::presence(&server, "pat", ROOM);
@@ -786,7 +793,7 @@ fn run(seed: u64, args: &[&str]) {
             peer.list.len() >= total
         });
     }
-    // Send a final message. Any message still in flight arrives before it.
+    // Send a last message. Messages that are still in flight arrive before it.
     ron.sends_message("the end");
     for peer in &mut peers {
         while peer.list.last().is_none_or(|last| last["text"] != "the end") {
@@ -807,7 +814,7 @@ fn run(seed: u64, args: &[&str]) {
     }
 }
 
-/// All lists are equal, and each contains every message of every peer once and in order.
+/// Checks that the lists of all clients are equal, and have every message of every client once and in order.
 fn assert_equal_lists(peers: &[Peer], seed: u64) {
     let list = &peers[0].list;
     for peer in peers {
@@ -818,7 +825,7 @@ fn assert_equal_lists(peers: &[Peer], seed: u64) {
     }
 }
 
-/// The texts of all messages up to "the end".
+/// Receives events up to the message "the end". Returns the texts of all messages.
 fn texts_until_the_end(user: &mut User, kind: &str) -> Value {
     let mut texts = Vec::new();
     while texts.last().is_none_or(|last| last != "the end") {

@@ -1,4 +1,4 @@
-//! The server behind real nginx, HAProxy and Caddy, which terminate TLS, with the configurations in the README.
+//! Tests the server behind real nginx, HAProxy and Caddy, with the configurations in the README.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,7 +18,7 @@ use support::certificate::{Certificate, EC};
 use support::{Server, becomes_true, require_tool, token_file, wait_until};
 use visitor::{type_message, wait_for_log, wait_for_state};
 
-/// A proxy that forwards `https://127.0.0.1:PORT` plus `path` to a server.
+/// A running proxy, which forwards requests for `https://127.0.0.1:PORT` plus `path` to a server.
 struct Proxy {
     child: Child,
     directory: PathBuf,
@@ -38,7 +38,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The configuration in the README, with another port for the server.
+/// Returns the README's configuration in this language, with another port for the server.
 fn from_readme(language: &str, server: u16) -> String {
     let (_, rest) = include_str!("../README.md").split_once(&format!("```{language}\n")).expect(language);
     let (block, _) = rest.split_once("```").expect("the end of the block");
@@ -52,7 +52,8 @@ fn replace(text: &str, old: &str, new: &str) -> String {
 }
 
 impl Proxy {
-    /// Starts a proxy. `configure` receives the directory of the certificate, the server's port and the proxy's port.
+    /// Starts a proxy. `configure` receives the directory of the certificate, the server's port and the proxy's
+    /// port, and returns the configuration file of the proxy.
     fn start(
         program: &Path,
         path: &'static str,
@@ -71,7 +72,7 @@ impl Proxy {
             if is_up {
                 return Some(proxy);
             }
-            // If the proxy has exited, another process was faster to take the port: try another port.
+            // The proxy has exited, probably because another process took the port first. Try another port.
             errors += &fs::read_to_string(proxy.directory.join("stderr")).unwrap();
             assert!(has_settled, "{errors}");
         }
@@ -106,7 +107,7 @@ impl Proxy {
         format!("https://127.0.0.1:{}{}{path}", self.port, self.path)
     }
 
-    /// Sends a request from a loopback address. Returns the status and the body, with a space between them.
+    /// Sends a request from the loopback address `from`. Returns the status and the body, with a space between them.
     fn curl(&self, from: &str, path: &str, arguments: &[&str]) -> String {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--insecure", "--http1.1", "--max-time", "60", "--interface", from]);
@@ -141,21 +142,22 @@ fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     let server = start_server("0", &tokens);
     let Some(proxy) = start(&server) else { return };
 
-    // Limits count the clients, not the proxy.
+    // The server applies its limits to the addresses of the clients, not to the address of the proxy.
     let guess = |from| proxy.curl(from, "echo?token=wrong", &HANDSHAKE);
     assert_eq!([guess("127.0.0.2"), guess("127.0.0.2")], ["401 Unauthorized", "401 Unauthorized"]);
     assert!(guess("127.0.0.2").starts_with("429 "), "{}", guess("127.0.0.2"));
     assert_eq!(guess("127.0.0.3"), "401 Unauthorized");
     server.wait_for_log("REJECT 127.0.0.3:");
 
-    // Behind TLS, the server's own origin is https.
+    // The proxy terminates TLS, so the server's own origin starts with `https`.
     let own = format!("Origin: https://127.0.0.1:{}", proxy.port);
     let token = "Authorization: Bearer a-secret-of-bob";
     let ask = |origin: &str| proxy.curl("127.0.0.4", "check", &["--header", origin, "--header", token]);
     assert!(ask(&own).contains("\"status\":101"), "{}", ask(&own));
     assert!(ask(&own.replace("https", "http")).contains("\"status\":403"));
 
-    // The page works, and sends no token in a URL. Alice opens a link with her token, and Bob enters his.
+    // The page works behind the proxy. Alice opens a link with her token. Bob enters his token, and the page must
+    // not send it in a URL.
     let alice = browser.open(&proxy.url("?username=alice&token=a-secret-of-alice&room=tea"));
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
@@ -166,7 +168,7 @@ fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     bob.press_button("Connect");
     wait_for_state(&bob, "joined");
     wait_for_log(&bob, "hello through the proxy");
-    // Of these proxies, only nginx logs by default.
+    // Of the three proxies, only nginx (path `/chat/`) writes an access log by default.
     let log = fs::read_to_string(proxy.directory.join("access.log")).unwrap_or_default();
     assert!(proxy.path == "/" || log.contains("username=bob"), "{log}");
     assert!(!log.contains("a-secret-of-bob"), "{log}");
@@ -226,8 +228,8 @@ fn haproxy() {
     });
 }
 
-/// HAProxy forwards TCP streams, and names the client in a header of the PROXY protocol. `tls_ends_at_server`: otherwise,
-/// TLS ends at HAProxy.
+/// Tests the server behind HAProxy in TCP mode. HAProxy sends the client's address in a PROXY protocol header. TLS
+/// ends at the server if `tls_ends_at_server` is set, and otherwise at HAProxy.
 fn check_proxy_protocol(version: &str, tls_ends_at_server: bool) {
     let Some(program) = require_tool("haproxy", &["/usr/sbin/haproxy".into()]) else { return };
     let (Some(_), Some(certificate)) = (require_tool("curl", &[]), Certificate::new(version, EC)) else { return };
@@ -253,7 +255,7 @@ fn check_proxy_protocol(version: &str, tls_ends_at_server: bool) {
     };
     assert!(ask("https://chat.example").contains("\"status\":101"), "{}", ask("https://chat.example"));
     assert!(ask("https://evil.example").contains("\"status\":403"));
-    // The connections of health checks start with a header, too.
+    // HAProxy also sends a PROXY protocol header on the connections of its health checks.
     wait_until("a health check ends", || server.log().contains("CLOSE 127.0.0.1:"));
     assert!(!server.log().contains(" 400 ") && !server.log().contains("203.0.113.1"), "{}", server.log());
 }

@@ -1,7 +1,7 @@
-//! The examples of RFC 6455 §5.7, byte for byte, in one read and split across two reads.
+//! Tests the examples of RFC 6455 §5.7, byte for byte. Received bytes arrive in one read, or split across two reads.
 //!
-//! Unmasked single-frame examples must equal the output of `frame::append`. If a client sends an unmasked frame, the
-//! server must fail the connection.
+//! The server sends unmasked frames: the output of `frame::append` must equal the unmasked single-frame examples. If a
+//! client sends an unmasked frame, the server must fail the connection.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -24,7 +24,7 @@ fn protocol() -> Protocol {
     Protocol::new(Limits { message: 1 << 20, fragments: 100, accepts_binary: true, deflates: false })
 }
 
-/// Returns the events as text, and the replies, when `bytes` arrive in two reads that are split at `cut`.
+/// Receives `bytes` in two reads, split at `cut`. Returns the events as text, and the bytes of the server's replies.
 fn receive(bytes: &[u8], cut: usize) -> (Vec<String>, Vec<u8>) {
     let mut protocol = protocol();
     let mut bytes = bytes.to_vec();

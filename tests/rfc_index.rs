@@ -1,6 +1,6 @@
 //! Checks the index in `src/ws/mod.rs` against RFC 6455 and the sources. The index must list every section of the RFC
-//! and every section cited under `src/ws`. Every item and test that the index names must exist. The last tests check
-//! the checks.
+//! and every section cited under `src/ws`. Every item and test that the index names must exist. The last tests test
+//! these checks.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,7 +28,7 @@ const CONTENTS: &str = "
 /// A source file: its path in the repository, and its text.
 type Source = (String, String);
 
-/// A row of the index. A row of the second table (sections that do not bind a server) has no places.
+/// A row of the index. A row of the second table (sections that do not bind a server) has no places and no tests.
 #[derive(Debug, PartialEq)]
 struct Row {
     sections: Vec<&'static str>,
@@ -52,7 +52,7 @@ fn what_explain_tells_agrees_with_the_index() {
     let binding = rows.iter().filter(|row| !row.places.is_empty()).flat_map(|row| row.sections.iter().copied());
     let binding: Vec<&str> = binding.collect();
     let untold: Vec<_> = binding.iter().filter(|section| sections::find_sections(section).is_empty()).collect();
-    assert!(untold.is_empty(), "explain has no word about {untold:?}");
+    assert!(untold.is_empty(), "explain does not explain {untold:?}");
     for section in contents() {
         let is_explained = !sections::find_sections(section).is_empty();
         assert_ne!(is_explained, sections::informative_title(section).is_some(), "§{section}");
@@ -136,7 +136,7 @@ fn leading_numbers(text: &str) -> impl Iterator<Item = &str> {
     words.take_while(|word| word.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-// ---- What the index names ----
+// ---- Items and tests in the index ----
 
 fn faults_of_row(row: &Row, sources: &[Source]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -191,7 +191,7 @@ fn is_test(test: &str, sources: &[Source]) -> bool {
     })
 }
 
-// ---- What the sources cite ----
+// ---- Citations in the sources ----
 
 /// Returns the sections of RFC 6455 that a text cites, either as `§5.1` (but not after the number of another RFC) or as
 /// `=> "5.1"`, as in `ProtocolError::section`.
@@ -217,7 +217,7 @@ fn is_of_another_rfc(before: &str) -> bool {
     before.ends_with(' ') && rfc == "RFC" && number != "6455" && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-// ---- The checks, checked ----
+// ---- Tests of the checks ----
 
 #[test]
 fn the_index_is_read() {

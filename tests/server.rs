@@ -1,6 +1,5 @@
-//! Tests the server as a whole: slow readers, floods, resets, a lack of descriptors, and signals.
-//!
-//! Options make the timeouts short, but no test depends on speed: each waits for a condition.
+//! Tests the whole server over real sockets: slow readers, floods, resets, a lack of file descriptors, and signals.
+//! Options shorten the server's timeouts, but the tests do not depend on speed, because they wait for conditions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,7 +18,7 @@ use support::{DEADLINE, Frame, RawClient, Server, masked, upgrade_request, wait_
 
 const ECHO: &str = "/echo?token=dev-token";
 
-/// A member of the room `general`, after its `welcome`.
+/// Joins the room `general`, and reads the `welcome`.
 fn member(server: &Server, name: &str) -> RawClient {
     let mut client = server.upgrade(&member_path(name));
     client.read_event("welcome");
@@ -46,7 +45,7 @@ fn send_message(client: &mut RawClient, text: &str) {
     client.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
 }
 
-/// Reads up to the message with this text, and returns the events before it.
+/// Reads events up to the message with this text. Returns the events before that message.
 fn receive_until(client: &mut RawClient, text: &str) -> Vec<Value> {
     let mut before = Vec::new();
     loop {
@@ -62,7 +61,7 @@ fn receive_until(client: &mut RawClient, text: &str) -> Vec<Value> {
     }
 }
 
-/// Reads up to the Close. Returns the frames before the Close, and its code and reason.
+/// Reads frames up to the Close. Returns the frames before the Close, and the code and the reason of the Close.
 fn read_to_close(client: &mut RawClient) -> (Vec<Frame>, (u16, String)) {
     let mut frames = Vec::new();
     loop {
@@ -74,27 +73,29 @@ fn read_to_close(client: &mut RawClient) -> (Vec<Frame>, (u16, String)) {
     }
 }
 
-/// Sends until the server has dropped the connection.
+/// Sends the frame again and again, until the server has dropped the connection.
 fn send_until_dropped(client: &mut RawClient, frame: &[u8]) {
     wait_until("the connection is dropped", || client.stream.write_all(frame).is_err());
 }
 
 // ---------------------------------------------------------------------------------------------------- slow readers
 
-/// Disables the history: a few big texts exceed an outbox, so the server would close every client that joins.
+/// Options for texts of 16,000 letters. There is no history, because a backlog of such texts would exceed
+/// `--max-outbox`.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
-/// A short timeout for the reply to a Close, and no other timeout before the test ends.
+/// Options for a short close timeout, and a handshake timeout that does not expire during a test.
 const SHORT_CLOSE: [&str; 4] = ["--close-timeout", "0.3", "--handshake-timeout", "600"];
 
-/// Two clients that chat in texts of 16,000 letters while other members have stopped reading.
+/// Two members that exchange texts of 16,000 letters while other members of the room do not read.
 struct Chatter {
     sender: RawClient,
     receiver: RawClient,
-    /// The ids of the messages and the usernames of the `left` events that the receiver has received.
+    /// The ids of the messages that the receiver has received.
     ids: Vec<u64>,
+    /// The usernames in the `left` events that the receiver has received.
     left: Vec<String>,
-    /// How many messages the receiver had received at the last `left`.
+    /// The number of messages that the receiver had received before the last `left` event.
     received_before_left: usize,
 }
 
@@ -110,7 +111,8 @@ impl Chatter {
         }
     }
 
-    /// Sends eight texts, which both clients receive: the server does not wait for members that do not read.
+    /// Sends eight texts, and waits until sender and receiver have them: members that do not read must not delay
+    /// others.
     fn round(&mut self) {
         let text = "x".repeat(16_000);
         (0..8).for_each(|_| send_message(&mut self.sender, &text));
@@ -130,7 +132,7 @@ impl Chatter {
         }
     }
 
-    /// Chats until `count` members have been closed, and checks that the receiver missed no message.
+    /// Sends texts until the server has closed `count` members. Asserts that the receiver missed no message.
     fn until_left(&mut self, count: usize) {
         let end = Instant::now() + DEADLINE;
         while self.left.len() < count {
@@ -141,7 +143,8 @@ impl Chatter {
     }
 }
 
-/// The server completes a partly sent frame, drops the rest of the outbox, and sends a Close that the client can read.
+/// If a member does not read, the server completes the partly sent frame, drops the rest of the member's outbox, and
+/// sends a Close. A member that reads again receives that Close.
 #[test]
 fn a_reader_that_stops_receives_a_close() {
     let mut server = Watched::start(&[&BIG_TEXTS[..], &["--close-timeout", "25"]].concat());
@@ -156,7 +159,7 @@ fn a_reader_that_stops_receives_a_close() {
     let events = frames.iter().map(|frame| serde_json::from_str::<Value>(frame.text()).expect("complete events"));
     let ids: Vec<u64> = events.filter_map(|event| event["data"]["id"].as_u64()).collect();
     assert!(ids.iter().copied().eq(1..=ids.len() as u64), "the received messages have no gap");
-    // At the bound of 64 KiB, more than four texts of 16,000 letters were in the outbox.
+    // The outbox exceeded its bound of 64 KiB, so it held more than four texts of 16,000 letters.
     assert!(
         ids.len() + 3 <= chatter.received_before_left,
         "the rest was dropped: {} of {}",
@@ -170,7 +173,7 @@ fn a_reader_that_stops_receives_a_close() {
     server.finish(&[]);
 }
 
-/// Each reader is closed at its bound, and all of them together cost little memory.
+/// If 100 members do not read, the server closes each of them at `--max-outbox`, so its memory grows only a little.
 #[test]
 fn a_hundred_readers_that_stop() {
     let mut server = Watched::start(&[&BIG_TEXTS[..], &SHORT_CLOSE].concat());
@@ -179,7 +182,7 @@ fn a_hundred_readers_that_stop() {
     let before = resident_kib(&server);
     let _slow: Vec<RawClient> = (0..100).map(|i| member_with_a_small_window(&server, &format!("slow{i}"))).collect();
     chatter.until_left(100);
-    // A hundred outboxes of 64 KiB, and 10 MiB for everything else.
+    // The limit is 64 KiB for each of the 100 outboxes, and 10 MiB for everything else.
     let grown = resident_kib(&server).saturating_sub(before);
     assert!(grown < 100 * 64 + 10 * 1024, "the server grew by {grown} KiB");
     let mut left = std::mem::take(&mut chatter.left);
@@ -190,8 +193,8 @@ fn a_hundred_readers_that_stop() {
     server.finish(&[]);
 }
 
-/// A reader below the outbox bound may be as slow as it likes. When it reads again, only write readiness wakes the
-/// server, because nobody sends a new message.
+/// The server keeps a slow reader whose outbox stays below `--max-outbox`. When the client reads again, it must receive
+/// every message, although no client sends anything that would wake the server: write readiness alone must be enough.
 #[test]
 fn a_slow_reader_receives_everything_later() {
     let mut server = Watched::start(&LARGE_OUTBOX);
@@ -205,8 +208,8 @@ fn a_slow_reader_receives_everything_later() {
 
 const LARGE_OUTBOX: [&str; 6] = ["--max-outbox", "67108864", "--max-text", "20000", "--history", "0"];
 
-/// A member with more queued output than the kernel can buffer, but not enough for the server to stop reading from the
-/// member. Also returns how many messages were sent.
+/// Joins a member that does not read, and sends messages to the room. The member's outbox holds more than the kernel
+/// can buffer, but less than half of `--max-outbox`. Returns the member and the number of messages.
 fn slow_member(server: &Server) -> (RawClient, u64) {
     let late = member_with_a_small_window(server, "late");
     let mut chatter = Chatter::start(server);
@@ -214,14 +217,15 @@ fn slow_member(server: &Server) -> (RawClient, u64) {
     (late, chatter.ids.len() as u64)
 }
 
-/// The memory of the server, on systems with `/proc`.
+/// Returns the server's resident memory in KiB, or 0 on systems without `/proc`.
 fn resident_kib(server: &Server) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
     line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number of KiB")
 }
 
-/// The server stops reading from a peer that reads none of its Pongs. When the peer reads again, no Pong is missing.
+/// If a peer sends Pings but reads no Pongs, the server stops reading from the peer. When the peer reads again, it
+/// receives a Pong for every Ping.
 #[test]
 fn pings_of_a_peer_that_does_not_read() {
     let mut server = Watched::start(&["--max-outbox", "65536"]);
@@ -229,7 +233,7 @@ fn pings_of_a_peer_that_does_not_read() {
     let before = resident_kib(&server);
     let ping = |i: u32| masked(0x89, &[i.to_be_bytes().as_slice(), &[b'p'; 121]].concat());
     let (mut sent, mut pending) = (0, ping(0));
-    // All buffers are full when twenty writes in a row would have blocked.
+    // Assume that all buffers are full once 20 writes in a row would have blocked.
     let mut blocked = 0;
     client.stream.set_nonblocking(true).unwrap();
     while blocked < 20 {
@@ -262,7 +266,8 @@ fn pings_of_a_peer_that_does_not_read() {
     server.finish(&[]);
 }
 
-/// The server reads no more from an `/echo` client while an echo is unsent, so its outbox stays small. Nothing is lost.
+/// While an echo is unsent, the server does not read from the `/echo` client. The client, which reads late, still
+/// receives every echo.
 #[test]
 fn an_echo_that_is_read_late() {
     let mut server = Watched::start(&["--max-outbox", "65536"]);
@@ -288,7 +293,7 @@ fn a_thousand_frames_in_one_write() {
     server.finish(&[]);
 }
 
-/// Ends a flood even if its test fails. Otherwise, the thread scope would wait for the writer forever.
+/// Ends the flood when dropped, even if the test panics. Otherwise, the thread scope would wait for the writer forever.
 struct EndOfFlood<'a>(&'a AtomicBool, TcpStream);
 
 impl Drop for EndOfFlood<'_> {
@@ -298,7 +303,7 @@ impl Drop for EndOfFlood<'_> {
     }
 }
 
-/// The server keeps serving a client that sends and reads as fast as it can, and all other clients.
+/// While one client sends and reads as fast as possible, the server keeps serving that client and all others.
 #[test]
 fn a_flood_does_not_delay_others() {
     let floods = [("texts", "81 81 M0 'x'", "81 01 'x'"), ("pings", "89 81 M0 'x'", "8a 01 'x'")];
@@ -346,7 +351,8 @@ fn a_flood_does_not_delay_others() {
     server.finish(&[]);
 }
 
-/// Members reset their connections while the server writes to them. The others receive every message, and one `left` for each.
+/// Members reset their connections while the server broadcasts. The other members receive every message, and one `left`
+/// event for each reset connection.
 #[test]
 fn resets_in_the_middle_of_a_broadcast() {
     let mut server = Watched::start(&BIG_TEXTS);
@@ -378,7 +384,8 @@ fn resets_in_the_middle_of_a_broadcast() {
     server.finish(&[]);
 }
 
-/// With 64 descriptors and 200 clients, the server serves those it has accepted. Each one that leaves makes room.
+/// With 64 file descriptors, the server cannot accept 200 clients at once. It serves the clients that it has
+/// accepted, and accepts further clients as others leave.
 #[test]
 fn out_of_descriptors() {
     let server = Server::start_from_shell("ulimit -n 64", "", &["--rate-limit", "0"]);
@@ -406,7 +413,8 @@ fn out_of_descriptors() {
 
 // ----------------------------------------------------------------------------------------------------------- closing
 
-/// After a rejection, the server lingers so that the peer can read the response, and drops the peer at the timeout.
+/// After a rejection, the server keeps the connection open, so that the peer can read the response. A peer that keeps
+/// sending is dropped after `--close-timeout`.
 #[test]
 fn a_rejected_peer_that_stays_is_dropped() {
     let server = Watched::start(&SHORT_CLOSE);
@@ -417,7 +425,8 @@ fn a_rejected_peer_that_stays_is_dropped() {
     server.finish(&[]);
 }
 
-/// Every client receives 1001, whether it replies or not, and the exit status is 0.
+/// On SIGTERM and SIGINT, the server sends a Close with 1001 to every client. The server exits with status 0, even if
+/// some clients do not reply.
 #[test]
 fn sigterm_with_a_hundred_clients() {
     for signal in ["TERM", "INT"] {

@@ -1,5 +1,5 @@
-//! Tests which events wait for the disk. The SQLite broker writes to a disk that executes nothing until the test lets
-//! it. The sockets are in memory, and the clock is virtual.
+//! Tests which events wait for the disk. The SQLite broker writes to a simulated disk, which executes operations only
+//! when the test calls [`Stalled::execute`]. The sockets are in memory, and the clock is virtual.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -21,7 +21,7 @@ use support::users::events_path;
 use wirechat::broker::sqlite::database::{Database, DatabaseOptions};
 use wirechat::broker::sqlite::{Limits, SqliteBroker};
 
-/// Options that avoid pings, the rate limit, and a history in the memory broker.
+/// Options for rare Pings, for no rate limit, and for no history in memory.
 const CALM: [&str; 10] = [
     "--ping-interval",
     "600",
@@ -36,7 +36,7 @@ const CALM: [&str; 10] = [
 ];
 const STALL: Duration = Duration::from_secs(10);
 
-/// A server and its disk.
+/// A server whose disk executes nothing until [`Stalled::execute`].
 struct Stalled {
     world: World,
     disk: ManualDisk,
@@ -56,13 +56,13 @@ impl Stalled {
         Stalled { world, disk, database }
     }
 
-    /// The disk executes everything that waits for it.
+    /// Lets the disk execute all waiting operations, and the server process the results.
     fn execute(&mut self) {
         self.disk.execute(|operations| self.database.execute(operations));
         self.wake();
     }
 
-    /// Runs a turn, as the event loop does when the writer thread wakes it.
+    /// Runs the turn that the event loop runs after the disk's writer thread has woken it.
     fn wake(&mut self) {
         self.world.turn_with(|server| server.apply_effects());
         self.world.settle();
@@ -89,7 +89,7 @@ fn only_what_follows_a_message_waits_for_the_disk() {
     let bob = stalled.join("bob", "rust");
     send_message(&alice, "one");
     for _ in 0..3 {
-        // The broker keeps one order across all rooms, so the private message waits for alice's message.
+        // The broker keeps all messages of all rooms in order, so the private message waits for alice's message.
         bob.send_text(&json!({"event": "private", "data": {"to": "alice", "text": "psst"}}).to_string());
         for client in [&alice, &bob] {
             client.send_text(r#"{"event":"ping"}"#);
@@ -129,7 +129,8 @@ fn a_stop_waits_for_the_disk() {
     assert!(stalled.world.is_stopped);
 }
 
-/// Each step of a drain waits until everything that was received before is stored and sent. Meanwhile nobody is read.
+/// Before each step of a drain, the server reads from no client until it has stored and sent all messages received so
+/// far.
 #[test]
 fn a_drain_waits_for_the_disk() {
     let mut stalled = Stalled::new(&["--drain", "2"]);
@@ -147,7 +148,7 @@ fn a_drain_waits_for_the_disk() {
     }
     for client in [&alice, &bob] {
         let events: Vec<_> = client.read_frames().iter().map(|frame| frame.first).collect();
-        assert!(!events.contains(&0x88), "nobody is closed before the message is stored");
+        assert!(!events.contains(&0x88), "no connection is closed before the message is stored");
     }
     stalled.execute();
     stalled.world.advance(Duration::from_millis(1100));
@@ -179,7 +180,7 @@ fn a_failed_disk_closes_every_connection() {
     assert!(stalled.world.is_stopped && stalled.world.storage_failed());
 }
 
-/// The disk queue may use half of `--max-buffered`. Beyond that, the server stops reading from the clients' sockets.
+/// Messages that wait for the disk may use half of `--max-buffered`. Above that, the server pauses all reads.
 #[test]
 fn a_stalled_disk_does_not_fill_memory() {
     const MESSAGES: usize = 300;

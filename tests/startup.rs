@@ -1,5 +1,5 @@
-//! The command line and the environment: configurations that start, configurations that are rejected at start, and what
-//! the errors suggest.
+//! Tests of the command line and the environment: configurations that the server accepts, configurations that the
+//! server rejects, and the suggestions in its errors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -13,16 +13,16 @@ use support::table::each_row;
 use support::watched::DEMO_TOKENS;
 use support::{Server, token_file, wait_until};
 
-/// A port that another program uses is an error at run time, not a usage error.
+/// A port in use is not a usage error: the server exits with the status for errors at run time.
 #[test]
 fn a_port_in_use() {
     let server = Server::start(&[]);
     let (address, port) = (server.addr().to_string(), server.port().to_string());
     fail_to_start(&address, &[]).check(FAILURE, &[&port]);
-    assert_eq!(server.status(&handshake()), 101, "the first one lives");
+    assert_eq!(server.status(&handshake()), 101, "the first server still runs");
 }
 
-/// The demo tokens are public knowledge, so a server that uses them must listen on loopback.
+/// Everybody knows the demo tokens, so a server that accepts them must listen on loopback.
 #[test]
 fn demo_tokens_off_loopback() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
@@ -30,7 +30,7 @@ fn demo_tokens_off_loopback() {
     }
 }
 
-/// `--allow-host` and `--trusted-proxy` also make the server public, so the demo tokens are not allowed.
+/// `--allow-host` and `--trusted-proxy` make a server on loopback public. It then needs `--tokens` or `--open`.
 #[test]
 fn demo_tokens_on_a_public_server() {
     for option in [["--allow-host", "chat.example"], ["--allow-host", "*"], ["--trusted-proxy", "127.0.0.1/32"]] {
@@ -43,7 +43,7 @@ fn demo_tokens_on_a_public_server() {
     failure.check(USAGE, &["demo tokens", "10.0.0.0/8"]);
 }
 
-/// A server on IPv6 checks `Host` and `Origin` too.
+/// A server on an IPv6 address accepts the address in `Host` and `Origin`, and rejects other hosts.
 #[test]
 fn ipv6() {
     let server = Server::start_at("[::1]:0", &[]);
@@ -136,11 +136,11 @@ fn limits_that_exclude_each_other() {
             Server::start(&[args[0], value, args[2], args[3]]);
         },
     );
-    // 20,000 characters exceed `--max-message` (in bytes) only if they are not ASCII. So the server accepts these options.
+    // The server accepts a `--max-text` that exceeds `--max-message` (in bytes) only if the text is not ASCII.
     Server::start(&["--max-text", "20000"]);
 }
 
-/// An option whose feature is missing in this build is rejected, and so is its environment variable.
+/// A build without the feature `sqlite` rejects the feature's options, on the command line and in the environment.
 #[test]
 #[cfg(not(feature = "sqlite"))]
 fn options_of_the_feature_sqlite() {
@@ -268,7 +268,7 @@ fn hosts_and_origins_that_match_nothing() {
     );
 }
 
-/// A 403 names the option that would allow the request. The option must be accepted, and must do what it promises.
+/// The body of a 403 names the option that would allow the request. A server with this option accepts the request.
 #[test]
 fn advice_in_a_rejection_works() {
     let origins =
@@ -276,7 +276,7 @@ fn advice_in_a_rejection_works() {
     let origins = origins.map(|value| ("Origin", "--allow-origin ", value));
     let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1"];
     let hosts = hosts.map(|value| ("Host", "--allow-host ", value));
-    // Without --open, a local server allows the origin null even without --allow-origin.
+    // Pass --open: without it, a local server accepts the origin `null` anyway.
     let server = Server::start(&["--open"]);
     each_row(
         &[origins, hosts].concat(),
@@ -291,7 +291,7 @@ fn advice_in_a_rejection_works() {
     );
 }
 
-/// Operators may paste advice into a shell, so neither a body nor a log line suggests an option for a malformed value.
+/// An operator may paste advice into a shell, so a 403 and its log line suggest no option for a malformed value.
 #[test]
 fn no_advice_from_the_bytes_of_a_peer() {
     let origins = ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "http://é"];
@@ -303,7 +303,7 @@ fn no_advice_from_the_bytes_of_a_peer() {
         &rows,
         |(header, value)| format!("{header}: {value}"),
         |(header, value)| {
-            let server = Server::start(&["--open"]); // one server per row: each logs only five rejections per address
+            let server = Server::start(&["--open"]); // one server per row: a server logs five rejections per address
             let body = request_rejected(&server, &request_with(header, value));
             assert!(body.ends_with(" cannot name it.\n") && body.matches("--allow-").count() == 1, "{body:?}");
             server.wait_for_log(body.trim_end());
@@ -324,7 +324,7 @@ fn request_rejected(server: &Server, request: &Request) -> String {
     response.body
 }
 
-/// A server on 0.0.0.0 accepts any host without `--allow-host`, and only listed or loopback hosts with the option.
+/// With `--allow-host`, a server on 0.0.0.0 accepts only the listed hosts and loopback names.
 #[test]
 fn hosts_on_a_public_listener() {
     let server = Server::start_at("0.0.0.0:0", &["--open", "--allow-host", "chat.example"]);
@@ -334,7 +334,7 @@ fn hosts_on_a_public_listener() {
     }
 }
 
-/// `--tokens`: which token is bound to which username.
+/// A token file may contain comments, blank lines, CRLF, a byte-order mark, and usernames that tokens are bound to.
 #[test]
 fn a_file_of_tokens() {
     let content =
@@ -393,7 +393,7 @@ fn bad_files_of_tokens() {
         ("a-forbidden-name", "secret-one a\u{200b}b\n".as_bytes(), "line 1"),
         ("a-long-name", long.as_bytes(), "line 1"),
         ("twice", b"secret-one\n\nsecret-one bob\n", "line 3"),
-        // If two files are concatenated, the second file's byte-order mark ends up in the middle.
+        // Concatenating two files can leave the byte-order mark of the second file in the middle.
         (
             "a-mark-in-the-middle",
             "secret-one\n\u{feff}secret-two\n".as_bytes(),
@@ -420,7 +420,7 @@ fn bad_files_of_tokens() {
     fail_to_start("127.0.0.1:0", &["--open", "--tokens", file]).check(USAGE, &["--open", "--tokens"]);
 }
 
-/// With `--open`, no token is required, and any token is accepted.
+/// With `--open`, the server accepts clients without a token and clients with any token.
 #[test]
 fn open_to_everyone() {
     let server = Server::start(&["--open"]);
@@ -429,7 +429,7 @@ fn open_to_everyone() {
     }
 }
 
-/// The wscat command in the banner contains the demo token, a placeholder or no token, but never a secret.
+/// The wscat command in the banner contains the demo token, a placeholder or no token, but never a token from a file.
 #[test]
 fn the_banner() {
     let file = token_file("banner", "secret-one\n");
@@ -444,7 +444,7 @@ fn the_banner() {
     };
     let demo = line(&[]);
     assert!(demo.contains("token=dev-token"), "{demo}");
-    assert!(DEMO_TOKENS[..3].iter().all(|token| !demo.contains(token)), "never another: {demo}");
+    assert!(DEMO_TOKENS[..3].iter().all(|token| !demo.contains(token)), "another demo token: {demo}");
     let file = line(&["--tokens", file.to_str().unwrap()]);
     assert!(file.contains("token=TOKEN") && !file.contains("secret-one"), "{file}");
     let open = line(&["--open"]);
@@ -481,7 +481,7 @@ fn lists_from_the_environment() {
     run_to_failure(command.env("WIRECHAT_ALLOW_HOST", "a.example b.example")).check(USAGE, &["--allow-host"]);
 }
 
-/// An empty environment variable is treated as unset, for every option.
+/// For every option, the server treats an empty environment variable as unset.
 #[test]
 fn empty_variables() {
     let help = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("--help").output().unwrap();
@@ -500,7 +500,7 @@ fn empty_variables() {
     fail_to_start("", &[]).check(USAGE, &["--listen"]);
 }
 
-/// A switch that is neither on nor off is an error: a misspelled `WIRECHAT_OPEN=flase` must not open the server.
+/// A switch in the environment must be true or false: the misspelled `WIRECHAT_OPEN=flase` must not open the server.
 #[test]
 fn switches_from_the_environment() {
     let command = |value: &str| {
@@ -517,7 +517,7 @@ fn switches_from_the_environment() {
     }
 }
 
-/// The error includes the argument parser's suggestion, on one line.
+/// The error for a misspelled option, value or tool is one line, and contains the argument parser's suggestion.
 #[test]
 fn misspelled_options_and_tools() {
     let rows: [(&[&str], &[&str]); 7] = [

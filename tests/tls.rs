@@ -1,5 +1,5 @@
-//! TLS with real clients: rustls, openssl and Python. The clients check what travels over TLS, how a session begins and
-//! ends, and that certificates can be replaced while the server runs.
+//! Tests TLS with real clients: rustls, openssl and Python. The tests check the handshake, the data in both
+//! directions, the end of a session, and the reload of certificates while the server runs.
 
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -26,7 +26,7 @@ use support::{
 const ECHO: &str = "/echo?token=dev-token";
 const MIB: usize = 1024 * 1024;
 
-/// A server with a certificate, and the settings of a client that trusts it.
+/// A server with a certificate, and the settings of a client that trusts the certificate.
 struct Fixture {
     server: Server,
     certificate: Certificate,
@@ -34,7 +34,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// `None` if openssl is missing.
+    /// Starts the server. Returns `None` if openssl is missing.
     fn new(name: &str, args: &[&str]) -> Option<Fixture> {
         let certificate = Certificate::new(name, EC)?;
         let server = Server::start(&[&certificate.options()[..], args].concat());
@@ -100,8 +100,8 @@ impl TlsClient {
         assert_eq!(self.read_frame().text(), text);
     }
 
-    /// Reads to the end, and fails unless the server ends the session with close_notify. Without it, rustls reports
-    /// `UnexpectedEof`.
+    /// Reads until the server ends the session with close_notify. Panics if TCP ends without close_notify, which
+    /// rustls reports as `UnexpectedEof`.
     fn read_to_close_notify(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.received);
         self.stream.read_to_end(&mut rest).expect("close_notify before the end of TCP");
@@ -147,7 +147,8 @@ fn alpn() {
     assert!(error.contains("NoApplicationProtocol"), "{error}");
 }
 
-/// RFC 8446 §2.2. Early data can be replayed, so the server offers none.
+/// The server sends one session ticket, and a client resumes the session with this ticket (RFC 8446 §2.2). The server
+/// accepts no early data, because an attacker could replay it.
 #[test]
 fn one_ticket_resumes_a_session() {
     let Some(fixture) = Fixture::new("tickets", &[]) else { return };
@@ -248,7 +249,7 @@ fn a_handshake_cut_into_single_bytes() {
     }
 }
 
-/// Returns the bytes of a valid ClientHello, one record.
+/// Returns the bytes of a valid ClientHello, in one record.
 fn client_hello(settings: &Arc<ClientConfig>) -> Vec<u8> {
     let mut bytes = Vec::new();
     new_session(settings).write_tls(&mut bytes).unwrap();
@@ -275,7 +276,7 @@ fn invalid_handshakes() {
         hello[at] ^= 0xff;
         hello
     };
-    // The first record of a handshake message of 16 MiB.
+    // The first record of a handshake message whose header announces 16 MiB.
     let endless = [&[0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &vec![0; 16 * 1024 - 4]].concat();
     let long = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff][..], &vec![0; 16 * 1024 - 4], &[0x16, 3, 1, 0x40, 0]].concat();
     let rows: [(&str, Vec<u8>); 9] = [
@@ -306,7 +307,7 @@ fn invalid_handshakes() {
     fixture.upgrade(ECHO).echoes("still alive");
 }
 
-/// Returns the bytes that a client sends until it has a response, one vector per flight.
+/// Returns the bytes that a client sends until the response arrives, one vector per flight.
 fn flights(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion) -> Vec<Vec<u8>> {
     let settings = Arc::new(client_settings(&[&fixture.certificate], &[version], &[]));
     let (mut session, mut flights) = (new_session(&settings), Vec::new());
@@ -327,7 +328,7 @@ fn flights(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion
     flights
 }
 
-/// Flips, inserts, cuts and repeats random bytes of a client's records. The server must survive this.
+/// Flips, inserts, removes and repeats random bytes of a client's records. The server must continue to run.
 #[test]
 fn damaged_records() {
     let Some(mut fixture) = Fixture::new("damaged", &["--quiet"]) else { return };
@@ -385,7 +386,7 @@ fn a_client_that_is_silent() {
     }
     let mut client = fixture.connect();
     client.stream.conn.complete_io(&mut client.stream.sock).unwrap();
-    assert_eq!(client.read_to_close_notify(), b"", "TLS is complete, the request is missing");
+    assert_eq!(client.read_to_close_notify(), b"", "the TLS handshake is complete, but the request is missing");
     let silent = "reason=\"no request arrived in time\"";
     wait_until("four deadlines", || fixture.server.log().matches(silent).count() == 4);
 }
@@ -413,7 +414,7 @@ fn tls_on_a_plain_port() {
     server.wait_for_log(" 400 Not an HTTP/1.1 request but a TLS ClientHello");
 }
 
-/// The server's own origin is that of its pages: https.
+/// With TLS, the server's own origin is `https://HOST`, not `http://HOST`.
 #[test]
 fn own_origin() {
     let Some(fixture) = Fixture::new("origin", &[]) else { return };
@@ -430,7 +431,7 @@ fn own_origin() {
     assert_eq!(status("https://evil.example"), "403");
 }
 
-/// A client over the limit gets a TLS alert before the server spends time on a handshake.
+/// The server rejects a connection over `--max-per-address` with a TLS alert, without a TLS handshake.
 #[test]
 fn too_many_connections_from_one_address() {
     let args = ["--open", "--allow-host", "chat.example", "--max-per-address", "1"];
@@ -474,7 +475,8 @@ fn the_server_ends_with_close_notify() {
     assert!(fixture.server.wait().success());
 }
 
-/// A client may end its own stream and still read (RFC 8446 §6.1).
+/// RFC 8446 §6.1: each direction of a session closes separately. After the client's close_notify, the server still
+/// sends its data.
 #[test]
 fn half_close() {
     let Some(fixture) = Fixture::new("half-close", &[]) else { return };
@@ -486,14 +488,14 @@ fn half_close() {
     let rest = client.read_to_close_notify();
     let (frame, rest) = split_frame(&rest).expect("the echo");
     assert_eq!(frame.text(), message);
-    assert_eq!(split_frame(rest).map(|(frame, _)| frame.close().0), None, "the stream ended without a Close");
+    assert_eq!(split_frame(rest).map(|(frame, _)| frame.close().0), None, "the server sends no Close after the echo");
 }
 
 #[test]
 fn sixteen_mebibytes_in_both_directions() {
     for version in [&TLS12, &TLS13] {
         let Some(fixture) = Fixture::new("big", &["--max-read", "1024"]) else { return };
-        big_echo(&fixture, version, 2 * MIB); // a record holds more than the server reads at once
+        big_echo(&fixture, version, 2 * MIB); // a TLS record is larger than --max-read
         let Some(fixture) = Fixture::new("big", &[]) else { return };
         big_echo(&fixture, version, 16 * MIB);
     }
@@ -509,7 +511,7 @@ fn big_echo(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersio
     client.send(&masked(0x82, &payload));
     let frame = client.read_frame();
     assert!(frame.first == 0x82 && frame.payload == payload, "{} bytes", frame.payload.len());
-    // Several messages at once: the server has to stop reading while it cannot write.
+    // Send several messages without waiting for the echoes: the server has to stop reading while it cannot write.
     let mut reader = RawClient::new(client.stream.try_clone().unwrap());
     let sent = masked(0x82, &payload[..len / 8]);
     let sender = std::thread::spawn(move || (0..8).for_each(|_| client.send(&sent)));
@@ -519,7 +521,6 @@ fn big_echo(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersio
     sender.join().unwrap();
 }
 
-/// The kilobytes of memory that the server uses.
 fn resident_kib(server: &Server) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -543,11 +544,11 @@ fn a_slow_consumer() {
     assert!(grown < 8 * 1024, "the server grew by {grown} KiB");
     let rest = slow.read_to_end_frames();
     assert_eq!(rest.last().unwrap().close(), (1008, "too slow to read".into()));
-    assert!(rest.len() > 100, "the frames before it are whole");
+    assert!(rest.len() > 100, "the client has received more than 100 messages");
 }
 
 impl TlsClient {
-    /// Reads frames up to and including a Close, and answers it.
+    /// Reads frames up to and including a Close, and replies with a Close. The server must then end the session.
     fn read_to_end_frames(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         while frames.last().is_none_or(|frame: &Frame| frame.opcode() != 8) {
@@ -559,7 +560,7 @@ impl TlsClient {
     }
 }
 
-/// A record that stays incomplete counts towards `--max-buffered`.
+/// The bytes of an incomplete TLS record count towards `--max-buffered`.
 #[test]
 fn incomplete_records_are_bounded() {
     let args = ["--max-buffered", "131072", "--max-echo", "65536", "--verbose"];
@@ -569,11 +570,11 @@ fn incomplete_records_are_bounded() {
     for client in &mut clients {
         let _ = client.stream.sock.write_all(&record);
     }
-    wait_until("some are closed", || fixture.server.log().matches("the server's buffers are full").count() >= 4);
+    wait_until("four closed clients", || fixture.server.log().matches("the server's buffers are full").count() >= 4);
     fixture.upgrade(ECHO).echoes("not affected");
 }
 
-/// Copies a pair over the files that the server reads.
+/// Overwrites the certificate and the key that the server reads with another pair.
 fn install(from: &Certificate, to: &Certificate) {
     fs::copy(&from.cert, &to.cert).unwrap();
     fs::copy(&from.key, &to.key).unwrap();
@@ -602,7 +603,7 @@ fn a_hundred_reloads() {
             next
         };
         server.signal("HUP");
-        // During the reload, a client gets the old certificate or the new one.
+        // During the reload, the server presents either the old certificate or the new one.
         connect(&[&a, &b]).upgrade(ECHO);
         let reloads =
             |log: &str| log.matches("RELOAD certificate").count() + log.matches("the old certificate").count();
@@ -619,7 +620,7 @@ fn a_hundred_reloads() {
     assert!(lines[0].split(['=', ' ']).filter(|word| word.len() == 16).count() == 2, "{}", lines[0]);
 }
 
-/// Without a signal, the server finds changed files by itself.
+/// The server loads changed files even without a SIGHUP.
 #[test]
 fn changed_files_are_loaded() {
     let [Some(files), Some(other)] = [Certificate::new("changed", EC), Certificate::new("changed-to", EC)] else {
@@ -633,7 +634,7 @@ fn changed_files_are_loaded() {
     let settings = Arc::new(client_settings(&[&other], rustls::ALL_VERSIONS, &[]));
     let mut client = TlsClient::connect(server.addr(), &settings);
     client.upgrade(ECHO);
-    assert_eq!(server.log().matches("RELOAD failed, the old certificate").count(), 1, "one line for each change");
+    assert_eq!(server.log().matches("RELOAD failed, the old certificate").count(), 1, "one line per failed reload");
 }
 
 /// A trace shows WebSocket frames, not TLS records.
@@ -642,7 +643,7 @@ fn a_trace_shows_the_plaintext() {
     let Some(fixture) = Fixture::new("trace", &["--trace"]) else { return };
     fixture.upgrade(ECHO).echoes("readable");
     wait_until("both frames", || fixture.server.log().matches("\"readable\"").count() == 2);
-    assert!(becomes_true(|| fixture.server.log().contains("101")), "the handshake too");
+    assert!(becomes_true(|| fixture.server.log().contains("101")), "the trace also shows the response");
 }
 
 #[test]
@@ -681,7 +682,7 @@ fn errors_at_start() {
     );
 }
 
-/// `wirechat health` accepts a certificate that no authority has signed.
+/// `wirechat health` accepts a self-signed certificate.
 #[test]
 fn health_checks() {
     let Some(certificate) = Certificate::new("health", EC) else { return };
@@ -697,7 +698,7 @@ fn health_checks() {
     assert!(error.contains("cannot read the response"), "{error}");
 }
 
-/// With `--proxy-protocol`, the header precedes the ClientHello, and is not encrypted.
+/// With `--proxy-protocol`, the PROXY header precedes the ClientHello and is not encrypted.
 #[test]
 fn a_proxy_names_the_client_before_tls() {
     let options = ["--open", "--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--max-per-address", "1"];
@@ -713,14 +714,15 @@ fn a_proxy_names_the_client_before_tls() {
     client.echoes("hello");
     drop(client);
     fixture.server.wait_for_log("CLOSE 203.0.113.1:4711 ");
-    // The header and the ClientHello arrive in one piece.
+    // Send the PROXY header and the ClientHello in one write.
     let hello = client_hello(&fixture.settings);
     let mut tcp = TcpStream::connect(fixture.server.addr()).unwrap();
     tcp.write_all(&[b"PROXY TCP4 203.0.113.2 192.0.2.99 4711 443\r\n", &hello[..]].concat()).unwrap();
     let mut record = [0; 3];
     tcp.read_exact(&mut record).unwrap();
     assert_eq!(record, [22, 3, 3], "a ServerHello");
-    // A client over its limit gets an alert. Without a header, the server ends the connection.
+    // The server rejects a client over `--max-per-address` with an alert, and closes a connection without a PROXY
+    // header.
     let mut rejected = TcpStream::connect(fixture.server.addr()).unwrap();
     rejected.write_all(b"PROXY TCP4 203.0.113.2 192.0.2.99 4712 443\r\n").unwrap();
     rejected.read_exact(&mut record).unwrap();

@@ -1,7 +1,7 @@
 //! Tests the tap and its text output: known frames give the exact records, the records do not depend on where the
 //! stream is cut, and the tap agrees with `ws::protocol`.
 //!
-//! The golden texts are for people: if a change alters one, check that the new text is better.
+//! If a change alters a golden text, check that a person can read the new text at least as well.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,7 +25,7 @@ fn noon() -> SystemTime {
     humantime::parse_rfc3339("2026-11-22T12:00:01.204Z").expect("a time")
 }
 
-/// The trace of bytes on an open connection, as `--trace` or `--trace=full` writes it.
+/// Returns the trace of the bytes in `passed` on an open connection, as `--trace` or `--trace=full` writes it.
 fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     let records = Records::default();
     let mut tap = Tap::open(7, records.clone());
@@ -38,7 +38,8 @@ fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     out
 }
 
-/// Compares with a golden text. With `WIRECHAT_BLESS` in the environment, writes the golden text instead, for review.
+/// Compares `text` with a golden text. If `WIRECHAT_BLESS` is set in the environment, writes `text` as the new golden
+/// text instead, for review.
 fn expect(golden: &str, name: &str, text: &str) {
     if std::env::var_os("WIRECHAT_BLESS").is_some() {
         let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -86,7 +87,7 @@ fn golden_the_frames_of_rfc_5_7() {
     expect(include_str!("golden/examples-full.txt"), "examples-full.txt", &full);
 }
 
-/// One bad frame for each rule, and bytes that are not a frame at all.
+/// Traces one invalid frame for each rule, and bytes that are not a WebSocket frame.
 #[test]
 fn golden_one_failure_for_each_rule() {
     let text_only = Limits { accepts_binary: false, ..LIMITS };
@@ -125,7 +126,7 @@ fn golden_one_failure_for_each_rule() {
     ] {
         text += &format!("-- {name}\n{}", traced(LIMITS, Detail::Full, &[(from, &bytes)]));
     }
-    assert!(!text.contains("secret"), "no token is shown");
+    assert!(!text.contains("secret"), "the trace shows a token");
     expect(include_str!("golden/failures.txt"), "failures.txt", &text);
 }
 
@@ -170,7 +171,7 @@ fn seen_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     up_to_the_end(seen)
 }
 
-/// Returns the records of a tap that observes a client's stream cut at these offsets.
+/// Returns the records of a tap that observes a client's stream, cut at the offsets `cuts`.
 fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());
@@ -179,7 +180,8 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     records.take().into_iter().map(|record| record.kind).collect()
 }
 
-/// Assembles messages from the tap's frames. Includes a failure, but not the frame that broke the rule.
+/// Returns the messages and control frames of the tap's records. Includes the failure, but not the frame that broke
+/// the rule.
 fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     let records = records(stream, cuts);
     let broken = records
@@ -212,7 +214,7 @@ fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option
     Some(if *first == 1 { Seen::Text(whole) } else { Seen::Binary(whole) })
 }
 
-/// The tap and the protocol need not agree on bytes after a failure or a Close.
+/// Removes everything after the first failure or Close, where the tap and the protocol need not agree.
 fn up_to_the_end(mut seen: Vec<Seen>) -> Vec<Seen> {
     if let Some(last) = seen.iter().position(|seen| matches!(seen, Seen::Failed(..) | Seen::Close(_))) {
         seen.truncate(last + 1);
@@ -232,7 +234,7 @@ fn random_cuts(random: &mut fastrand::Rng, len: usize) -> Vec<usize> {
     cuts
 }
 
-/// A client's frame, nearly always valid.
+/// Returns a client's frame, which is nearly always valid.
 fn random_frame(random: &mut fastrand::Rng, in_message: &mut bool) -> Vec<u8> {
     let strange = random.u32(0..200) == 0;
     let opcode = match random.u8(0..10) {
@@ -278,8 +280,8 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
     }
 }
 
-/// Only the list of a frame's reads depends on where the stream is cut. The test ignores the frame that breaks a rule,
-/// because the tap reports as much of the frame as has arrived.
+/// The cuts change only the list of reads in which a frame arrived. The test ignores the frame that breaks a rule,
+/// because the tap reports only the part of the frame that has arrived.
 #[test]
 fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
@@ -321,7 +323,8 @@ const REQUEST: &[u8] =
 const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The handshake in two reads with a frame right after it, a ping, a broken rule, and the end.
+/// Traces a whole connection: a request in two reads with a frame right after it, a Ping, an unmasked client frame,
+/// and the end.
 #[test]
 fn golden_a_connection_from_its_request_to_its_end() {
     let records = Records::default();
@@ -345,7 +348,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
     ] {
         let mut text = String::new();
         taken.iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut text));
-        assert!(!text.contains("dev-token"), "no token is shown");
+        assert!(!text.contains("dev-token"), "the trace shows a token");
         expect(golden, name, &text);
     }
     let states = taken
@@ -374,7 +377,7 @@ fn a_terminal_adds_only_colours() {
     assert_eq!(stripped, plain);
 }
 
-/// The example in the documentation of `text` is real output.
+/// The example in the documentation of `inspect::text` is real output.
 #[test]
 fn the_example_in_the_documentation_is_in_a_golden_text() {
     let source = include_str!("../src/inspect/text.rs");
@@ -389,7 +392,7 @@ fn the_example_in_the_documentation_is_in_a_golden_text() {
     assert_eq!(lines, 4);
 }
 
-/// The text and the JSON of a clean end both show the reason that the server gave.
+/// When a connection ends cleanly, both the text and the JSON show the reason that the server gave.
 #[test]
 fn a_clean_end_has_a_cause() {
     let records = Records::default();

@@ -1,4 +1,5 @@
-//! Tests `--trace` and `--record` on a running server, and that replaying a recording prints the same trace.
+//! Tests `--trace` and `--record` on a running server. A replay of a recording must print the same lines as the
+//! trace.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,14 +15,14 @@ use support::{Server, masked, wait_until};
 
 const CHAT: &str = "/?token=dev-token&username=alice&room=general";
 
-/// Returns the path of a folder for one test. The folder does not exist yet.
+/// Deletes the folder that an earlier run of a test has left, and returns the path of this folder.
 fn folder(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&path);
     path
 }
 
-/// The lines of the trace, without those of the log.
+/// Returns the lines of the trace, without the log lines.
 fn traced(log: &str) -> String {
     log.lines()
         .filter(|line| !line.contains("Z INFO ") && !line.contains("Z WARN "))
@@ -29,11 +30,12 @@ fn traced(log: &str) -> String {
         .collect()
 }
 
-/// Sends one of each: a request in two reads, a message, a ping, fragments, an invalid frame, and a plain request.
+/// Sends each kind of traffic: a request in two reads, a message, a Ping, fragments, an invalid frame, and a request
+/// without an upgrade.
 fn visit(server: &Server) {
     let mut alice = server.connect();
     let request = support::upgrade_request(CHAT);
-    let (first, second) = request.as_bytes().split_at(12); // between `token=` and the token
+    let (first, second) = request.as_bytes().split_at(12); // cut between `token=` and the token
     alice.send(first);
     server.upgrade("/echo?token=dev-token").send(&masked(0x88, b""));
     alice.send(second);
@@ -141,14 +143,14 @@ fn a_recording_is_replayed_as_it_was_traced() {
     }
 }
 
-/// The output of `wirechat replay` for a valid recording.
+/// Returns the output of `wirechat replay` for a valid recording.
 fn replay(path: &Path) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(path).output().expect("it runs");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The trace lines of one connection, including the indented lines below each of them.
+/// Returns the trace lines of one connection, including the indented lines below them.
 fn of_connection(trace: &str, number: &str) -> String {
     let mut is_its = false;
     let lines = trace.lines().filter(|line| {
@@ -164,7 +166,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The text of all recordings in a folder, once it contains `needle`.
+/// Waits until the recordings in a folder contain `needle`. Returns the text of all recordings in the folder.
 fn recorded(dir: &Path, needle: &str) -> String {
     let mut text = String::new();
     wait_until(&format!("a recording contains {needle}"), || {
@@ -175,7 +177,8 @@ fn recorded(dir: &Path, needle: &str) -> String {
     text
 }
 
-/// A token may also occur outside of an accepted request, for example in a rejected request or a frame.
+/// The server hides a token even outside of an accepted request, for example in a rejected request or in place of a
+/// frame.
 #[test]
 fn no_token_is_traced_or_recorded_wherever_it_occurs() {
     let upgrade = support::upgrade_request("/echo?username=a");
@@ -204,7 +207,7 @@ fn no_token_is_traced_or_recorded_wherever_it_occurs() {
         let mut client = server.connect();
         for piece in pieces {
             client.try_send(piece);
-            server.upgrade("/echo"); // by now the server has read the piece
+            server.upgrade("/echo"); // after this handshake, the server has read the piece
         }
         drop(client);
         server.wait_for_log("#1 = over");
@@ -221,7 +224,7 @@ fn spaced_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// The traffic of an inspector is not recorded, not even a frame sent together with the inspector's request.
+/// The server does not record an inspector's connection, not even a frame sent together with the inspector's request.
 #[test]
 fn an_inspectors_records_are_not_recorded() {
     let dir = folder("inspector");
@@ -236,12 +239,12 @@ fn an_inspectors_records_are_not_recorded() {
     drop(inspector);
     drop(alice);
     let end = |text: &str| text.matches("\"end\"").count() == 2;
-    wait_until("both have ended", || end(&recorded(&dir, "\"end\"")));
+    wait_until("both connections have ended", || end(&recorded(&dir, "\"end\"")));
     let text = recorded(&dir, "\"end\"");
     assert!(!text.contains(&hex(b"\"record\"")) && !text.contains(&hex(b"\"do\"")), "{text}");
 }
 
-/// The trace reports a broken rule only if the server closed the connection for it.
+/// The trace reports a broken rule only if the server closed the connection because of this rule.
 #[test]
 fn a_rule_broken_after_the_server_has_closed_is_not_reported() {
     let server = Server::start(&["--trace", "--rate-limit", "1"]);
@@ -280,13 +283,14 @@ fn every_connection_has_an_end() {
     let _inspector = server.upgrade(&format!("/inspect?ticket={ticket}"));
     server.signal("TERM");
     server.wait();
-    wait_until("both ends are traced", || server.log().matches("= over").count() == 2);
+    wait_until("the trace shows both ends", || server.log().matches("= over").count() == 2);
     let log = server.log();
     let of_inspector: Vec<&str> = log.lines().filter(|line| line.contains("  #2 ")).collect();
     assert_eq!(of_inspector.len(), 5, "request, response, two states, end: {of_inspector:#?}");
 }
 
-/// Each recording needs a file descriptor, so the server accepts at most half as many connections.
+/// Each recording needs a file descriptor, so `--record` at least halves the number of connections that the server
+/// accepts.
 #[test]
 fn recordings_count_against_the_descriptors() {
     let dir = folder("descriptors");
@@ -316,14 +320,14 @@ fn recordings_stay_within_their_limit() {
     assert!(size <= 20_000 && size > 15_000, "{size} bytes");
     let is_cut = |path: &&PathBuf| fs::read_to_string(path).unwrap().trim_end().ends_with("\"cut\":null}");
     let cut: Vec<_> = files.iter().filter(is_cut).collect();
-    assert_eq!(cut.len(), 1, "one connection was open when the limit was reached");
+    assert_eq!(cut.len(), 1, "only the connection that reached the limit has a cut recording");
     let replayed = replay(cut[0]);
     assert!(replayed.contains("\nThe recording was cut here: --record-limit was reached.\nas recorded"), "{replayed}");
     server.wait_for_log("RECORD");
     assert_eq!(server.log().matches("RECORD").count(), 1, "logged once: {}", server.log());
 }
 
-/// Neither rejected requests nor a file that cannot be created end the recordings of other connections.
+/// Rejected requests and a recording that cannot be created do not stop the recording of later connections.
 #[test]
 fn upgraded_connections_are_still_recorded() {
     let dir = folder("still recorded");

@@ -1,5 +1,6 @@
-//! While the server process is stopped, many clients join, send, switch rooms and leave. When the server continues, it
-//! processes all of their input in very few turns. Every client must receive the events in the same order.
+//! While the server process is suspended, many clients join, send, switch rooms and leave. After the suspension, the
+//! server processes all input in very few turns of the event loop. Every client must receive the events in the same
+//! order.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -15,14 +16,14 @@ use Dialect::{Events, Presence, Rooms};
 const ROOM: &str = "general";
 const GUESTS: usize = 8;
 
-/// A client's view of [`ROOM`]: all texts, and the members.
+/// The texts and the members of [`ROOM`], as a client has received them.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Seen {
     texts: Vec<String>,
     members: Vec<String>,
 }
 
-/// A user, and what it has received.
+/// A user, and the texts and members that the user has received.
 struct Witness {
     user: User,
     dialect: Dialect,
@@ -39,7 +40,7 @@ impl Witness {
         Witness { user, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
     }
 
-    /// Processes one event. Returns its description if it is a message, join or leave in [`ROOM`].
+    /// Processes one event. For a message, join or leave in [`ROOM`], returns a description of the event.
     fn take(&mut self, event: &Value) -> Option<String> {
         let data = if self.dialect == Events { &event["data"] } else { event };
         let kind = event[if self.dialect == Events { "event" } else { "type" }].as_str().expect("a kind");
@@ -97,7 +98,7 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap_or_else(|| panic!("a list: {value}")).iter().map(string).collect()
 }
 
-/// Connects a client while the server is stopped. One write contains the request and all of the client's frames.
+/// Connects a client while the server is suspended. One write contains the request and all of the client's frames.
 fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     let dialect = random.choice(DIALECTS).unwrap();
     let room = if dialect == Events && random.bool() { "elsewhere" } else { ROOM };
@@ -122,7 +123,7 @@ fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     (witness, stays)
 }
 
-/// Reads until the server has processed everything from the guest.
+/// Reads the guest's events until the server has processed all of the guest's frames.
 fn settle(guest: &mut Witness, stays: bool) {
     assert!(guest.user.client.read_head().starts_with("HTTP/1.1 101 "));
     loop {
@@ -135,7 +136,7 @@ fn settle(guest: &mut Witness, stays: bool) {
     }
 }
 
-/// Three members that stay for the whole test, one of each dialect.
+/// Joins three members, one of each dialect, who stay for the whole test.
 fn residents(server: &Server) -> [Witness; 3] {
     let mut residents = DIALECTS.map(|dialect| {
         let name = format!("{dialect:?}");
@@ -162,7 +163,7 @@ fn round(server: &Server, residents: &mut [Witness; 3], random: &mut Rng, number
     let [events, rooms, presence] = residents;
     let happened = events.receive_until(&end);
     assert_eq!(presence.receive_until(&end), happened, "round {number}");
-    // In `rooms`, joins and leaves have no name.
+    // In the dialect `rooms`, the events for joins and leaves do not name the user.
     let nameless = |what: &str| if what.contains(" sends ") { what.to_owned() } else { last_word(what) };
     let received: Vec<String> = rooms.receive_until(&end).into_iter().map(|(what, _)| what).collect();
     assert_eq!(received, happened.iter().map(|(what, _)| nameless(what)).collect::<Vec<_>>(), "round {number}");
@@ -188,7 +189,7 @@ fn everything_at_once() {
         let mut residents = residents(&server);
         let mut random = Rng::with_seed(seed);
         (0..10).for_each(|number| round(&server, &mut residents, &mut random, number));
-        // The ids follow the order in which the messages were received.
+        // The history has the messages in the order in which the clients received them, with ids from 1.
         let mut late = User::joins(&server, Events, "late", ROOM);
         let welcome = late.receives_event("welcome", json!({}));
         let history = welcome["history"].as_array().unwrap();
@@ -199,14 +200,14 @@ fn everything_at_once() {
     }
 }
 
-/// A turn in which the batch of a room fills up ends early. The server reads from the remaining clients in the next turn.
+/// Once a room's batch is full, the server reads from the other members of the room in the next turn of the event loop.
 #[test]
 fn a_turn_that_ends_early() {
     let server = Server::start(&[]);
     let mut clients: Vec<RawClient> =
         (0..8).map(|number| server.upgrade(&format!("/?token=dev-token&username=p{number}"))).collect();
     let message = json!({"event": "message", "data": {"text": format!("a{}b", "\u{1}".repeat(498))}}).to_string();
-    // Stop the server while the clients send, so that it finds all of the input in one turn.
+    // Suspend the server while the clients send, so that all input is there in one turn.
     server.signal("STOP");
     for client in &mut clients {
         client.send(&masked(0x81, message.as_bytes()).repeat(10));
@@ -219,11 +220,11 @@ fn a_turn_that_ends_early() {
     }
 }
 
-/// An event for all members except one must not reach that member, even if it fills the batch and is sent at once.
+/// An event for all members except one must not reach that member, even if the event fills the room's batch.
 #[test]
 fn an_event_for_the_others_that_fills_a_batch() {
     let server = Server::start(&["--max-presence", "1000"]);
-    // So many of the longest names that the list of names exceeds 64 KiB, the size of a full batch.
+    // 600 members with the longest possible name: the member list exceeds 64 KiB, the size of a full batch.
     let name = "%F0%9F%98%80".repeat(32);
     let _crowd: Vec<RawClient> =
         (0..600).map(|_| server.upgrade(&format!("/?token=dev-token&username={name}"))).collect();
@@ -231,5 +232,5 @@ fn an_event_for_the_others_that_fills_a_batch() {
     new_client.send(&masked(0x89, b""));
     let welcome = new_client.read_json();
     assert_eq!((&welcome["type"], welcome["active_users"].as_array().unwrap().len()), (&json!("user_joined"), 601));
-    assert_eq!(new_client.read_frame().first, 0x8a, "it receives its own join once");
+    assert_eq!(new_client.read_frame().first, 0x8a, "the new client receives its own join once");
 }

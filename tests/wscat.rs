@@ -1,9 +1,9 @@
-//! Tests npm's `wscat`, the tool that people try first, against the running server: in a pipe and on a terminal.
-//! `tests/npm/package.json` pins its version. To install it:
+//! Tests the server with `wscat` from npm, the tool that people try first: in a pipe and on a terminal.
+//! `tests/npm/package.json` pins the version of wscat. To install wscat:
 //! `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
 //!
-//! wscat drops lines that it reads before it is connected, and exits at the end of its stdin. So the tests keep stdin open,
-//! and type nothing before wscat has printed the `welcome`.
+//! wscat drops lines that it reads before it is connected, and exits at the end of its stdin. So the tests keep stdin
+//! open, and type nothing before wscat has printed the `welcome`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -95,7 +95,7 @@ fn url(server: &Server) -> String {
     format!("ws://127.0.0.1:{}/?token=dev-token&username=bot&room=general", server.port())
 }
 
-/// Another client in the room, after its `welcome`.
+/// Joins the room as alice, and reads the `welcome`.
 fn witness(server: &Server) -> RawClient {
     let mut client = server.upgrade("/?token=token-alice&username=alice&room=general");
     assert_eq!(client.read_event("welcome")["username"], "alice");
@@ -116,7 +116,7 @@ fn a_script_chats_through_a_pipe() {
     assert_eq!(alice.read_event("left")["username"], "bot");
 }
 
-#[cfg(target_os = "linux")] // `script` takes its command differently elsewhere
+#[cfg(target_os = "linux")] // on other systems, `script` has other options
 #[test]
 fn a_person_chats_on_a_terminal() {
     let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };
@@ -134,7 +134,7 @@ fn a_person_chats_on_a_terminal() {
     bot.shows("Disconnected (code: 1001");
 }
 
-/// The bot joins and sends a message, which both the bot and alice receive unchanged.
+/// Waits until the bot has joined. Then the bot sends a message, which the bot and alice must receive unchanged.
 fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
     let welcome = bot.shows_event("welcome");
     assert_eq!(welcome["message"], "Welcome to #general, bot!");

@@ -13,13 +13,13 @@ use std::{collections::HashMap, collections::VecDeque, rc::Rc};
 
 use super::{Backlog, Message, Resume};
 
-pub const JSON_OVERHEAD: usize = 120; // maximum bytes of a message's JSON besides its username, text and nonce
+pub const JSON_OVERHEAD: usize = 120; // maximum length of a message's JSON without username, text and nonce, in bytes
 
 pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message, even if the log has dropped it; 0 before the first message
     pub messages: VecDeque<Rc<Message>>,
-    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // detects repeated messages: keyed by username and nonce
+    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // messages by username and nonce, to detect duplicates
     pub bytes: usize,                                 // estimated memory use of all messages in the log, in bytes
 }
 
@@ -35,9 +35,9 @@ impl RoomLog {
         message
     }
 
-    /// Appends a message. The caller has already set the message's id to `last_id + 1`.
+    /// Appends a message whose id the caller has already set to `last_id + 1`.
     pub fn push(&mut self, message: Rc<Message>) {
-        debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
+        debug_assert_eq!(self.find_duplicate(&message), None, "the nonce is new");
         debug_assert_eq!(message.id, self.last_id + 1, "ids are consecutive");
         self.last_id = message.id;
         self.nonces.extend(nonce_key(&message).map(|key| (key, Rc::clone(&message))));
@@ -57,8 +57,8 @@ impl RoomLog {
         memory_bytes(&oldest)
     }
 
-    /// Returns all messages after `resume.since` if the epoch matches, the log still has them, and they fit in
-    /// `max_bytes`. Otherwise returns the newest messages that fit.
+    /// Returns all messages after `resume.since` if the epoch matches, the log still has these messages, and their JSON
+    /// fits in `max_bytes`. Otherwise, returns the newest messages whose JSON fits.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);
@@ -68,15 +68,16 @@ impl RoomLog {
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: missed.is_some(), messages }
     }
 
-    /// Returns the newest messages with ids less than `before`, and whether the log has older ones. `limit` and
-    /// `max_bytes` bound the page, but a message above `max_bytes` gets its own page, so that paging cannot get stuck.
+    /// Returns the newest messages with ids less than `before`, and whether the log has older ones. A page has at most
+    /// `limit` messages and `max_bytes` of JSON. A single message over `max_bytes` is a page by itself, so that every
+    /// message can be read.
     pub fn page(&self, before: u64, limit: usize, max_bytes: usize) -> (Vec<Rc<Message>>, bool) {
         let end = self.messages.partition_point(|message| message.id < before);
         let start = end - self.count_fitting(end, max_bytes).min(limit).max(1).min(end);
         (self.messages.range(start..end).map(Rc::clone).collect(), start > 0)
     }
 
-    /// Returns how many messages fit in `max_bytes`, counting backwards from index `end` (exclusive).
+    /// Returns how many of the newest messages before index `end` fit in `max_bytes` of JSON together.
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
         let fits = |kept: &&Rc<Message>| left.checked_sub(max_json_len(kept)).inspect(|rest| left = *rest).is_some();
@@ -95,8 +96,8 @@ fn max_json_len(message: &Message) -> usize {
 }
 
 pub fn memory_bytes(message: &Message) -> usize {
-    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes: a nonce in a half-full HashMap
-    // 160 bytes per message: structs, reference counts, allocator headers, and a fraction of a shared timestamp.
+    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: an entry of a half-full HashMap
+    // 160 bytes: structs, reference counts, allocator headers, and a share of a timestamp that several messages share.
     160 + message.username.len() + message.text.len() + nonce
 }
 
@@ -152,7 +153,7 @@ mod tests {
         assert_eq!((backlog.last_id, backlog.messages.len(), backlog.resumed), (0, 0, false));
         assert!(
             empty.backlog(resume("e", 0).as_ref(), usize::MAX).resumed,
-            "nothing was missed, as nothing was published"
+            "a client of an empty room has missed nothing"
         );
         let log = log_of(&["one", "two", "three", "four", "five"]);
         let backlog = log.backlog(None, usize::MAX);
@@ -235,7 +236,7 @@ mod tests {
             assert_eq!(
                 page(before, limit, max_bytes),
                 (ids.to_vec(), more),
-                "{limit} before {before}, {max_bytes} bytes"
+                "{limit} messages before id {before}, {max_bytes} bytes"
             );
         }
         assert_eq!(log_of(&[]).page(9, 9, 0), (Vec::new(), false));

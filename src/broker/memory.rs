@@ -1,5 +1,5 @@
-//! An in-memory broker for a single server. [`submit`](Broker::submit) executes a request at once. The broker keeps an
-//! empty room's history for a while, so that the room's last member can resume after a lost connection.
+//! An in-memory broker for a single server. [`submit`](Broker::submit) executes each request immediately. The broker
+//! keeps the history of an empty room for a while, so that the room's last member can resume after a lost connection.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::{rc::Rc, time::Duration};
@@ -16,7 +16,7 @@ pub struct MemoryConfig {
     pub messages: usize,       // maximum number of messages in the history of one room
     pub bytes: usize,          // maximum memory for the histories of all rooms, in bytes
     pub backlog: usize,        // maximum size in bytes of the backlog for a client that joins a room or switches rooms
-    pub rooms: usize,          // maximum number of rooms with members; the default room is always allowed
+    pub rooms: usize,          // maximum number of rooms with members; users can always join the default room
     pub rooms_per_user: usize, // maximum number of rooms with members that one user opened; the default room is exempt
     pub empty_rooms: usize,    // maximum number of empty rooms whose history the broker keeps
     pub ttl: Duration,         // time until the history of an empty room expires
@@ -62,7 +62,7 @@ impl MemoryBroker {
         if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
             return Some(RoomEvent::JoinRejected { client, error });
         }
-        // Keep the client's session: a new session would be lost if the connection failed before the `welcome` event.
+        // Keep the session that the client sent: the connection may fail before `welcome` delivers a new session.
         let mut new_session = [0; 16];
         (self.rooms.random)(&mut new_session);
         let session = session.unwrap_or(Session(new_session));
@@ -127,7 +127,7 @@ impl MemoryBroker {
 
     /// Publishes a message of the operator, who is a member of the room only during this call.
     fn announce(&mut self, client: Token, name: &Rc<str>, message: Message, now: Duration) -> Option<RoomEvent> {
-        let user = User::Connection(Token(0)); // the token of no client: tokens of connections count from 1
+        let user = User::Connection(Token(0)); // no client has token 0: the tokens of connections count from 1
         if !self.rooms.can_join(name, &user) {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: message.nonce });
         }
@@ -161,7 +161,7 @@ impl MemoryBroker {
 
     fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
-        // Commands run only while the client's outbox is at least half free, so a history page may fill only that half.
+        // A command runs only while at least half of the client's outbox is free. Limit a history page to that half.
         let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
         Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
     }
@@ -232,7 +232,7 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // per empty room: whether it had a message, when it emptied, its id
+    empty: BTreeSet<(bool, Duration, RoomId)>, // per empty room: whether it ever had a message, when it emptied, its id
     opened: BTreeSet<(User, RoomId)>,          // every room, sorted by the user who opened it
     last_id: u64,
     bytes: usize,
@@ -259,7 +259,7 @@ impl Rooms {
             self.rooms.len() - self.empty.len() < self.config.rooms
                 && self.rooms_created_by(user).filter(is_open).count() < self.config.rooms_per_user
         };
-        // The default room is exempt from the limits, so that no user can lock others out of it.
+        // The limits do not apply to the default room, so that no user can lock other users out of the chat.
         name == self.config.default_room || self.find(name).is_some() || has_place()
     }
 
@@ -310,7 +310,7 @@ impl Rooms {
         let (user, message) = (room.user.clone(), room.log.append(message));
         let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + memory_bytes(&message) - freed;
-        // First evict empty rooms. Then shrink the largest history: a busy room must not cost a quiet one its history.
+        // First evict empty rooms. Then shrink the largest history: a busy room must not cost a quiet room its history.
         while self.bytes > self.config.bytes && self.evict_room(&user) {}
         while self.bytes > self.config.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn the_operator_publishes_to_rooms_with_and_without_members() {
-        // Without kept rooms, an empty room is gone once the operator's message is published.
+        // With `empty_rooms: 0`, the broker removes an empty room as soon as it has published the operator's message.
         for empty_rooms in [0, 1000] {
             let mut broker = broker(MemoryConfig { rooms: 1, empty_rooms, ..LIMITS });
             let announce = |broker: &mut MemoryBroker, room: &str, nonce: &str| {
@@ -495,7 +495,7 @@ mod tests {
             }
             leave(&mut broker, number, NOW);
         }
-        assert_eq!(kept_rooms(&broker), ["2", "4"], "0 and 3 had no message, and 1 was the oldest");
+        assert_eq!(kept_rooms(&broker), ["2", "4"], "rooms 0 and 3 never had a message, and room 1 is the oldest");
     }
 
     #[test]
@@ -516,7 +516,7 @@ mod tests {
         for _ in 0..100 {
             publish(&mut broker, 2, &"y".repeat(100));
         }
-        assert_eq!(texts(&join_room(&mut broker, 5, "quiet", NOW)), ["one"], "the room that holds most drops messages");
+        assert_eq!(texts(&join_room(&mut broker, 5, "quiet", NOW)), ["one"], "only the largest history loses messages");
         (2..=5).for_each(|client| leave(&mut broker, client, NOW));
         while broker.rooms.evict_room(&user(9)) {}
         assert_eq!(broker.rooms.bytes, 0, "evicted bytes are subtracted");
@@ -546,7 +546,7 @@ mod tests {
         broker.submit(Token(1), Request::Join(Join { username, client_id, ..join(1, "r") }), NOW);
         broker.submit(Token(1), Request::Publish(message("other", "x")), NOW);
         assert_eq!(broker.client_ids.len(), 1);
-        assert_eq!(broker.by_username, [("other".into(), false, Token(1))].into(), "the name before is free");
+        assert_eq!(broker.by_username, [("other".into(), false, Token(1))].into(), "the old username is free");
         leave(&mut broker, 1, NOW);
         assert!(broker.members.is_empty() && broker.by_username.is_empty());
         assert_eq!(broker.rooms.rooms.len(), broker.rooms.empty.len());
@@ -568,7 +568,7 @@ mod tests {
         for join in [newer.clone(), Join { session: SESSION, ..newer.clone() }, Join { resume, ..newer.clone() }] {
             broker.submit(Token(3), Request::Join(join), NOW);
             let [RoomEvent::JoinRejected { error: BrokerError::NameInUse, .. }] = &events(&mut broker)[..] else {
-                panic!("only the older connection's session takes its name over");
+                panic!("only the older connection's session may take over its username");
             };
         }
         broker.submit(Token(3), Request::Join(Join { session: Some(session), ..newer }), NOW);
@@ -577,7 +577,7 @@ mod tests {
         assert!(replaced(&seen[0], 1) && replaced(&seen[1], 2), "{seen:?}");
         assert!(matches!(seen.last(), Some(RoomEvent::Joined { .. })));
         broker.submit(Token(4), Request::Join(Join { is_bound: true, ..held }), NOW);
-        assert!(replaced(&events(&mut broker)[0], 3), "a token that is bound to the name takes it over");
+        assert!(replaced(&events(&mut broker)[0], 3), "a token bound to the username takes it over");
     }
 
     #[test]
@@ -617,7 +617,7 @@ mod tests {
             publish(&mut broker, 2, "x");
             leave(&mut broker, 2, NOW);
         }
-        assert_eq!(kept_rooms(&broker), ["new0", "new1", "quiet"], "what the user opened last goes first");
+        assert_eq!(kept_rooms(&broker), ["new0", "new1", "quiet"], "the user's newest empty rooms are evicted first");
     }
 
     #[test]
@@ -627,9 +627,9 @@ mod tests {
         for (client, room, number) in [(1, "a", 1), (2, "b", 1), (3, "c", 2), (4, "d", 3)] {
             broker.submit(Token(client), Request::Join(by(client, room, number)), NOW);
         }
-        assert_eq!(broker.check_join(&by(5, "e", 9)), Err(BrokerError::TooManyRooms), "four rooms");
+        assert_eq!(broker.check_join(&by(5, "e", 9)), Err(BrokerError::TooManyRooms), "four rooms have members");
         leave(&mut broker, 4, NOW);
-        assert_eq!(broker.check_join(&by(5, "e", 1)), Err(BrokerError::TooManyRooms), "two of this user");
+        assert_eq!(broker.check_join(&by(5, "e", 1)), Err(BrokerError::TooManyRooms), "user 1 has two rooms");
         for (room, number) in [("e", 9), ("a", 1), ("general", 1)] {
             assert_eq!(broker.check_join(&by(5, room, number)), Ok(()), "{room}");
         }
@@ -637,7 +637,7 @@ mod tests {
         leave(&mut broker, 1, NOW);
         leave(&mut broker, 2, NOW);
         join_room(&mut broker, 1, "new", NOW);
-        assert!(broker.rooms.rooms_created_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
+        assert!(broker.rooms.rooms_created_by(&user(1)).count() <= 3, "a new room evicts an empty room of the user");
     }
 
     #[test]

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::maps::CounterHasher;
 
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token, and the username that it is bound to, without revealing the token. All instances of the
-/// server give a token of the token file the same id.
+/// Identifies an access token and the username that the token is bound to, without revealing the token. All instances
+/// of the server compute the same id for the same token and username.
 pub type CredentialId = std::num::NonZeroU64;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
@@ -38,7 +38,8 @@ pub struct NameRules {
 pub trait Broker {
     /// Checks a join before the handshake succeeds. A later `submit` may still reject the join.
     fn check_join(&self, join: &Join) -> Result<(), BrokerError>;
-    /// Submits a request. `next_event` may return the events later. `now` is the time since the server's start.
+    /// Submits a request. `next_event` returns the resulting events, possibly in a later turn of the event loop. `now`
+    /// is the time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
     /// The total size, in bytes, of the requests whose events the broker has not returned yet. 0 if there are none.
@@ -46,11 +47,11 @@ pub trait Broker {
         0
     }
     fn begin_turn(&mut self, _now: Duration) {}
-    /// The deadline for the next `begin_turn`.
+    /// The time, since the server's start, at which the server must call `begin_turn` again. `None` means no such time.
     fn next_turn_at(&self) -> Option<Duration> {
         None
     }
-    /// Whether requests take effect without a long delay.
+    /// Whether the broker currently executes requests without a long delay.
     fn is_available(&self) -> bool {
         true
     }
@@ -75,7 +76,8 @@ pub enum User {
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// The unit that per-address limits count: an IPv4 address or a /64 network. An IPv6 customer controls at least a /64.
+/// Returns the unit to which per-address limits apply: an IPv4 address, or the /64 network of an IPv6 address, because
+/// an IPv6 customer controls at least a /64 network.
 pub fn network_of(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -99,12 +101,12 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the access token is bound to `username`; if so, the client may replace its holder
-    pub session: Option<Session>, // the session of an older connection, whose username the client may take over
+    pub is_bound: bool, // whether the access token is bound to `username`; if so, the client replaces any other holder
+    pub session: Option<Session>, // session of the client's older connection, whose username the client may take over
     pub room: Rc<str>,
     pub user: User, // a room that the join creates counts towards the room limit of the user
-    pub client_id: Option<Rc<str>>, // if present, the client replaces its older client with the same id
-    pub credential: Option<CredentialId>, // `None` for a JWT, which is bound to its user, and with `--open`
+    pub client_id: Option<Rc<str>>, // if present, the client replaces an older client with the same id
+    pub credential: Option<CredentialId>, // the access token's id; `None` with a JWT and with `--open`
     pub resume: Option<Resume>,
 }
 
@@ -115,7 +117,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owned an older connection. The broker creates one for a join without a session.
+/// A secret that proves that a client owned an older connection. The broker creates a session for a join that has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
@@ -183,7 +185,7 @@ pub enum RoomEvent {
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// A room that `Opened` announced for a message of the operator has no members, and closes again.
+    /// A room that opened only for a message of the operator has no members, and closes again.
     Closed { room: RoomId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
@@ -202,7 +204,7 @@ pub enum RoomEvent {
     /// The chat may have missed events of the room. `members` are the members on other instances. The members on this
     /// server stay, and need the room's new state.
     Resynchronized { room: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog },
-    /// The broker does not know whether it published a message of the client, which must reconnect and resend it.
+    /// The broker does not know whether it published a message of the client. The client must reconnect and resend it.
     FateUnknown { client: Token },
     /// The broker can no longer store messages, and returns no more events.
     StorageFailed { reason: String },

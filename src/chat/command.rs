@@ -1,4 +1,4 @@
-//! Client commands. The chat trims and validates the texts and names in a [`Command`].
+//! The commands of clients, as parsed by a dialect. The chat then trims and validates their texts and names.
 
 use std::{borrow::Cow, rc::Rc};
 
@@ -9,13 +9,13 @@ pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    // A message without `to` or `/msg` goes to the room. Only clients of the `rooms` dialect send `username`.
+    // Without `to` and without `/msg` in `text`, the message goes to the room. Only the `rooms` dialect has `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
-    SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has room switches, history and `ping`
+    SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has `SwitchRoom`, `History`, `Token` and `Ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
-    Token(Result<Cow<'a, str>, ErrorText>), // a fresh JWT; the error applies only on a server that accepts JWTs
-    Ping,                                   // the chat's `ping` command; the `ws` module replies to Ping frames
+    Token(Result<Cow<'a, str>, ErrorText>), // a new JWT, or why the field is invalid; only for servers with JWT keys
+    Ping,                                   // the command `ping`; the `ws` module replies to Ping frames
 }
 
 /// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.

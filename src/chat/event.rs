@@ -52,9 +52,9 @@ pub enum Event {
     Typing { username: Rc<str> },
     /// A private message. All connections of the recipient receive the event, and so does the sending connection.
     Private(Rc<PrivateMessage>),
-    /// The client's JWT expires soon.
+    /// The client's JWT expires in `seconds` seconds.
     TokenExpiring { seconds: u64 },
-    /// The server has accepted a fresh JWT, which expires at an RFC 3339 time.
+    /// The server has accepted a fresh JWT. `expires` is the time when the JWT expires, in the format of RFC 3339.
     TokenAccepted { expires: String },
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
@@ -76,7 +76,7 @@ pub struct ActiveUsers {
 pub struct ClientLimits {
     pub max_text: usize,    // maximum length of a chat text, in characters
     pub max_message: usize, // maximum length of a WebSocket message, in bytes
-    pub rate_limit: f64,    // maximum rate of a user's messages, per second; 0 means no limit
+    pub rate_limit: f64,    // maximum number of messages of a user per second, on average; 0 means no limit
 }
 
 pub type ErrorText = Cow<'static, str>;
@@ -105,6 +105,6 @@ pub enum Effect {
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
     SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
     Close { client: Token, reason: &'static str, may_retry: bool }, // the server closes `client` and calls `leave`
-    Renew(Token, Box<str>, Option<Rc<str>>),                     // a client has sent a fresh JWT, and perhaps a nonce
+    Renew(Token, Box<str>, Option<Rc<str>>),                     // a client sent a fresh JWT, and perhaps a nonce
     StorageFailed { reason: String },                            // the server closes all connections and stops
 }

@@ -1,4 +1,4 @@
-//! What an access token proves about a client: its username, its allowed rooms, and when the proof expires.
+//! The identity that an access token proves: the client's username, its allowed rooms, and when the token expires.
 
 use std::net::IpAddr;
 use std::{collections::HashSet, num::NonZeroU32, rc::Rc, time::SystemTime};
@@ -27,7 +27,7 @@ impl Identity {
         self.claims.as_ref().and_then(|claims| claims.rooms.as_ref()).is_none_or(|rooms| rooms.contains(room))
     }
 
-    /// The user to whom rate limits apply. A local server limits each connection instead (PROTOCOL.md, "Rate limit").
+    /// The user to whom rate limits apply. A local server limits connections instead (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),

@@ -8,7 +8,7 @@
 //!   writes to alice     alice: private; bob: private
 //!   switches to rust    general: left; bob: switched; rust but bob: joined
 //!   types               rust but bob: typing
-//!   sends no JSON       bob: error
+//!   sends invalid JSON  bob: error
 //!   leaves              rust: left
 //! ```
 #![doc = include_str!("PROTOCOL.md")]
@@ -52,7 +52,7 @@ pub struct JoinRequest {
     pub identity: Identity,
     pub address: IpAddr,
     pub join: Join,
-    pub extra: Option<(&'static str, String)>, // name and value of an extra field in `welcome`
+    pub extra: Option<(&'static str, String)>, // name and value of an extra field in the `welcome` event
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,17 +69,17 @@ pub struct Chat {
     effects: VecDeque<Effect>,
     limiter: RateLimiter,
     reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
-    formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, formatted once per event loop turn
+    formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, and its RFC 3339 form
     config: Config,
     pub operator: Operator<Event>,
-    is_cleared: bool, // all connections close: the rooms are gone, and events of other instances have no recipient
+    is_cleared: bool, // after `clear`, the chat ignores the broker's events
 }
 
 pub struct Client {
     pub dialect: Dialect,
     membership: Membership,
     pub username: Rc<str>, // the username from the join; a later command may carry another username
-    pub last_username: Rc<str>, // the username of the last message, or from the join
+    pub last_username: Rc<str>, // the username of the last message; before the first message, the one from the join
     user: User,
     identity: Identity,
     address: IpAddr,
@@ -118,7 +118,7 @@ impl Chat {
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
         let JoinRequest { dialect, identity, address, mut join, extra } = request;
         if self.config.is_local() {
-            join.user = User::Connection(client); // each connection is a different user, so joins need no limit
+            join.user = User::Connection(client); // each connection is a user of its own, so joins need no limit
         } else {
             self.limiter.take_token(&join.user, now.monotonic);
         }
@@ -147,7 +147,8 @@ impl Chat {
         self.effects.clear();
     }
 
-    /// Publishes a valid message of the operator. The reply to the token `operator` will be in `operator.announcing`.
+    /// Publishes a message of the operator, which the caller has validated. The reply will be in
+    /// `self.operator.announcing`, under the token `operator`.
     pub fn announce(&mut self, operator: Token, room: Rc<str>, message: Message, now: Now) {
         self.operator.announcing.insert(operator, None);
         self.broker.submit(operator, Request::Announce { room, message }, now.monotonic);
@@ -160,7 +161,7 @@ impl Chat {
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
         let (user, (parsed, nonce)) = (record.user.clone(), record.dialect.parse(text));
-        // Invalid commands count towards the rate limit too, because parsing them takes as long as parsing valid ones.
+        // Invalid commands count towards the rate limit too: parsing an invalid command takes as long as a valid one.
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,
             Ok(Command::Typing { .. }) => Decision::Pass,
@@ -220,7 +221,7 @@ impl Chat {
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
                     let name = names::parse_username(to).ok().map(Rc::from);
-                    // Reject a default username as the recipient: strangers who share it would get the private message.
+                    // Reject a default username as the recipient: every client that shares it would get the message.
                     let name = name.filter(|name| !names::is_default_username(&names::username_key(name)));
                     let to = name.ok_or_else(|| format!("No such user: {}", excerpt(to)))?;
                     Request::Private(PrivateMessage { from: username, to, text, time, nonce })
@@ -248,7 +249,7 @@ impl Chat {
         Ok(())
     }
 
-    /// Returns the client's identity, and its room unless the broker still processes its join.
+    /// Returns the client's identity, and the name of its room (`None` until the broker has processed the join).
     pub fn identity_mut(&mut self, client: Token) -> Option<(&mut Identity, Option<Rc<str>>)> {
         let room = self.room_of(client).map(|room| Rc::clone(&self.rooms[&room].name));
         self.active_client(client).map(|record| (&mut record.identity, room))
@@ -261,7 +262,8 @@ impl Chat {
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
         }
-        // Check the username in every command: the client may have changed it, or a token reload may have reserved it.
+        // Check the username of every command: a command may carry another username than the join, and a reload of the
+        // tokens or a ban may have made a username invalid.
         if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
@@ -356,7 +358,8 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        let is_allowed = record.identity.allows_room(&self.rooms[&to].name); // or the JWT was renewed after the command
+        // `false` if the client has renewed its JWT since the command, and the new JWT does not allow the room.
+        let is_allowed = record.identity.allows_room(&self.rooms[&to].name);
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
@@ -406,7 +409,7 @@ impl Chat {
         }
     }
 
-    /// Replaces a room's remote members, and sends the room's new state to its members on this server.
+    /// Replaces a room's members of other instances, and sends the room's new state to its members on this server.
     fn resynchronize(&mut self, id: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog) {
         let room = self.room_mut(id);
         room.usernames.retain(|member, _| matches!(member, MemberId::Local(_)));
@@ -459,7 +462,8 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Lists a room's users for the `presence` dialect, or only counts them in a large room, to keep the event short.
+    /// Lists a room's users, or only counts them in a large room. Does neither if no member has the `presence` dialect,
+    /// the only dialect that sends the result.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);
@@ -550,7 +554,7 @@ mod tests {
             ("writes to alice", r#"{"event":"message","data":{"text":"/msg alice hi"}}"#),
             ("switches to rust", r#"{"event":"switch_room","data":{"room":"rust"}}"#),
             ("types", r#"{"event":"typing"}"#),
-            ("sends no JSON", "hi"),
+            ("sends invalid JSON", "hi"),
         ] {
             chat.receive(bob, text, now);
             picture += &row(action, &mut chat);

@@ -15,7 +15,7 @@ pub fn parse_room_name(text: &str) -> Result<Cow<'_, str>, String> {
     parse_name("room", text, 64, 256)
 }
 
-/// Trims, normalizes (NFC) and validates a name. The error text is for the client or the author of the token file.
+/// Trims, normalizes (NFC) and validates a name. The error text is for a client or the author of a token file.
 fn parse_name<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
     let name = text.trim();
     let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(key_of("❤\u{fe0f}"), key_of("❤"));
         assert_eq!(key_of("ﬁn"), key_of("FIN"));
         assert_eq!(key_of("\u{37a}\u{200b}\u{33a}"), key_of("\u{37a}\u{33a}"), "NFKC reorders the two marks");
-        assert_ne!(key_of("alice"), key_of("аlice"), "a Cyrillic а is another letter");
+        assert_ne!(key_of("alice"), key_of("аlice"), "a Cyrillic а is another letter than a Latin a");
         assert_ne!(key_of("alice"), key_of("bob"));
         assert!(
             is_default_username("anonymous") && is_default_username("Anonymous") && !is_default_username("ANONYMOUS")

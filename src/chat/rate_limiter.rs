@@ -1,4 +1,5 @@
-//! The rate limit: a token bucket for each user's messages, with flood detection. Example for one message per second:
+//! The rate limit: a token bucket for each user's messages, with flood detection. Example with a rate of one message
+//! per second, and so a burst of two messages:
 //!
 //! ```text
 //!   at second   0         0         0         0.5       1         5
@@ -23,7 +24,8 @@ pub enum Decision {
     Flood,    // the chat closes the connection
 }
 
-/// Limits each user, so that reconnecting does not reset the limit. A local server limits each connection instead.
+/// Limits each user, so that a new connection does not reset the limit. On a local server, each connection is a user of
+/// its own.
 pub struct RateLimiter {
     rate: f64,  // messages per second; 0 means no limit
     burst: f64, // capacity of a bucket, in messages
@@ -144,7 +146,7 @@ mod tests {
         assert_eq!(limiter.check_message(&USER, at(200)), Decision::Pass);
         assert_eq!(limiter.check_message(&USER, at(201)), Decision::SlowDown);
         let later: Vec<_> = (0..11).map(|_| limiter.check_message(&USER, at(60_000))).collect();
-        assert_eq!((later[9], later[10]), (Decision::Pass, Decision::SlowDown), "never more than a burst");
+        assert_eq!((later[9], later[10]), (Decision::Pass, Decision::SlowDown), "the bucket holds only one burst");
     }
 
     #[test]

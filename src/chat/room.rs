@@ -11,7 +11,7 @@ pub struct Room {
     pub name: Rc<str>,
     pub usernames: BTreeMap<MemberId, Rc<str>>, // members in key order: local members first, in connection order
     pub recipients: BTreeMap<Token, Dialect>, // local members that are not leaving; small entries keep broadcasts fast
-    pub dialect_counts: [usize; Dialect::ALL.len()], // number of recipients in each dialect, indexed by `Dialect as usize`
+    pub dialect_counts: [usize; Dialect::ALL.len()], // number of recipients in each dialect
 }
 
 impl Room {
@@ -45,7 +45,7 @@ impl Room {
     }
 
     pub fn is_closed(&self) -> bool {
-        // Local members sort before remote members, so if the first member is not local, no member is.
+        // Local members sort before remote members, so if the first member is remote, no member is local.
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 
@@ -62,7 +62,7 @@ mod tests {
     fn members_are_listed_and_recipients_are_counted_by_dialect() {
         let remote = MemberId::Remote { instance: 1, connection: 0 };
         let mut room = Room::new("general".into(), vec![(remote, "remote".into())]);
-        assert!(room.is_closed(), "it has no member here yet");
+        assert!(room.is_closed(), "the room has no local member yet");
         for (token, dialect) in [(9, Dialect::Events), (2, Dialect::Rooms), (3, Dialect::Events)] {
             room.add_member(MemberId::Local(Token(token)), format!("user{token}").into(), Some(dialect));
         }
@@ -73,7 +73,11 @@ mod tests {
         room.remove_recipient(Token(2));
         room.remove_recipient(Token(2));
         assert!(room.dialects().eq([Dialect::Events]), "a client that is leaving receives nothing more");
-        assert_eq!(usernames(&room), ["user2", "user3", "user9", "remote"], "but it is a member until it has left");
+        assert_eq!(
+            usernames(&room),
+            ["user2", "user3", "user9", "remote"],
+            "a client that is leaving stays a member until it has left"
+        );
         for token in [2, 3, 9] {
             assert!(!room.is_closed());
             assert_eq!(*room.remove_member(MemberId::Local(Token(token))), *format!("user{token}"));

@@ -9,12 +9,12 @@ use super::{jwt::JwtKeys, tokens::AccessTokens, tokens::DEMO_TOKENS};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
-/// Decides which clients may connect, and to what. `None` allows everything.
+/// Decides which clients may connect. `None` in a field allows every token, origin or host.
 #[derive(Debug, Default)]
 pub struct Access {
     pub tokens: Option<AccessTokens>,
     pub is_encrypted: bool, // whether the server itself speaks TLS
-    pub jwt_keys: JwtKeys,  // the keys of the JWTs that are accepted besides `tokens`
+    pub jwt_keys: JwtKeys,  // keys that verify JWTs; the server accepts JWTs in addition to `tokens`
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
     pub no_echo: bool,
@@ -69,7 +69,7 @@ impl Access {
     }
 }
 
-/// Parses the values of `--allow-origin` or `--allow-host`. Returns `Ok(None)` if one is `*`, which allows everything.
+/// Parses the values of `--allow-origin` or `--allow-host`. Returns `Ok(None)` if a value is `*`: all are allowed.
 fn parse_allowed(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
@@ -195,7 +195,7 @@ mod tests {
         assert!(default.allows_origin("https://chat.example", "https://chat.example"), "behind a proxy with TLS");
     }
 
-    /// An operator may paste a value from a rejection into a shell, so the value must contain no shell metacharacters.
+    /// An operator may paste an origin or host from a log into a shell, so both functions reject shell metacharacters.
     #[test]
     fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
         for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"]

@@ -1,5 +1,5 @@
 //! [`route_request`] turns a request into a response, an upgrade, a trial handshake (`/check`) or a rejection. Checks
-//! follow the order in PROTOCOL.md ("Rejections"). Later, a full server may still reject an upgrade.
+//! follow the order in PROTOCOL.md ("Rejections"). The server may still reject the upgrade, for example if it is full.
 
 pub mod access;
 #[cfg_attr(not(feature = "jwt"), path = "jwt/absent.rs")]
@@ -32,11 +32,11 @@ pub enum Outcome {
 pub enum Route {
     Echo(Identity),
     Chat(Box<JoinRequest>),
-    Inspect { ticket: String }, // `ticket` identifies the connection to observe
+    Inspect { ticket: String }, // `ticket` identifies the connection to inspect
 }
 
 pub struct Client {
-    pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
+    pub address: IpAddr, // the address that a trusted proxy reported, or else the peer's address
     pub is_proxied: bool,
     pub may_try_token: bool, // `false` after too many wrong access tokens from this client's address
     pub needs_token: bool,
@@ -48,7 +48,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
-    // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
+    // Allow HEAD only where a plain GET has a response: the method of an upgrade "MUST be GET" (RFC 6455 §4.1).
     let is_head = has_page && request.method == "HEAD";
     if request.method != "GET" && !is_head {
         return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
@@ -74,7 +74,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     Ok(Outcome::Upgrade { response, deflate, route: select_route(request, access, &client, now)? })
 }
 
-/// Checks the origin, token and parameters of a trial handshake with the path given in the parameter `endpoint`.
+/// Checks the origin, token and parameters of a trial handshake, for the path in the query parameter `endpoint`.
 fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str, now: Now) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
@@ -96,7 +96,7 @@ fn dialect_at(path: &str) -> Option<Dialect> {
 }
 
 fn select_route(request: &Request, access: &Access, client: &Client, now: Now) -> Result<Route, Rejection> {
-    // On /inspect, a ticket replaces the token: the server sends tickets only in `welcome`, after its token check.
+    // On /inspect, a ticket replaces the token: the server sends tickets only in `welcome`, after it checks the token.
     let (query, has_ticket) = (request.query, request.path == "/inspect");
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
     let identity = if is_exempt { Identity::default() } else { check_token(request, access, client, now)? };
@@ -150,7 +150,7 @@ fn format_page(request: &Request, is_head: bool, now: SystemTime) -> Vec<u8> {
         let policy =
             PAGE.split_once("\"Content-Security-Policy\" content=\"").and_then(|(_, page)| page.split_once('"'));
         let policy = policy.map_or(Vec::new(), |(policy, _)| policy.split_whitespace().collect()).join(" ");
-        // `frame-ancestors` prevents clickjacking. Browsers ignore it in the page itself.
+        // `frame-ancestors` prevents clickjacking. Browsers obey it only in a header, not in the page's <meta>.
         (format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha1::digest(PAGE))), policy + "; frame-ancestors 'none'")
     });
     let (tag, policy) = &*TAG_AND_POLICY;
@@ -177,7 +177,7 @@ pub fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_hea
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let has = |wanted| headers.iter().any(|(name, _)| *name == wanted);
-    // The server will close TCP (RFC 6455 §7.2.2). A 426 already has a `Connection` header (RFC 9110 §7.8).
+    // The server closes TCP after the response (RFC 6455 §7.2.2). A 426 has a `Connection` header (RFC 9110 §7.8).
     let close = if has("Connection") { "" } else { "Connection: close\r\n" };
     let no_store = if has("Cache-Control") { "" } else { "Cache-Control: no-store\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
@@ -217,7 +217,7 @@ pub fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h
 /// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
     let origin = match request.header_values("Origin").collect::<Vec<_>>()[..] {
-        // Allow a missing Origin: only browser users need the origin check, and browsers send Origin (RFC 6455 §10.2).
+        // Allow a missing Origin: the check protects only users of browsers, which send Origin (RFC 6455 §10.2).
         [] => return Ok(None),
         [origin] => origin,
         _ => return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3).")),
@@ -303,7 +303,7 @@ fn parse_session(hex: &str) -> Option<Session> {
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// Decodes the value of the first parameter named `wanted`: a proxy may have validated only the first.
+/// Decodes the value of the first parameter named `wanted`. A proxy may have validated only the first one.
 fn find_parameter(query: &str, wanted: &str) -> Option<Result<String, Rejection>> {
     let decode = |text: &str| percent_decode(&text.replace('+', " ")); // in a query, unlike in a path, + means a space
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
@@ -403,11 +403,7 @@ mod tests {
         match percent_decode(query) {
             Ok(_) => Ok(value),
             Err(rejection) => {
-                assert_eq!(
-                    value.as_deref(),
-                    Some(""),
-                    "{query}: a later parameter does not take the place of a bad one"
-                );
+                assert_eq!(value.as_deref(), Some(""), "{query}: the malformed parameter wins over a later one");
                 Err(rejection.status)
             }
         }

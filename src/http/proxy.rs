@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use crate::ws::request::Request;
 
 /// Returns the rightmost `X-Forwarded-For` address that is not a trusted proxy: each proxy appends its peer's address.
-/// If every address is a trusted proxy, returns the leftmost. Ignores a malformed entry and all entries to its left.
+/// If every address is a trusted proxy, returns the leftmost address. Ignores a malformed entry and all entries to its
+/// left.
 pub fn find_client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list_elements("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted_proxy(**address, proxies)).or(addresses.last()).copied()

@@ -1,4 +1,4 @@
-//! Access tokens (RFC 6455 §10.5): those in a file, or the built-in demo tokens. A token may be bound to a username.
+//! Access tokens (RFC 6455 §10.5), from the token file or built in for demos. A token may be bound to a username.
 
 use std::collections::{HashMap, HashSet};
 use std::{hash::BuildHasher, num::NonZeroU32, rc::Rc};
@@ -13,12 +13,12 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug, Default)]
 pub struct AccessTokens {
-    by_hash: HashMap<u64, Vec<(String, Identity)>>, // tokens, keyed by a seeded hash: lookup times do not reveal them
+    by_hash: HashMap<u64, Vec<(String, Identity)>>, // keyed by a seeded hash: lookup times must not reveal the tokens
     pub usernames: HashMap<Rc<str>, Rc<str>>,       // every username that a token is bound to, keyed by `username_key`
 }
 
 impl AccessTokens {
-    /// Parses a token file: one token per line. Error messages never quote a token, because they may be logged.
+    /// Parses a token file: one token per line. Error messages are logged, so they never quote a token.
     pub fn parse(text: &str, max_head: usize) -> Result<AccessTokens, String> {
         let mut tokens = AccessTokens::default();
         // Strip the byte-order mark that some editors write. Otherwise the first line would be invalid.
@@ -97,7 +97,7 @@ mod tests {
         assert!(
             ["", "# ours", "hash", "secre", "secret ", "Secret"].iter().all(|wrong| tokens.identify(wrong).is_none())
         );
-        assert!(parse("\u{feff}secret\n").unwrap().identify("secret").is_some(), "a byte-order mark is no part of it");
+        assert!(parse("\u{feff}secret\n").unwrap().identify("secret").is_some(), "the byte-order mark is skipped");
         let long = "x".repeat(1001);
         let bad = [
             ("", "one per line"),

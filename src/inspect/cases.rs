@@ -40,7 +40,7 @@ pub trait CasePlayer {
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
-/// Called when a test case finishes, with its result or the reason why there is none.
+/// Called when a test case finishes, with the result or the reason why the test case has no result.
 pub type OnFinish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]

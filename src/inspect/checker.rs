@@ -97,8 +97,8 @@ mod tests {
             let mut checker = RuleChecker { awaits_close: true, ..RuleChecker::default() };
             assert_eq!(checker.hold_failure(error, failure.clone()), None);
             assert_eq!(checker.release_failure(close).is_some(), is_released, "{close:?}");
-            assert_eq!(checker.release_failure(None), None, "once");
+            assert_eq!(checker.release_failure(None), None, "a failure is released once");
         }
-        assert!(RuleChecker::default().hold_failure(error, failure).is_some(), "without a server: at once");
+        assert!(RuleChecker::default().hold_failure(error, failure).is_some(), "without `awaits_close`");
     }
 }

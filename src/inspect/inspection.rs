@@ -1,7 +1,7 @@
 //! Serves the page's inspectors: checks their tickets, executes their commands and sends them records. An inspector is
 //! a WebSocket client that receives the records of another connection. While an inspector's outbox is over half full,
-//! the server drops most of the inspector's records, and later reports how many it dropped. An inspector's own
-//! connection is never inspected, because each record sent would cause another record.
+//! the server drops records for the inspector, and later reports how many it dropped. An inspector's own connection is
+//! never inspected, because each record sent would cause another record.
 //!
 //! A ticket lets a client inspect one connection. The ticket consists of that connection's number and a keyed hash of
 //! the number, so the server stores no tickets. The server sends a ticket only in the `welcome` event of the connection
@@ -126,7 +126,7 @@ struct Inspector {
 }
 
 pub struct Inspection {
-    // The server chooses its ticket key at random when it starts, so a ticket from an earlier run is invalid.
+    // A random key for tickets, new at each start of the server, so a ticket from an earlier run is invalid.
     key: [u8; 64],
     max_queued: usize,
     /// Whether every connection has a tap from its first byte. Otherwise, only an inspected connection has a tap.
@@ -232,7 +232,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames preceded the inspector. If `Attach` creates a new tap, the new tap reports the number.
+        // Report how many frames passed before the inspector attached. A tap that `Attach` creates reports the number.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -286,7 +286,7 @@ impl Inspection {
                 // `send_record` checks the size of the outbox before each record, because each record increases it.
                 QueueEntry::Record(record) => self.send_record(client, record, queued_bytes),
                 QueueEntry::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
-                QueueEntry::Cases(_) => {} // drop the record, because the inspector's connection is not open
+                QueueEntry::Cases(_) => {} // the inspector's connection is no longer open
                 QueueEntry::Ended => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));

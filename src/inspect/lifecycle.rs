@@ -3,7 +3,7 @@
 //! CLOSED.
 //!
 //! ```text
-//!   CONNECTING ──101──▶ OPEN ──a Close──▶ CLOSING ──the other side's Close──▶ CLOSED
+//!   CONNECTING ──101──▶ OPEN ──a Close──▶ CLOSING ──the other endpoint's Close──▶ CLOSED
 //! ```
 
 use super::{End, State, StateChange};
@@ -92,11 +92,11 @@ mod tests {
         let mut pass = |change: Option<StateChange>| states.push(change.expect("a change").to.name());
         pass(lifecycle.open());
         pass(lifecycle.record_close(Role::Client, b""));
-        assert_eq!(lifecycle.record_close(Role::Client, b""), None, "a second Close of the same side");
+        assert_eq!(lifecycle.record_close(Role::Client, b""), None, "a second Close of the client");
         pass(lifecycle.record_close(Role::Server, b""));
         let [connecting, open, closing, closed] = states[..] else { panic!("four states") };
         let picture =
-            format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other side's Close──▶ {closed}");
+            format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other endpoint's Close──▶ {closed}");
         crate::pictures::assert_in_module_doc(include_str!("lifecycle.rs"), &picture);
     }
 

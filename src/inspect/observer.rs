@@ -445,11 +445,11 @@ mod tests {
             assert_eq!(server.admit(inspector, guess).map_err(|rejection| rejection.status), Err(403), "{guess}");
         }
         assert!(server.admit(inspector, &ticket).is_ok());
-        assert!(server.admit(inspector, &ticket).is_err(), "used");
+        assert!(server.admit(inspector, &ticket).is_err(), "a used ticket");
         server.queued_bytes.remove(&bob);
-        assert!(server.admit(inspector, &other).is_err(), "closing");
+        assert!(server.admit(inspector, &other).is_err(), "a closing connection");
         server.remove(alice, "");
-        assert!(server.admit(inspector, &ticket).is_err(), "removed");
+        assert!(server.admit(inspector, &ticket).is_err(), "a removed connection");
     }
 
     #[test]
@@ -579,7 +579,7 @@ mod tests {
         let (alice, ticket) = server.join();
         let lines = |server: &Server| server.trace.borrow().lines().count();
         assert_eq!(lines(&server), 4, "request, response, state, welcome");
-        assert!(!server.trace.borrow().contains(&ticket), "redacted");
+        assert!(!server.trace.borrow().contains(&ticket), "the ticket is redacted");
         let inspector = server.inspect(&ticket);
         let records = server.records();
         assert_eq!(kinds(&records), ["request", "answer", "state", "missed"]);
@@ -626,7 +626,7 @@ mod tests {
             server.inspect(ticket);
             kinds(&server.records()).contains(&"request")
         };
-        assert!(!handshake(&tickets[0]), "displaced");
+        assert!(!handshake(&tickets[0]), "the oldest handshake is evicted");
         assert!(handshake(&tickets[1]) && handshake(&tickets[KEPT]));
     }
 

@@ -77,7 +77,7 @@ pub struct Recorder {
     response: Head,
     client: Direction,
     welcome: Option<WelcomeRedactor>,
-    /// `None` unless the client has the dialect `events`, in which it may send a fresh JWT.
+    /// Redacts JWTs in the client's `token` commands. `None` unless the client has the dialect `events`.
     tokens: Option<TokenRedactor>,
     is_private: bool,
 }
@@ -215,7 +215,7 @@ impl Recorder {
         }
     }
 
-    /// Records that the server accepted the upgrade. `secrets` is the number of values to redact in the `welcome` event.
+    /// Records that the server accepted the upgrade. `secrets`: the number of secrets to redact in the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.tokens = (secrets > 0).then(TokenRedactor::default);
@@ -230,7 +230,7 @@ impl Recorder {
         self.is_private = true;
     }
 
-    /// Memory used by the buffered request, and to inflate messages, in bytes.
+    /// Memory in bytes of the buffered request and of the message inflater.
     pub fn buffered_bytes(&self) -> usize {
         let reads = self.reads.capacity() * size_of::<(SystemTime, usize)>();
         self.buffered.capacity() + reads + self.client.frames.buffered_bytes()
@@ -249,7 +249,7 @@ impl Recorder {
         self.buffered.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Too many reads to store every boundary: count these bytes as part of the previous read.
+            // `MAX_READS` boundaries are stored already: count the bytes as part of the previous read.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_stops_only_the_recordings_that_it_concerns() {
+    fn a_full_disk_stops_only_the_recording_on_that_disk() {
         with_recordings("full", |recordings| {
             let mut recorder = recordings.start(1, NOW).expect("a recorder");
             recorder.output = Output::File(File::options().write(true).open("/dev/full").expect("/dev/full"));

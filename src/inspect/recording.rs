@@ -99,7 +99,7 @@ impl Recording {
     /// Passes the recorded bytes and state changes to a tap, and calls `show` for each of the tap's records.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, omit a client's protocol error if the server closed before it read the invalid frame.
+        // As in a live trace, omit a client's protocol error if the server began to close before it read the bad frame.
         let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {
@@ -158,7 +158,7 @@ mod bytes {
         let text = String::deserialize(deserializer)?;
         let (pairs, odd) = text.as_bytes().as_chunks::<2>();
         let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        // An odd number of hexadecimal digits means that the file is damaged.
+        // An odd number of hexadecimal digits is an error: the file is damaged.
         let bytes = if odd.is_empty() { pairs.iter().map(byte).collect() } else { None };
         bytes.ok_or_else(|| D::Error::custom("bytes are pairs of hexadecimal digits"))
     }

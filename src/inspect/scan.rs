@@ -101,7 +101,7 @@ pub struct FrameScanner {
     messages: u64,
     /// Number of fragments of the current message so far, including an incomplete fragment; 0 between messages.
     fragments: u64,
-    /// The maximum size of an inflated message, if the endpoints negotiated compression.
+    /// The maximum size of an inflated message in bytes, if the endpoints negotiated compression.
     deflates: Option<usize>,
     /// Created with the first compressed message.
     inflater: Option<Box<MessageInflater>>,
@@ -137,7 +137,7 @@ impl FrameScanner {
         self.deflates = limits.deflates.then_some(limits.message);
     }
 
-    /// Memory used to inflate, in bytes.
+    /// Memory of the inflater, in bytes.
     pub fn buffered_bytes(&self) -> usize {
         if self.inflater.is_some() { Inflater::SIZE } else { 0 }
     }
@@ -241,12 +241,14 @@ impl FrameScanner {
     }
 
     fn start_inflating(&mut self, header: &FrameHeader, frame: &mut Frame) {
-        let Some(position) = frame.position else { return }; // a control frame, or a continuation of no message
+        // No position: a control frame, or a continuation frame outside a fragmented message.
+        let Some(position) = frame.position else { return };
         if position.fragment == 1 {
             self.is_compressed = header.is_compressed;
         }
         if self.is_compressed {
-            let resets = self.from == Role::Client; // clients compress each message on its own
+            // RFC 7692 §7.1.1.2: the server always requires `client_no_context_takeover`.
+            let resets = self.from == Role::Client;
             let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(resets)));
             if header.is_compressed {
                 inflater.start_message(self.deflates.unwrap_or_default());

@@ -99,8 +99,8 @@ impl WelcomeRedactor {
     }
 }
 
-/// Redacts the JWT in a client's `token` command: the value of each field `token` in a text message, wherever the message
-/// is cut. The payload stays masked.
+/// Redacts the JWT in a client's `token` command: the value of every field `token` in a text message. A frame or a read
+/// may end anywhere in the message. The payload stays masked.
 #[derive(Debug, Default)]
 pub struct TokenRedactor(TokenState);
 
@@ -139,7 +139,8 @@ impl TokenRedactor {
         }
     }
 
-    /// Call after bytes that are not shown. A value may have started there, so redacts up to the next quotation mark.
+    /// Must be called after payload bytes that the redactor did not process: a token may have started there. Makes the
+    /// redactor redact the next bytes up to a quotation mark.
     pub fn skip(&mut self) {
         self.0 = TokenState::InValue;
     }
@@ -162,9 +163,9 @@ impl TokenRedactor {
     }
 }
 
-/// Replaces payload bytes of a client's compressed frame, from `offset` on, by a compressed message of the same length, so
-/// that a replay of the recording can still inflate it. In DEFLATE, the first `*` begins a block, and each further one is
-/// a letter.
+/// Replaces payload bytes of a client's compressed frame, starting at `offset`, with other compressed bytes, so that a
+/// replay of the recording can still inflate the message. In DEFLATE, the first `*` begins a block with fixed Huffman
+/// codes, and each further `*` is a literal.
 pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
         *byte = match payload_len - at {
@@ -198,7 +199,7 @@ fn redact_parameters(head: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// Compressed bytes with a secret, in one frame or two, are replaced by bytes that still inflate.
+    /// After `replace_compressed`, a message of one frame or of two frames still inflates.
     #[cfg(feature = "deflate")]
     #[test]
     fn replaced_messages_inflate() {
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_redacted_in_every_spelling() {
+    fn access_tokens_in_a_request_line_or_header_are_redacted() {
         let table = [
             ("GET /?token=dev-token&username=a HTTP/1.1\r\n", "GET /?token=*********&username=a HTTP/1.1\r\n"),
             ("GET /?username=a&%74oken=x HTTP/1.1\r\n", "GET /?username=a&%74oken=* HTTP/1.1\r\n"),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secrets_of_a_welcome_are_redacted_wherever_it_is_cut() {
+    fn the_secrets_of_a_welcome_are_redacted_wherever_the_payload_is_cut() {
         let welcome =
             br#"{"event":"welcome","data":{"a":"","session":"5eef","b":1,"ticket":"A-_0ff"}},{"ticket":"later"}"#;
         let redacted =
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_of_a_token_command_is_redacted_wherever_it_is_cut() {
+    fn the_token_of_a_token_command_is_redacted_wherever_the_payload_is_cut() {
         let rows = [
             (r#"{"event":"token","data":{"token":"a.b"}}"#, r#"{"event":"token","data":{"token":"***"}}"#),
             (
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_of_question_marks_is_read_once() {
+    fn a_query_of_a_million_question_marks_is_redacted_in_linear_time() {
         let head = format!("GET /{}token=x HTTP/1.1\r\n", "?".repeat(1 << 20));
         assert!(redact_text(&head).ends_with("?token=* HTTP/1.1\r\n"));
     }

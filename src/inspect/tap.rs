@@ -21,8 +21,8 @@ use super::{failure, secret};
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Limits;
 
-/// Maximum client bytes buffered until the response is complete. The first read may exceed this limit, because the
-/// server's `--max-read` already bounds a single read.
+/// Maximum number of client bytes buffered until the response is complete. The first read may exceed this limit,
+/// because the server's `--max-read` already bounds a single read.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Tap {
     lifecycle: Lifecycle,
     /// Redacts the secrets in the `welcome` event, the server's first text frame. `None` if there is nothing to redact.
     welcome: Option<WelcomeRedactor>,
-    /// Redacts the fresh JWTs that a client sends. `None` for other dialects than `events`, which have no such command.
+    /// Redacts JWTs in the client's `token` commands. `None` unless the client has the dialect `events`.
     tokens: Option<TokenRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
@@ -94,7 +94,7 @@ impl Tap {
     pub fn set_limits(&mut self, limits: Limits) {
         self.checker.set_limits(limits);
         self.client.frames.set_limits(limits);
-        // The limit of a message holds for what the server receives: an event may be longer.
+        // `limits.message` bounds only messages from the client. The server's own messages may be longer.
         self.server.frames.set_limits(Limits { message: usize::MAX, ..limits });
     }
 
@@ -333,7 +333,7 @@ impl Tap {
             Role::Client if frame.header.is_masked() => {
                 let is_complete = frame.is_complete();
                 if let (Some(_), Some(inflated)) = (&self.tokens, &mut frame.inflated) {
-                    // The position of a token in compressed bytes is unknown, so redact all of them.
+                    // The position of a token in the compressed payload is unknown, so redact the whole payload.
                     if inflated.has_token || inflated.is_broken || !is_complete {
                         secret::replace_compressed(&frame.header, frame.payload_len, 0, &mut frame.wire);
                         inflated.start.fill(b'*');
@@ -389,7 +389,7 @@ mod tests {
         assert!(is_broken(false) && !is_broken(true));
     }
 
-    /// The limit of a message holds for what the client sends, up to and including its last byte.
+    /// `limits.message` bounds the inflated length of a message from the client, but not of a message from the server.
     #[cfg(feature = "deflate")]
     #[test]
     fn a_message_of_exactly_the_limit_inflates() {
@@ -398,7 +398,7 @@ mod tests {
             let mut tap = Tap::open(1, records.clone());
             tap.set_limits(Limits { message, fragments: 9, accepts_binary: false, deflates: true });
             let header = if from == Role::Client { &b"\xc1\x87\0\0\0\0"[..] } else { b"\xc1\x07" };
-            // "Hello" (RFC 7692 §7.2.3.1)
+            // "Hello", compressed (RFC 7692 §7.2.3.1)
             tap.observe(from, &[header, b"\xf2\x48\xcd\xc9\xc9\x07\x00"].concat(), SystemTime::UNIX_EPOCH);
             let inflated = records.take().into_iter().find_map(|record| match record.kind {
                 RecordKind::Frame(frame) => frame.inflated,
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heads_count_until_the_upgrade() {
+    fn buffered_bytes_include_the_heads_until_the_upgrade() {
         let mut tap = Tap::new(1, Records::default());
         tap.observe(Role::Client, &[b'x'; 5000], SystemTime::UNIX_EPOCH);
         assert!(tap.buffered_bytes() >= 5000);

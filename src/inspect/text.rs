@@ -218,7 +218,7 @@ fn format_end(end: &End) -> String {
         }
     };
     let cleanly = if end.is_clean { "cleanly" } else { "not cleanly" };
-    // Old recordings omit the cause of a clean close, so print no empty cause. Escape a cause: it may quote a peer.
+    // Print no empty cause: old recordings omit the cause of a clean close. Escape the cause: it may quote a peer.
     let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escape(&end.cause)) };
     format!("over, {cleanly}: {first_close}{cause}")
 }

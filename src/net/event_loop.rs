@@ -19,12 +19,13 @@ use crate::{inspect::cases::BoxedPlayer, operator::Operator};
 
 const SIGNALS: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1); // poll token of the waker, which lets other threads wake the poll
-const FIRST_LISTENER: usize = usize::MAX / 2; // poll token of the first listener; the tokens of the others follow
+const FIRST_LISTENER: usize = usize::MAX / 2; // poll token of the first listener; each further listener adds 1
 
 const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal: 128 + SIGINT, the shell convention
-// Maximum readiness events per turn. One turn should handle a mass disconnect, to avoid sends to disconnected peers.
+// Maximum number of readiness events per turn: enough for one turn to learn of a mass disconnect, so that the server
+// sends nothing to peers that have disconnected.
 const MAX_EVENTS: usize = 65536;
-const MAX_ACCEPTS: usize = 64; // maximum accepts per turn, so that a flood of new clients does not delay the others
+const MAX_ACCEPTS: usize = 64; // per listener and turn, so that a flood of new clients does not delay connected clients
 
 pub struct EventLoop {
     poll: Poll,
@@ -36,13 +37,13 @@ pub struct EventLoop {
     tls: tls::Acceptor,
     started: Instant,
     pub admin: Option<Admin>,     // the listener for the operator (feature `metrics`)
-    pub addresses: Vec<SockAddr>, // of the listeners, with the kernel's choice of port if a configured port is 0
+    pub addresses: Vec<SockAddr>, // the listeners' addresses, with the port that the kernel chose for port 0
     pub max_connections: usize,
 }
 
 impl EventLoop {
-    /// `config` must have passed `Config::validate`. `inherited`: sockets that replace the addresses of `--listen`.
-    /// `Err` is an error message for the operator.
+    /// `config` must have passed `Config::validate`. `inherited`: sockets from systemd, which replace those of
+    /// `--listen`. `Err` is an error message for the operator.
     pub fn bind(
         config: Config,
         inherited: Vec<Socket>,
@@ -184,7 +185,7 @@ impl Drop for EventLoop {
     /// Flushes the log even on a panic, because the last lines may show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
-        // Dropping `server` comes next and waits for the disk, which may hang. So a signal now ends the process.
+        // The drop of `self.server` follows, and waits for the disk, which may hang. So let a signal end the process.
         for signal in [SIGINT, SIGTERM] {
             let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
         }

@@ -1,5 +1,6 @@
-//! Accepts clients. If descriptors run out or the server is full, new clients wait in the kernel's queue. The poll is
-//! edge-triggered and reports a client only once, so the listener retries after a pause or when a connection closes.
+//! Accepts clients. If descriptors run out or the server is full, new clients wait in the kernel's accept queue. The
+//! poll is edge-triggered and reports a client only once, so the listener retries after a pause or when a connection
+//! closes.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr};
@@ -12,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::config::{Config, RESERVED_DESCRIPTORS, format_address};
 use crate::{proxy_protocol, server::connection};
 
-const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; equals Linux's default `somaxconn`
+const BACKLOG: i32 = 4096; // maximum length of the kernel's accept queue; equals Linux's default `somaxconn`
 const RETRY_DELAY: Duration = Duration::from_millis(250); // pause between a failed accept and the next attempt
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 

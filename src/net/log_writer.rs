@@ -247,7 +247,7 @@ mod tests {
         let mut lines = lines(0);
         lines.push(b"one\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 0, true), b"");
-        assert_eq!(lines.waiting_since, None, "the loop does not stay awake for it");
+        assert_eq!(lines.waiting_since, None, "a full stderr sets no deadline");
         lines.stderr().space = usize::MAX;
         assert_eq!(turn(&mut lines, 0, false), b"one\n");
     }

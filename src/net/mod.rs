@@ -1,4 +1,5 @@
-//! Connects the server to the operating system. No other part of the server polls, handles signals or reads a clock.
+//! Connects the server to the operating system. The modules `server`, `http`, `chat` and `ws` neither poll, handle
+//! signals nor read a clock.
 
 pub mod event_loop;
 pub mod listener;
@@ -47,7 +48,7 @@ fn new_broker<E>(
         };
         let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
-        (config.history, config.max_empty_rooms) = (0, 0); // not in memory: the database keeps messages and empty rooms
+        (config.history, config.max_empty_rooms) = (0, 0); // the database, not memory, keeps messages and empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
         let commits = operator.commits.get_or_insert_default().clone();
         let on_commit = move |elapsed| commits.add(elapsed);
@@ -72,6 +73,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // Retry if a signal interrupts the poll, which happens even with a zero timeout: the file may still be ready.
+    // A signal can interrupt the poll, even with a timeout of 0. Then retry, because the file may be ready.
     retry_on_intr(|| poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
 }

@@ -36,23 +36,24 @@ pub use crate::ws::frame::Role;
 use crate::ws::protocol::{Limits, Protocol, State};
 use crate::{config::Config, http::jwt::proof::Proof, maps::TokenMap, ws::request::HeadReader};
 
-/// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
+/// The server stops processing an `/echo` client's input while the client's outbox holds more than this many bytes.
 const MAX_ECHO_OUTBOX: usize = 64 * 1024;
 const WORK_LIST_COUNT: usize = Work::Remove as usize + 1;
 
 /// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
-    /// Whether a transport with its own buffers, such as TLS, holds unread client bytes or unsent server bytes.
+    /// Whether the transport's own buffers, such as those of TLS, hold unread client bytes or unsent server bytes.
     fn has_pending(&self, _from: Role) -> bool {
         false // plain TCP has no buffer in user space
     }
 
-    /// The bytes in the buffers of such a transport, unfinished records included.
+    /// The number of bytes in the transport's own buffers, including unfinished TLS records.
     fn buffered_bytes(&self) -> usize {
         0
     }
 
-    /// Removes a complete PROXY header from the input; until then, `WouldBlock`. Returns the client's address, if any.
+    /// Removes a complete PROXY header from the input, and returns the client's address, if the header contains one.
+    /// Returns `WouldBlock` while the header is incomplete.
     fn read_proxy_header(&self) -> io::Result<Option<SocketAddr>> {
         Ok(None)
     }
@@ -68,16 +69,16 @@ pub struct Connection<S> {
     pub bytes_sent: u64,
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    pub variant: Variant,            // how the connection receives the messages of its room
+    pub variant: Variant,            // whether and how messages of the room are compressed
     queued: [bool; WORK_LIST_COUNT], // for each work list, whether it contains the connection
     pub cold: Box<ColdFields>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // ended or failed streams: read first, to detect a mass disconnect before the server sends a batch
+    ReadEnding, // the stream ended or failed: read first, to detect a mass disconnect before the server sends a batch
     Read,
-    Handshake, // opening handshakes are expensive, so a turn reads from fewer of these connections than of open ones
+    Handshake, // opening handshakes are expensive, so a turn serves fewer of them than of open connections
     Write,
     CloseSlow,
     Remove,
@@ -89,8 +90,8 @@ pub struct ColdFields {
     pub expects_header: bool,       // whether the input starts with a PROXY header
     pub is_counted: bool,           // whether the connection counts towards `--max-per-address`
     pub proof: Proof,               // what the client's access token proves
-    pub deflate: Option<Agreement>, // how `/echo` compresses, if negotiated
-    pub service: Option<Service>,   // the service of the endpoint, `None` before the upgrade
+    pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
+    pub service: Option<Service>,   // `None` before the upgrade
     pub stage: Stage,
     pub last_received: Duration, // monotonic time of the last received byte, plus the delays of late timers
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
@@ -303,7 +304,7 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { .. } => 0,
         };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
-        // An aborted connection keeps its socket until its removal, but nothing can free that memory any earlier.
+        // Exclude the socket's buffers of an aborted connection: nothing can free them before the connection's removal.
         let transport = if self.is_queued(Work::Remove) { 0 } else { self.socket.buffered_bytes() };
         received + observer + transport + self.cold.unprocessed.len() + self.outbox.owned_len()
     }
@@ -494,7 +495,7 @@ mod tests {
             }
         };
         assert_eq!(after(b"\x89\x80\0\0\0\0".to_vec(), true), None, "a Ping");
-        assert_eq!(after(b"\x81\x81\0\0\0\0\xff".to_vec(), true), None, "our Close is out, the peer's can still come");
+        assert_eq!(after(b"\x81\x81\0\0\0\0\xff".to_vec(), true), None, "the peer's Close may still follow");
         assert_eq!(after(b"\x81\x05".to_vec(), false), Some(true), "framing lost");
         let close = b"\x88\x80\0\0\0\0";
         assert_eq!(after(close.to_vec(), true), Some(true), "both Closes passed, with input unread");

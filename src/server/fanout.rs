@@ -87,7 +87,7 @@ impl Fanout {
             let frames = &mut batch.frames[dialect as usize];
             let start = frames[Variant::Plain as usize].len();
             append_frame(dialect, event, &mut frames[Variant::Plain as usize]);
-            // In a dialect without `welcome`, a new member receives its own join too, but separately.
+            // In a dialect without `welcome`, a new member also receives its own join, but not as part of the batch.
             let is_join = matches!(event, Event::Joined { .. }) && dialect != Dialect::Events;
             let except = except.map(|(of, variant)| if of == dialect { variant } else { Variant::Plain });
             let recipients = Recipients::new(except, is_join);
@@ -224,6 +224,6 @@ mod tests {
         };
         assert_eq!(rendered(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);
         assert_eq!(rendered(Dialect::Rooms), r#"{"type":"typing","username":"a"}"#);
-        assert_eq!(rendered(Dialect::Presence), "", "it has no such event");
+        assert_eq!(rendered(Dialect::Presence), "", "`presence` omits `typing`");
     }
 }

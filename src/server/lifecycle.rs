@@ -1,4 +1,4 @@
-//! The life of a connection, from accept to removal. [`connection`](super::connection) lists the causes of closing.
+//! The life of a connection, from accept to removal. [`connection`](super::connection) lists what can end a connection.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,7 +24,7 @@ impl<S: Socket> Server<S> {
         self.accepts() && self.limits.may_accept(self.connection_count() + self.removed.len())
     }
 
-    /// Whether the server may still accept clients. After that, nobody should be able to connect.
+    /// Whether the server still accepts clients. Once it does not, the event loop closes the listeners.
     pub fn accepts(&self) -> bool {
         matches!(self.shutdown, None | Some(Shutdown::Announced { .. }))
     }
@@ -39,7 +39,7 @@ impl<S: Socket> Server<S> {
         self.connections.next_token
     }
 
-    /// `peer` is `None` on a Unix socket. Such a peer is a program on this machine, and a trusted proxy.
+    /// `peer` is `None` on a Unix socket. The server trusts such a peer, a program on this machine, as a proxy.
     pub fn accept(&mut self, socket: S, peer: Option<SocketAddr>) {
         let (is_local, peer) = (peer.is_none(), peer.unwrap_or((Ipv4Addr::LOCALHOST, 0).into()));
         // An IPv6 listener reports IPv4 clients as `::ffff:192.0.2.1`. Count both forms as one address.
@@ -188,7 +188,7 @@ impl<S: Socket> Server<S> {
         self.check_proof(token, self.config.ping_interval);
     }
 
-    /// Closes a connection whose JWT has expired, or else sets its timer. `wait`: the longest time until the next check.
+    /// Closes the connection if its JWT has expired. Otherwise, sets its timer to fire after `wait` or earlier.
     fn check_proof(&mut self, token: Token, wait: Duration) {
         let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) else {
             return;
@@ -382,7 +382,8 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Replaces the access tokens and JWT keys, and closes connections whose token or key is gone or bound differently.
+    /// Replaces the access tokens and JWT keys. Closes each connection whose token or key is gone, or whose token is
+    /// now bound to another username.
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>, keys: Vec<Result<Vec<u8>, String>>) {
         let before = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         let key_changes = self.access.jwt_keys.reload(&self.config, keys);
@@ -404,7 +405,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Starts the shutdown. Returns `false` if the server is already shutting down. `drains`: whether `--drain-delay` and
+    /// Starts the shutdown. Returns `false` if a shutdown has already begun. `drains`: whether `--drain-delay` and
     /// `--drain` apply.
     pub fn shut_down(&mut self, drains: bool) -> bool {
         if self.shutdown.is_some() {
@@ -434,7 +435,8 @@ impl<S: Socket> Server<S> {
         self.continue_shutdown();
     }
 
-    /// Closes connections once every message received before has been stored and sent.
+    /// Takes the next step of a shutdown if its time has come. No step closes a connection before the broker has stored
+    /// and returned all earlier messages.
     pub(super) fn continue_shutdown(&mut self) {
         let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
         match &mut self.shutdown {
@@ -550,8 +552,8 @@ mod tests {
         }
     }
 
-    /// Returns a connection's output, input and timer after `cause`, as a row of the table in `connection.rs`.
-    /// Calls `cause` before an upgrade, or after an upgrade when the first of two frames is half sent.
+    /// Calls `cause`, and returns the connection's output, input and timer as in the table of `connection.rs`. If
+    /// `is_upgraded`, the connection is open and its outbox holds two frames, the first of them half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

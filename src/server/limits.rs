@@ -1,5 +1,6 @@
-//! Server-wide limits on clients, connections (per address, and per second), wrong access tokens, logged rejections and
-//! buffered bytes. On a local server, loopback clients are exempt from limits per address, except on logged rejections.
+//! Server-wide limits on clients, connections and new connections per address, wrong access tokens, logged rejections
+//! and buffered bytes. On a local server, the limits per address do not apply to loopback clients, except the limit on
+//! logged rejections.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -27,9 +28,9 @@ pub struct ConnectionLimits {
     connect_rate: f64,
     connects: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, monotonic time of the first wrong token
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, time of the first one
     rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary; rejections per address
-    pub buffered: usize, // bytes not shared between connections, counted towards `--max-buffered`
+    pub buffered: usize, // bytes in buffers of single connections, counted towards `--max-buffered`
     pub buffered_shared: Rc<Cell<usize>>, // total size of the broadcast copies that outboxes share
 }
 
@@ -131,7 +132,6 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
     MemoryBroker::new(memory, random, names)
 }
 
-/// The limits of a broker, and its rules for usernames.
 pub fn broker_limits(config: &Config) -> (MemoryConfig, NameRules) {
     let memory = MemoryConfig {
         messages: config.history,
@@ -170,7 +170,7 @@ mod tests {
     fn connections_that_linger_are_bounded_and_only_clients_count() {
         let mut limits = limits(&["--max-per-address", "2"]);
         assert_eq!([1, 2, 3].map(|token| limits.start_lingering(Token(token))), [None, None, None]);
-        assert_eq!(limits.start_lingering(Token(4)), Some(Token(1)), "the oldest makes room");
+        assert_eq!(limits.start_lingering(Token(4)), Some(Token(1)), "the oldest connection stops lingering");
         limits.stop_lingering(Token(1));
         limits.stop_lingering(Token(3));
         assert_eq!(limits.start_lingering(Token(5)), None);
@@ -195,7 +195,7 @@ mod tests {
         }
         assert!(connect(&mut limits, "2001:db8:0:1::1"));
         limits.remove_connection(ip("192.0.2.1"));
-        assert!(connect(&mut limits, "192.0.2.1"), "one has left");
+        assert!(connect(&mut limits, "192.0.2.1"), "one connection was removed");
     }
 
     #[test]
@@ -204,9 +204,9 @@ mod tests {
         let connects = |limits: &mut ConnectionLimits, address, now| {
             (0..20).take_while(|_| limits.add_connection(ip(address), at(now)).is_ok()).count()
         };
-        assert_eq!(connects(&mut limits, "192.0.2.1", 0.0), 10, "a burst of five seconds");
+        assert_eq!(connects(&mut limits, "192.0.2.1", 0.0), 10, "a burst is five seconds of the rate");
         assert_eq!(connects(&mut limits, "192.0.2.1", 1.0), 2);
-        assert_eq!(connects(&mut limits, "192.0.2.2", 1.0), 10, "another address");
+        assert_eq!(connects(&mut limits, "192.0.2.2", 1.0), 10, "each address has its own rate");
         let mut unlimited = self::limits(&["--max-per-address", "0", "--connect-rate", "0"]);
         assert_eq!(connects(&mut unlimited, "192.0.2.1", 0.0), 20);
     }
@@ -238,7 +238,7 @@ mod tests {
             may_try_token
         };
         assert_eq!([0.0, 1.0, 2.0, 3.0, 59.0].map(|now| guess(&mut limits, now)), [true, true, true, false, false]);
-        assert!(limits.may_try_token(ip("192.0.2.2"), at(3.0)), "another address");
+        assert!(limits.may_try_token(ip("192.0.2.2"), at(3.0)), "each address has its own limit");
         assert_eq!([60.0, 61.0, 62.0, 63.0].map(|now| guess(&mut limits, now)), [true, true, true, false]);
     }
 

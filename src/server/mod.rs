@@ -41,7 +41,7 @@ use timers::Timers;
 
 const HANDSHAKES_PER_TURN: usize = 16; // handshakes are costly: a join to a large room costs as much as 100 messages
 const CLOSES_PER_TURN: usize = 512; // closing sockets is slow: thousands of closes in one turn would delay all clients
-const READS_PER_TURN: usize = 2048; // limit on reads, because each delays the turn's writes by a few microseconds
+const READS_PER_TURN: usize = 2048; // each read delays the turn's writes by a few microseconds
 
 pub struct Server<S> {
     config: Config,
@@ -171,8 +171,8 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Whether the server pauses all reads, so that messages that wait for a slow disk cannot fill the memory, and do not
-    /// postpone a step of the shutdown for ever.
+    /// Whether the server pauses all reads. Without the pause, messages that wait for a slow disk could fill the
+    /// memory, or postpone a step of the shutdown for ever.
     pub fn pauses_reads(&self) -> bool {
         let max_queued = match &self.shutdown {
             Some(Shutdown::Publishing) => return true,
@@ -201,7 +201,7 @@ impl<S: Socket> Server<S> {
                     self.chat.operator.counters.bytes_received += len as u64;
                     self.receive(token, &mut scratch[..len]);
                 }
-                Ok(None) => self.enforce_buffer_limit(token), // the transport may hold an unfinished record
+                Ok(None) => self.enforce_buffer_limit(token), // the transport may hold an unfinished TLS record
                 Err(error) => self.handle_read_error(token, &error),
             }
         }
@@ -221,7 +221,8 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// `is_proxy`: the peer connects for many clients, so count the connection later, when a header names the client.
+    /// Sets the client's address and counts the connection. If the peer is a proxy (`is_proxy`), the server counts the
+    /// connection later, once a header names the client.
     fn set_peer(&mut self, token: Token, peer: SocketAddr, is_proxy: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let cold = &mut *connection.cold;
@@ -371,7 +372,8 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Makes later messages of a room refer to no earlier ones, which a new member or a new inspector has not received.
+    /// Resets a room's compression: later messages must not refer to messages that a new member or a new inspector has
+    /// not received.
     fn restart_compression(&mut self, client: Token, room: RoomId) {
         if let Some((dialect, variant)) = self.format_of(client) {
             let exists = |(room, _): &_| self.chat.rooms.contains_key(room);

@@ -15,7 +15,7 @@ use std::{borrow::Cow, cell::Cell, collections::VecDeque, rc::Rc};
 use super::{connection::Socket, observer::Observer};
 use crate::ws::frame::{self, Role};
 
-/// The outbox adds no frames to a [`Chunk::Owned`] of this size: a chunk is freed only once all of its bytes are sent.
+/// The outbox adds no frames to a [`Chunk::Owned`] of this size in bytes: a chunk is freed after its last byte is sent.
 const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 
@@ -169,7 +169,7 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` up to the end of a frame or response. Invalid after `drop_unsent` has cut off a header.
+    /// Rounds `position` up to the end of a frame or response. Wrong after `drop_unsent` has cut off a frame's header.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
@@ -325,7 +325,7 @@ mod tests {
             socket.space = usize::MAX;
             slow.push(frame(1));
             slow.flush(&mut socket, None).unwrap();
-            assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "after what was queued, cut at {cut}");
+            assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "the owned frame last, cut at {cut}");
             drop((slow, broadcast));
             assert_eq!(buffered_shared.get(), frames.len(), "one outbox still holds the copy");
             slower.drop_unsent();

@@ -22,7 +22,7 @@ pub struct CloseSchedule {
 }
 
 impl CloseSchedule {
-    /// `connections`: each with the monotonic time of its last received byte.
+    /// `connections` contains the monotonic time of each connection's last received byte, and the connection's token.
     pub fn new(mut connections: Vec<(Duration, Token)>, span: Duration, now: Duration) -> CloseSchedule {
         connections.sort_unstable();
         let per_step = connections.len() as f64 / span.div_duration_f64(STEP).max(1.0);

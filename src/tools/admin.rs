@@ -1,4 +1,4 @@
-//! `wirechat admin` sends the operator's requests to a server that was started with `--admin`, and prints the responses.
+//! `wirechat admin` sends the operator's requests to a server started with `--admin`, and prints the responses.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::screen::{check_written, escape};
 use super::url::Url;
 
-const TIMEOUT: Duration = Duration::from_secs(20); // exceeds the server's own timeout
+const TIMEOUT: Duration = Duration::from_secs(20); // exceeds the server's timeout of 10 s
 const MAX_RESPONSE: u64 = 256 * 1024 * 1024; // in bytes; a list of clients has about 150 bytes per client
 
 const DEFAULT_URL: &str = "http://127.0.0.1:9000";

@@ -1,6 +1,6 @@
 //! `wirechat health URL` sends one request over HTTP, or over TLS with the feature `tls`, and reports the status as an
-//! exit code. Containers and proxies can use it for their health checks: a container image without a shell usually has no
-//! curl either.
+//! exit code. Containers and proxies can use it for their health checks: a container image without a shell usually has
+//! no curl either.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;

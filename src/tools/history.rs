@@ -108,7 +108,7 @@ fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), Strin
             writeln!(output, "{line}")
         } else {
             let StoredMessage { time, username, text, .. } = message;
-            // Indent all lines of a message but the first, so that no other line looks like the start of a message.
+            // Indent all lines of a message except the first, so that no later line looks like another message.
             let lines = text.split('\n').map(escape).collect::<Vec<_>>().join("\n    ");
             writeln!(output, "{time} #{room} {username}: {lines}")
         }

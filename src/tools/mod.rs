@@ -1,9 +1,10 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
-//! [`replay`] draws a recording, `history` reads a history file, `admin` sends an operator's requests, [`health`] checks
-//! that a server responds, and [`packaging`] prints completion scripts and the man page. The tools do not depend on each other, but share
-//! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as
-//! a client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a
-//! poll loop.
+//! [`replay`] draws a recording, `history` reads a history file, `admin` sends an operator's requests, [`health`]
+//! checks that a server responds, and [`packaging`] prints completion scripts and the man page.
+//!
+//! The tools do not depend on each other, but share modules: [`notation`] parses bytes given as text, [`url`] parses
+//! the URL of a server, [`inbox`] parses a server's bytes as a client does, and [`screen`] prints. A tool has at most
+//! one connection at a time and may block, so no tool needs a poll loop.
 
 #[cfg(feature = "metrics")]
 pub mod admin;
@@ -103,7 +104,7 @@ impl Tracer {
     }
 
     fn from_parts(mut tap: Tap, records: Records) -> Tracer {
-        // Set no size limits: they are each server's own choice, and a tool's trace reports only violations of the RFC.
+        // Set no limits: each server chooses its own limits, and a tool's trace reports only violations of the RFC.
         tap.set_limits(TOOL_LIMITS);
         Tracer { tap, records }
     }

@@ -195,7 +195,7 @@ mod tests {
         for (sent, recorded, expected) in [
             (ping, &b"\x8a\x01q"[..], "Pong 1 was \"q\", and is now \"p\""),
             (b"", b"\x8a\x01q", "Pong 1 was \"q\", and is now missing"),
-            (b"", b"\xc1\x01\0\x8a\x01q", "Pong 1 was \"q\", and is now missing"), // after a compressed message
+            (b"", b"\xc1\x01\0\x8a\x01q", "Pong 1 was \"q\", and is now missing"), // a compressed message, then a Pong
             (ping, b"\x88\x02\x03\xea", "the Close was 1002, and is now missing"),
             (b"\x81\x05", b"\x88\x02\x03\xef", "the Close was 1007, and is now 1002"),
         ] {

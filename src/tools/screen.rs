@@ -1,5 +1,5 @@
-//! Prints a tool's output, in colour on a terminal. Terminals execute escape sequences, so tools must pass bytes from
-//! the wire through [`quote()`], [`escape()`] or [`shorten()`]. [`Screen::format_record`] does its own escaping.
+//! Prints the output of a tool, in colour on a terminal. Terminals execute escape sequences, so tools must pass bytes
+//! from the wire through [`quote()`], [`escape()`] or [`shorten()`]. [`Screen::format_record`] does its own escaping.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 

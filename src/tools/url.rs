@@ -1,9 +1,9 @@
-//! The URL of a server: `ws://` (RFC 6455 §3), `http://` or `https://` (RFC 9110 §4.2). This module parses URLs itself: a general
-//! URL parser would normalize the path, but a test client must send the path exactly as the user typed it.
+//! The URL of a server: `ws://` (RFC 6455 §3), `http://` or `https://` (RFC 9110 §4.2). This module parses URLs itself:
+//! a general URL parser would normalize the path, but a test client must send the path exactly as the user typed it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// `ws://host:port/path?query`, also with `http` or `https`
+/// A URL of the form `ws://host:port/path?query`, or the same with `http` or `https`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     scheme: &'static str,

@@ -1,5 +1,5 @@
 //! §9, extensions. This server validates the client's `Sec-WebSocket-Extensions` header but declines every offer
-//! except, with `--deflate`, permessage-deflate. Unless that is negotiated, `frame.rs` requires the RSV bits to be 0.
+//! except, with `--deflate`, permessage-deflate. Without permessage-deflate, `frame.rs` requires the RSV bits to be 0.
 
 use super::request::is_token;
 

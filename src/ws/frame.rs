@@ -62,7 +62,7 @@ impl Opcode {
 pub struct FrameHeader {
     pub fin: bool,
     pub opcode: Opcode,
-    pub is_compressed: bool, // RSV1 (RFC 7692 §6)
+    pub is_compressed: bool, // whether RSV1 is set (RFC 7692 §6)
     pub payload_len: u64,
     pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the masking key is incomplete
     pub size: usize,                  // size of the header in bytes, including the masking key

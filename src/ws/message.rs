@@ -54,7 +54,7 @@ impl Assembler {
         }
     }
 
-    /// Appends `payload`, or fails on invalid text. `remaining`: the frame's payload length minus earlier pieces.
+    /// Appends `payload`, or fails on invalid text. `remaining`: bytes of the frame from the start of `payload` on.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.len_and_capacity();
@@ -113,7 +113,7 @@ mod tests {
         }
         match message.finish()? {
             Message::Text(text) => Ok(text.into_owned()),
-            Message::Binary(_) => panic!("not the kind it was begun with"),
+            Message::Binary(_) => panic!("a text message"),
         }
     }
 

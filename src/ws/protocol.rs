@@ -36,7 +36,7 @@ use super::reader::{Chunk, FrameReader};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub message: usize, // maximum size of a message in bytes, over all its frames
-    pub fragments: u32, // maximum number of frames: a flood of empty frames would never reach the size limit
+    pub fragments: u32, // maximum number of frames of a message: empty frames would never reach the size limit
     pub accepts_binary: bool,
     pub deflates: bool, // whether permessage-deflate was negotiated, so that messages may be compressed (RFC 7692)
 }
@@ -64,7 +64,7 @@ pub struct Protocol {
     pub limits: Limits,
     state: State,
     frames: FrameReader,
-    pub inflaters: Inflaters,               // the connections of a server share them
+    pub inflaters: Inflaters,               // all connections of a server share the inflaters
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
     control: Vec<u8>, // partial payload of a control frame that spans several reads: at most 125 bytes (§5.5)
     output: Vec<u8>,
@@ -144,7 +144,7 @@ impl Protocol {
         // Take the incomplete message out of `self`, so that an error in the new payload also drops the message.
         let begin = || self.inflaters.begin(&chunk.header, self.limits.message);
         let mut message = self.message.take().unwrap_or_else(|| Box::new((begin(), 0)));
-        // The cast cannot truncate: `check_data` has rejected plain frames longer than `limits.message`, a `usize`.
+        // The cast cannot truncate: `check_data` rejects uncompressed frames longer than `limits.message`, a `usize`.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
         if is_complete {
             return Ok(Some(Event::Message(message.0.finish()?)));
@@ -198,13 +198,14 @@ impl Protocol {
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
             // Discard all input: after a 1002 error, frame boundaries may be lost; after a 1009, much data may follow.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
-            // An error inside a well-formed frame leaves the frame boundaries known: skip frames until the Close (§7.1.3).
+            // After an error in a well-formed frame, frame boundaries are known: skip frames until the Close (§7.1.3).
             _ => State::Closing,
         };
         was_open.then_some(Event::Failed(error))
     }
 
-    /// Sends a Close, or returns false if one was already sent: §5.5.1 allows only one. The caller sets the next state.
+    /// Sends a Close. Returns `false` if the server has already sent a Close: §5.5.1 allows only one. The caller sets
+    /// the next state.
     fn send_close(&mut self, code: Option<CloseCode>, reason: &str) -> bool {
         let is_open = self.state == State::Open;
         if is_open {

@@ -20,7 +20,7 @@ pub struct FrameReader {
     header_len: u8,             // number of bytes in `header` while a header is incomplete, otherwise 0
     deflates: bool,             // whether the peer may set RSV1
     frame: Option<FrameHeader>, // the current frame, once its masking key is complete
-    received: u64,              // payload bytes of the current frame received so far
+    received: u64,              // number of payload bytes received of the current frame
     pub frames_received: u64,   // number of frames whose first byte has arrived, including control and invalid frames
 }
 

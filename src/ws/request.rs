@@ -25,7 +25,7 @@ pub fn quote(bytes: &[u8]) -> String {
     format!("\"{}{dots}\"", text.escape_debug())
 }
 
-/// Buffers an incomplete request head, because parsing after each read would take quadratic time (CVE-2023-43669).
+/// Buffers an incomplete request head: parsing the head after each read would take quadratic time (CVE-2023-43669).
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
@@ -43,7 +43,7 @@ impl HeadReader {
             self.check_first_byte()?;
             let end = before + newline + 1;
             let line = &self.bytes[self.line..end];
-            // Reject a bare LF: RFC 9112 §2.2 allows it, but a proxy may split lines differently (request smuggling).
+            // Reject a bare LF, which RFC 9112 §2.2 allows: a proxy may split lines differently (request smuggling).
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
@@ -78,7 +78,7 @@ impl HeadReader {
         self.bytes.len()
     }
 
-    /// Rejects a first byte that cannot start a request, without waiting for a newline: a TLS ClientHello may lack one.
+    /// Rejects a first byte that cannot start a request. Does not wait for a newline: a TLS ClientHello may have none.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(reject_non_http(self.head())) }
@@ -100,7 +100,7 @@ fn reject_non_http(bytes: &[u8]) -> Rejection {
 #[derive(Debug, Clone)]
 pub struct Request<'h> {
     pub method: &'h str,            // method names are case-sensitive (RFC 9110 §9.1)
-    pub authority: Option<&'h str>, // only if the target is in absolute form: `http://host:port/path` (RFC 9112 §3.2.2)
+    pub authority: Option<&'h str>, // only if the target is in absolute-form: `http://host:port/path` (RFC 9112 §3.2.2)
     pub path: &'h str,              // path and query are still percent-encoded
     pub query: &'h str,             // the query string, empty if the target has no `?`
     pub minor_version: u8,          // the digit after `HTTP/1.`: 0 or 1
@@ -135,7 +135,7 @@ impl<'h> Request<'h> {
         let (authority, local) = rest.map(|rest| rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()))).unzip();
         let local = local.unwrap_or(target);
         let (path, query) = local.split_once('?').unwrap_or((local, ""));
-        // RFC 3986 §6.2.3: in absolute form, an empty path means "/".
+        // RFC 3986 §6.2.3: in absolute-form, an empty path means "/".
         let path = if path.is_empty() && authority.is_some() { "/" } else { path };
         Ok(Request { method, authority, path, query, minor_version, headers: parsed.headers.to_vec() })
     }
@@ -155,7 +155,7 @@ impl<'h> Request<'h> {
         self.list_elements(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// The value of `Host` (§4.2.1 item 2), which is empty if the header is missing from an HTTP/1.0 request.
+    /// The value of `Host` (§4.2.1 item 2); empty if an HTTP/1.0 request has no `Host` header.
     pub fn host(&self) -> Result<&'h str, Rejection> {
         // RFC 9112 §3.2: a server "MUST respond with a 400" to an HTTP/1.1 request without Host or with several.
         let value = match self.header_values("Host").collect::<Vec<_>>()[..] {

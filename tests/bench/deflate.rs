@@ -1,7 +1,9 @@
-//! What compression costs and saves in a room: the CPU time of the server and the bytes on the wire per delivery, with and
-//! without `--deflate`, and with members that decline a shared context. Clients only count frames and bytes.
+//! Measures what compression costs and saves in one room: the server's CPU time and the bytes on the wire, per
+//! delivered frame. Compares four cases: a server without `--deflate`, and a server with `--deflate` whose clients
+//! offer no compression, offer compression, or offer it with `server_no_context_takeover`. The clients only count the
+//! received frames and bytes.
 //!
-//! `cargo bench --features deflate --bench deflate`, optionally with `-- MEMBERS MESSAGES_PER_SECOND` after it.
+//! Run: `cargo bench --features deflate --bench deflate`, optionally followed by `-- MEMBERS MESSAGES_PER_SECOND`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -51,7 +53,7 @@ fn connect(port: u16, name: usize, offer: &str) -> TcpStream {
     stream
 }
 
-/// Counts the frames and bytes that arrive, until the end.
+/// Starts a thread that counts the received frames and bytes until `is_over` is set.
 fn count(mut stream: TcpStream, counters: Arc<Counters>) -> JoinHandle<()> {
     stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     thread::spawn(move || {
@@ -79,7 +81,7 @@ fn frame_end(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= head + len).then_some(head + len)
 }
 
-/// User and system time of a process, in microseconds.
+/// Returns the user and system CPU time of a process in microseconds, assuming 100 clock ticks per second.
 fn cpu(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -110,7 +112,7 @@ fn text(number: u64) -> String {
     format!("{{\"event\":\"message\",\"data\":{{\"text\":\"{} {number:x}\"}}}}", words.join(" "))
 }
 
-/// Prints the CPU time and the bytes per delivery.
+/// Runs one server and its clients; prints the server's CPU time and the bytes on the wire, per delivered frame.
 fn run(name: &str, args: &[&str], offer: &str, members: usize, rate: u64) {
     let (mut server, port) = start(args);
     let counters = Arc::<Counters>::default();
@@ -152,7 +154,7 @@ fn main() {
     let offer = "permessage-deflate; client_max_window_bits";
     for _ in 0..3 {
         run("plain", &[], "", members, rate);
-        run("--deflate, none offers", &["--deflate"], "", members, rate);
+        run("--deflate, no offer", &["--deflate"], "", members, rate);
         run("--deflate", &["--deflate"], offer, members, rate);
         let alone = "permessage-deflate; server_no_context_takeover";
         run("--deflate, without context", &["--deflate"], alone, members, rate);

@@ -1,5 +1,5 @@
-//! Benchmarks (`cargo bench`) of each step that a message takes through the server, and of a whole event loop turn,
-//! without real sockets. Optimized unmasking is measured next to the simple loop that it replaced.
+//! Benchmarks (`cargo bench`) of each step that a message takes through the server, and of a whole turn of the server,
+//! without real sockets. One group compares the optimized unmasking with a loop over single bytes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,7 +43,7 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
 const ROOM_SIZES: [usize; 3] = [1, 100, 1000];
 
-/// A socket that accepts every write. Reads return the inputs from last to first, and then the first input forever.
+/// A socket that accepts every write. Reads return the elements from last to first, then element 0 forever.
 struct MemorySocket(Vec<Vec<u8>>);
 
 impl Read for MemorySocket {
@@ -112,7 +112,7 @@ fn unmask(c: &mut Criterion) {
     }
 }
 
-/// Receives a whole message: parses the header, unmasks the payload, validates UTF-8.
+/// Measures a whole message: parsing the header, unmasking the payload, validating UTF-8.
 fn receive(c: &mut Criterion) {
     let texts = [("ascii", "the quick brown fox ".repeat(3200)), ("mixed", "zß水🍌".repeat(6400))];
     for (name, text) in texts {
@@ -168,7 +168,7 @@ fn chat(members: usize) -> (Chat, RoomId) {
     (chat, room)
 }
 
-/// Processes a command from its JSON text to the chat's effects: parsing, checks, broker.
+/// Measures a command from its JSON text to the chat's effects: parsing, checks, broker.
 fn submit(c: &mut Criterion) {
     let (mut chat, _) = chat(100);
     c.bench_function("text to effects", |b| {
@@ -192,7 +192,7 @@ fn message_event(chat: &mut Chat) -> ChatEvent {
     events.next().expect("a message for the room")
 }
 
-/// Delivers events to the sockets of all members of a room.
+/// Measures writing a batch of one or ten messages to the socket of every member of a room.
 fn fan_out(c: &mut Criterion) {
     for members in ROOM_SIZES {
         let mut group = c.benchmark_group(format!("fan-out, room of {members}"));
@@ -244,7 +244,7 @@ fn tracer() -> Box<dyn Observer> {
     observer
 }
 
-/// Reads a small message from the socket, parses it and sends it back.
+/// Measures reading a small message from a socket, parsing it and sending it back.
 fn echo(c: &mut Criterion) {
     let mut group = c.benchmark_group("echo a small message");
     for (name, observer) in [("not observed", None), ("traced", Some(tracer()))] {
@@ -265,7 +265,7 @@ fn echo(c: &mut Criterion) {
     }
 }
 
-/// Measures the tap alone, with one frame per read.
+/// Measures only the tap, which turns the bytes of a connection into records, with one frame per read.
 fn tap(c: &mut Criterion) {
     let (frame, records) = (masked(TEXT.as_bytes()), Records::default());
     let mut tap = Tap::open(1, records.clone());
@@ -277,7 +277,7 @@ fn tap(c: &mut Criterion) {
     });
 }
 
-/// A whole turn of the server: one member of the room sends a message, and all members receive it.
+/// Measures a whole turn of the server: one member of a room sends a message, and all members receive the message.
 fn turn(c: &mut Criterion) {
     let readable = Readiness { readable: true, writable: false, read_closed: false, error: false };
     for members in ROOM_SIZES {

@@ -1,5 +1,6 @@
-//! Hundreds of clients of the `events` dialect on one thread. Each does what PROTOCOL.md tells a client to do: it
-//! reconnects to any instance with `epoch`, `since` and `session`, and resends what it saw no event for.
+//! Simulates hundreds of clients of the `events` dialect on one thread. The clients follow PROTOCOL.md: a client
+//! reconnects to any instance with `epoch`, `since` and `session`, and resends every message for which it received no
+//! event.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
@@ -18,12 +19,14 @@ use crate::support::users::events_path;
 use crate::support::{masked, upgrade_request, whole_frames};
 
 const MAX_UNANSWERED: usize = 3;
-/// A client that missed at most this many messages must be able to resume: they always fit into one `welcome`.
+/// A client that missed at most this many messages must be able to resume, because one `welcome` can hold them all.
 const CERTAINLY_FIT: u64 = 500;
-/// The number of messages that a client carries into another epoch.
+/// When a client resumes, it records its newest messages under the new epoch too: at most twice this many.
 const CARRIED: usize = 200;
-/// How long a client waits for its `welcome`, or for the reply to a message if impatient, before it reconnects.
+/// How long a client waits for its `welcome` before it reconnects. Half of the clients also wait only this long for the
+/// reply to a message.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long the other half of the clients wait for the reply to a message.
 const LONG_PATIENCE: Duration = Duration::from_secs(15);
 
 struct Connection {
@@ -33,7 +36,7 @@ struct Connection {
     has_response: bool,
     has_joined: bool,
     opened: Instant,
-    /// Nonces that were sent before, on this connection or another one.
+    /// Nonces of the messages that the client has resent on this connection.
     resent: HashSet<String>,
 }
 
@@ -41,7 +44,7 @@ struct Pending {
     nonce: String,
     text: String,
     sent: Instant,
-    /// How often it was sent.
+    /// How often the client has sent the message.
     count: u32,
     is_rejected: bool,
 }
@@ -51,15 +54,15 @@ pub struct Client {
     pub room: String,
     pub epoch: String,
     pub last_id: u64,
-    /// `last_id` when Redis restarted for the first time since the epoch was given. An earlier epoch counts only for
-    /// the messages that it had then.
+    /// `last_id` at the first restart of Redis since the client received `epoch`. Messages after this id may belong
+    /// to a newer epoch.
     last_id_of_epoch: Option<u64>,
     session: String,
     carried: Vec<(Rc<Value>, Text)>,
     members: BTreeMap<String, usize>,
     pending: Vec<Pending>,
     switching: Option<String>,
-    /// The room of a switch that got an error. Redis may have received the switch, and may execute it later.
+    /// The target room of a switch that failed with an error. Redis may still execute the switch later.
     late_switch: Option<String>,
     connection: Option<Connection>,
     away_until: Instant,
@@ -88,7 +91,7 @@ pub struct Pool {
     keeps_data: bool,
     rooms: usize,
     restarted: Option<Instant>,
-    /// Whether the clients only talk.
+    /// Whether the clients only send messages: they neither switch rooms nor drop their connections.
     pub is_calm: bool,
 }
 
@@ -115,7 +118,7 @@ impl Pool {
         Pool { poll, events, clients, record, counts, random, keeps_data, rooms, restarted: None, is_calm: false }
     }
 
-    /// Polls once: connects, reads and writes. `target` chooses an instance.
+    /// Runs one turn of the event loop: connects, writes and reads. `target` chooses the instance for a connection.
     pub fn turn(&mut self, mut target: impl FnMut(&mut Rng) -> SocketAddr) {
         let now = Instant::now();
         for number in 0..self.clients.len() {
@@ -135,7 +138,7 @@ impl Pool {
         ready.into_iter().for_each(|number| self.read(number));
     }
 
-    /// One client does something: it sends messages, switches rooms, or loses its connection.
+    /// Lets a random client send messages, switch rooms, or drop its connection.
     pub fn act(&mut self) {
         let number = self.random.usize(..self.clients.len());
         let client = &mut self.clients[number];
@@ -164,7 +167,7 @@ impl Pool {
         self.flush(number);
     }
 
-    /// Redis restarts: the current epochs may end.
+    /// Records that Redis restarts, which may end the current epochs.
     pub fn note_restart(&mut self) {
         self.restarted = Some(Instant::now());
         for client in &mut self.clients {
@@ -172,7 +175,7 @@ impl Pool {
         }
     }
 
-    /// Resends rejected messages, so that a run can end.
+    /// Resends all rejected messages: a run ends only when no client has a message without a reply.
     pub fn resend_rejected(&mut self) {
         for number in 0..self.clients.len() {
             if self.clients[number].has_joined() {
@@ -188,7 +191,7 @@ impl Pool {
         if let Some(room) = client.switching.take()
             && self.random.bool()
         {
-            // The last room of the lost connection is unknown, so the client may join either.
+            // The connection was lost during a switch, so the client may join its old room or its new room.
             client.room = room;
             (client.epoch, client.last_id) = (String::new(), 0);
             client.carried.clear();
@@ -222,7 +225,7 @@ impl Pool {
             match connection.stream.write(&connection.unsent) {
                 Ok(n) => drop(connection.unsent.drain(..n)),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,
-                // The last bytes of a closed connection may still have to be read.
+                // The connection is closed, but the socket may still contain unread bytes, so let `read` handle it.
                 Err(_) => return,
             }
         }
@@ -326,14 +329,14 @@ impl Pool {
         };
         let at = client.pending.iter().position(|pending| pending.nonce == nonce);
         if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.resent.remove(nonce)) {
-            return; // the first attempt was published meanwhile
+            return; // the first attempt was published, so the error for the second one does not matter
         }
         let (Some(at), "Message not stored") = (at, data["message"].as_str().unwrap_or_default()) else {
             return self.record.report(format!("{} receives the error {data}", client.name));
         };
         self.counts.rejected += 1;
         self.counts.slowest = self.counts.slowest.max(client.pending[at].sent.elapsed());
-        // Some clients give up, and then the message must never appear.
+        // After a first rejection, the client may give up on the message. The message must then never appear.
         if client.pending[at].count == 1 && self.random.bool() {
             client.pending.remove(at);
             let name = client.name.clone();
@@ -406,9 +409,9 @@ impl Pool {
         }
     }
 
-    /// Receives the backlog of a `welcome` or a `switched`, and checks that it is complete.
+    /// Receives the backlog of a `welcome` or `switched`, and checks that the backlog and the member list are complete.
     fn finish_join(&mut self, number: usize, data: &Value, violation: Option<String>) {
-        // A backlog from before a restart may arrive after it.
+        // Soon after a restart of Redis, a client may still receive a backlog from before the restart.
         if self.restarted.is_some_and(|restarted| restarted.elapsed() < LONG_PATIENCE) {
             self.clients[number].last_id_of_epoch = data["last_id"].as_u64();
         }
@@ -461,7 +464,7 @@ impl Pool {
         self.record.insert(&room, &epoch, &message, &text);
     }
 
-    /// The reasons why the clients do not agree yet; empty in the end.
+    /// Returns the reason for each client that is not up to date yet. At the end of a run, the list must be empty.
     pub fn disagreements(&self) -> Vec<String> {
         let mut rooms: HashMap<&str, (BTreeMap<&str, usize>, u64)> = HashMap::new();
         for client in &self.clients {
@@ -500,7 +503,7 @@ impl Client {
         self.connection.as_ref().is_some_and(|connection| connection.has_joined)
     }
 
-    /// Whether the client knows messages that may be newer than its epoch, so that it perhaps cannot resume.
+    /// Whether the client has messages that may be newer than its epoch. Such a client may be unable to resume.
     pub fn has_outlived_epoch(&self) -> bool {
         self.last_id_of_epoch.is_some_and(|last_id| self.last_id > last_id)
     }
@@ -534,7 +537,7 @@ impl Client {
         self.pending = pending;
     }
 
-    /// Forgets the messages, and starts with this backlog.
+    /// Forgets the received messages. The next message to receive is the first message of the backlog in `data`.
     fn restart(&mut self, data: &Value) {
         let history = data["history"].as_array().expect("a history").len() as u64;
         self.last_id = data["last_id"].as_u64().expect("an id").saturating_sub(history);

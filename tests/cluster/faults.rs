@@ -1,4 +1,5 @@
-//! The faults of a run. The seed decides which ones, of what, when, and for how long.
+//! Injects faults into the instances, into their connections to Redis, and into Redis itself. The seed decides the
+//! kind, the target, the start and the duration of each fault.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,13 +16,13 @@ use crate::support::{Server, signal};
 pub enum Fault {
     KillInstance(usize),
     StopInstance(usize),
-    /// SIGTERM with a drain, which closes connections one by one.
+    /// The instance gets SIGTERM, and closes its connections one by one (`--drain`).
     DrainInstance(usize),
     Cut(usize),
-    /// Redis executes what it receives, but its replies are lost.
+    /// Redis executes the commands of an instance, but its replies do not reach the instance.
     DropReplies(usize),
     KillRedis,
-    /// Only in a run in which Redis may lose its data.
+    /// Redis is killed, and restarts without data. Only with `--volatile`.
     EraseRedis,
     Flush,
     StopRedis,
@@ -30,7 +31,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Two simultaneous faults of one target would end each other.
+    /// Returns a number for the process or connection that fails. Two simultaneous faults never have the same
+    /// number: the end of one would also end the other.
     fn target(self) -> usize {
         match self {
             Fault::KillInstance(i) | Fault::StopInstance(i) | Fault::DrainInstance(i) => i,
@@ -40,29 +42,29 @@ impl Fault {
     }
 }
 
-/// A fault that has begun, and the time of its end.
+/// An active fault, and the time at which it ends.
 struct Current {
     fault: Fault,
     end: Instant,
 }
 
-/// The processes and their current faults.
+/// The instances, Redis, the proxies between them, and the active faults.
 pub struct Machines {
     pub redis: RedisServer,
-    /// `None` while the instance is down.
+    /// One entry per instance; `None` while the instance is down.
     pub servers: Vec<Option<Server>>,
     addrs: Vec<SocketAddr>,
     proxies: Vec<Proxy>,
     args: Vec<String>,
     current: Vec<Current>,
-    /// The remaining faults of this round, in reverse order.
+    /// The faults that this round has not used yet. The last fault is the next one.
     deck: Vec<Fault>,
     next: Instant,
     pub counts: Vec<(String, usize)>,
     keeps_data: bool,
-    /// Whether Redis has been killed since the clients were told.
+    /// Whether Redis was killed since the caller last cleared this flag.
     pub has_restarted: bool,
-    /// When Redis was repaired, until the next message is delivered.
+    /// When the last fault of Redis ended; `None` after the next delivered message or the next fault.
     pub repaired: Option<Instant>,
 }
 
@@ -73,7 +75,8 @@ impl Machines {
         let mut machines = Machines {
             redis,
             servers: Vec::new(),
-            // As for Redis: no other program gets the port while the instance is down.
+            // The kernel does not assign these ports by itself, so no other program gets the port of an instance
+            // that is down.
             addrs: (0..count).map(|_| ([127, 0, 0, 1], crate::redis_server::free_port()).into()).collect(),
             proxies,
             args,
@@ -117,15 +120,16 @@ impl Machines {
     /// Begins the next fault.
     pub fn fail(&mut self, random: &mut Rng) {
         self.next = Instant::now() + Duration::from_millis(random.u64(200..2500));
+        // A round uses every fault once, so that even a short run has most kinds of faults.
         if self.deck.is_empty() {
             self.deck = self.kinds();
             random.shuffle(&mut self.deck);
         }
-        // The kinds take turns, so that even a short run has most of them.
         let is_free = |fault: &Fault| self.current.iter().all(|current| current.fault.target() != fault.target());
         let Some(at) = self.deck.iter().rposition(is_free) else { return };
         let fault = self.deck.remove(at);
-        // Sometimes long enough that an instance counts as dead or a timeout expires.
+        // A third of the faults last so long that the other instances count an instance as dead, or that a timeout
+        // expires.
         let length = match fault {
             Fault::KillConnections | Fault::Flush => 0,
             _ if random.u8(..3) == 0 => random.u64(5500..9000),
@@ -147,7 +151,7 @@ impl Machines {
         let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
         let losses = [Fault::EraseRedis, Fault::Flush];
         let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
-        // As often as the faults of an instance.
+        // Each kind of Redis fault is as frequent as each kind of instance fault.
         (0..self.count()).for_each(|_| kinds.extend(of_redis));
         if !self.keeps_data {
             kinds.extend(losses.repeat(2));
@@ -196,7 +200,8 @@ impl Machines {
     fn end_until(&mut self, now: Instant) {
         while let Some(at) = self.current.iter().position(|current| current.end <= now) {
             let fault = self.current.swap_remove(at).fault;
-            // A stop waits for messages whose fate is unknown. Meanwhile, the clients must continue.
+            // The instance still waits for Redis to confirm its last messages. Do not block: the clients must
+            // continue meanwhile.
             if let Fault::DrainInstance(i) = fault
                 && self.servers[i].as_mut().is_some_and(Server::is_running)
             {
@@ -218,7 +223,7 @@ impl Machines {
                 self.servers[i] = Some(self.launch(i));
             }
             Fault::Cut(i) => self.proxies[i].restore(),
-            // TCP loses no bytes in the middle: after a loss, the connection ends.
+            // TCP never loses bytes in the middle of a stream, so end the connection that has lost replies.
             Fault::DropReplies(i) => {
                 self.proxies[i].cut();
                 self.proxies[i].restore();
@@ -228,13 +233,13 @@ impl Machines {
             Fault::PauseRedis => drop(self.redis.ask(&["CLIENT", "UNPAUSE"])),
             Fault::KillConnections | Fault::Flush => {}
         }
-        // If an instance is faulty too, its clients wait for that as well.
+        // While another fault is active, clients may be waiting for the end of that fault, so measure no delay.
         if fault.target() == 20 && self.current.is_empty() {
             self.repaired = Some(Instant::now());
         }
     }
 
-    /// Repairs everything.
+    /// Ends all active faults early, and waits until no instance is draining.
     pub fn repair(&mut self) {
         while let Some(last) = self.current.iter().map(|current| current.end).max() {
             self.end_until(last);
@@ -242,7 +247,7 @@ impl Machines {
         }
     }
 
-    /// Restarts one instance gracefully, and returns when it is ready again. `turn` runs meanwhile.
+    /// Stops an instance with SIGTERM and starts it again. Calls `turn` repeatedly until the instance is ready.
     pub fn restart_gracefully(&mut self, i: usize, mut turn: impl FnMut(&mut Machines)) {
         self.signal(i, "TERM");
         loop {
@@ -263,7 +268,8 @@ impl Machines {
         }
     }
 
-    /// What each instance has logged about its own state, for a failed run.
+    /// Returns the last lines of each instance's log, to explain a failed run. Skips INFO lines that are not about
+    /// Redis.
     pub fn logs(&self) -> String {
         let logs = self.servers.iter().enumerate().filter_map(|(i, server)| Some((i, server.as_ref()?.log())));
         let end = |(i, log): (usize, String)| {

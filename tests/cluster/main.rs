@@ -1,14 +1,16 @@
-//! Several instances, one Redis, hundreds of clients, and faults in all of them, drawn from a seed. The clients
-//! reconnect and resend; a checker compares what they receive with PROTOCOL.md.
+//! Runs several instances of the server that share one Redis, and hundreds of clients. Instances, Redis and the
+//! connections fail at random. The clients reconnect and resend, and a checker verifies that they receive what
+//! PROTOCOL.md promises.
 //!
 //! ```text
-//!   cargo test --features redis --test cluster                                   a short run
-//!   cargo test --features redis --test cluster -- --seed 7 --seconds 600         a long one
-//!   cargo test --features redis --test cluster -- --volatile --seconds 60        Redis loses its data now and then
+//!   cargo test --features redis --test cluster                                   30 seconds with seed 1
+//!   cargo test --features redis --test cluster -- --seed 7 --seconds 600         ten minutes with seed 7
+//!   cargo test --features redis --test cluster -- --volatile --seconds 60        some faults erase the data of Redis
 //!   cargo test --features redis --test cluster -- --rolling                      instances restart one after the other
 //! ```
 //!
-//! The seed decides the faults and the actions of the clients. Time is real, so two runs of a seed differ.
+//! The seed determines the faults and the actions of the clients. Two runs with the same seed still differ, because the
+//! processes run in real time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -35,7 +37,8 @@ use faults::Machines;
 use redis_server::{Persistence, RedisServer};
 use serde_json::{Value, json};
 
-/// How long the clients may take to agree after the last fault. Names of dead instances alone take five seconds.
+/// How long the clients may take after the last fault until they agree on the members and messages of their rooms.
+/// Instances alone need up to five seconds to detect that another instance is dead and to remove its members.
 const SETTLE: Duration = Duration::from_secs(60);
 
 struct Arguments {
@@ -44,16 +47,16 @@ struct Arguments {
     instances: usize,
     clients: usize,
     rooms: usize,
-    /// Messages a second.
+    /// Actions of all clients together, per second. Most actions send messages.
     rate: u64,
-    /// Redis has no persistence, and loses its data now and then.
+    /// Redis has no persistence, and some faults erase its data.
     is_volatile: bool,
-    /// No faults but graceful restarts, one instance after the other.
+    /// The instances restart gracefully, one after the other. There are no other faults.
     is_rolling: bool,
     has_faults: bool,
 }
 
-/// Parses the command line. Ignores arguments of libtest, such as `--test-threads 1`.
+/// Parses the command line. Ignores the options of Rust's test harness, such as `--test-threads 1`.
 fn arguments() -> Arguments {
     let mut arguments = Arguments {
         seed: 1,
@@ -86,13 +89,12 @@ fn arguments() -> Arguments {
     arguments
 }
 
-/// The clients, the processes, and the clock of one run.
 struct Run {
     pool: Pool,
     machines: Machines,
     rate: u64,
     last_action: Instant,
-    /// How long after each repair of Redis the first message was delivered.
+    /// For each repair of Redis, the time until the next message was delivered.
     repairs: Vec<Duration>,
 }
 
@@ -130,7 +132,8 @@ impl Run {
         }
     }
 
-    /// Waits until all clients agree.
+    /// Waits until all clients agree on the members and messages of their rooms. After [`SETTLE`], reports all
+    /// disagreements.
     fn settle(&mut self) {
         let end = Instant::now() + SETTLE;
         while Instant::now() < end {
@@ -145,7 +148,8 @@ impl Run {
         }
     }
 
-    /// Compares everything stored with everything seen, and lets every client resume once more.
+    /// Compares the stored messages with those that the clients received. Then joins once more for each client, with
+    /// the client's epoch and last id: the server must resume there, with an empty backlog.
     fn check_end(&mut self) {
         let rooms: BTreeSet<String> = self.pool.clients.iter().map(|client| client.room.clone()).collect();
         for (i, room) in rooms.iter().enumerate() {
@@ -201,7 +205,7 @@ fn main() -> ExitCode {
             });
             restarted += 1;
         } else if arguments.has_faults && run.machines.turn() && Instant::now() + Duration::from_secs(1) < end {
-            // Many messages are in flight when the fault begins.
+            // Let up to 200 clients act, so that many messages are in flight when the fault begins.
             (0..random.usize(..200)).for_each(|_| run.pool.act());
             (0..random.usize(..3)).for_each(|_| run.turn());
             run.machines.fail(&mut random);

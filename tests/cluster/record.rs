@@ -1,15 +1,16 @@
-//! Everything that the clients have seen, compared with PROTOCOL.md ("History and resuming", "Several instances"):
-//! within an epoch, an id stands for one message; a nonce stands for one id; and rejected messages never appear.
+//! Records every message that a client receives, and reports violations of PROTOCOL.md ("History and resuming",
+//! "Several instances"). Within an epoch, an id identifies one message, and a sender's nonce has one id. A client
+//! never receives a message that the server rejected.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use serde_json::Value;
 
-/// A message as a client received it, as JSON text.
+/// The JSON text of a message, as a client received it.
 pub type Text = Rc<str>;
 
-/// The messages of a room in one epoch. Clients that resume carry what they know into the epoch in which they resume.
+/// The messages of a room in one epoch, including older messages of clients that resumed in the epoch.
 #[derive(Default)]
 struct History {
     messages: BTreeMap<u64, Text>,
@@ -19,13 +20,13 @@ struct History {
 #[derive(Default)]
 pub struct Record {
     histories: HashMap<(String, String), History>,
-    /// The same regardless of epochs, if Redis never loses its data: ids go on in a new epoch.
+    /// The messages of each room in all epochs. Recorded only if Redis keeps its data, because ids then continue.
     all: HashMap<String, History>,
     keeps_data: bool,
-    /// Sender and nonce of messages that were sent once and rejected.
+    /// Sender and nonce of each rejected message that its client sent once and gave up.
     rejected: HashSet<(String, String)>,
     pub violations: Vec<String>,
-    /// The number of different messages.
+    /// Number of distinct messages that clients have received.
     pub count: usize,
 }
 
@@ -49,12 +50,12 @@ impl History {
     }
 }
 
-/// The sender and the nonce.
+/// The sender and the nonce of a message; `None` if the message lacks one of them.
 pub fn key(message: &Value) -> Option<(String, String)> {
     Some((message["username"].as_str()?.to_owned(), message["nonce"].as_str()?.to_owned()))
 }
 
-/// The time, to be compared with the logs.
+/// The current time, in the format of the server's log lines.
 pub fn now() -> impl std::fmt::Display {
     humantime::format_rfc3339_millis(std::time::SystemTime::now())
 }
@@ -64,7 +65,7 @@ impl Record {
         Record { keeps_data, ..Record::default() }
     }
 
-    /// Reports a broken rule.
+    /// Adds a violation. Prints only the first 20, each cut to 300 characters.
     pub fn report(&mut self, violation: String) {
         if self.violations.len() < 20 {
             let short: String = violation.chars().take(300).collect();
@@ -73,7 +74,7 @@ impl Record {
         self.violations.push(violation);
     }
 
-    /// Adds a message that a client received in a room, in the epoch that the client is in.
+    /// Records a message that a client has received in `room` and `epoch`, and reports violations.
     pub fn insert(&mut self, room: &str, epoch: &str, message: &Value, text: &Text) {
         let history = self.histories.entry((room.to_owned(), epoch.to_owned())).or_default();
         let mut results = vec![history.insert(message, text)];
@@ -97,14 +98,14 @@ impl Record {
         }
     }
 
-    /// The highest id that any client has seen.
+    /// The highest message id that a client has received in `room`; in `epoch` only, unless Redis keeps its data.
     pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
         let history =
             if self.keeps_data { self.all.get(room) } else { self.histories.get(&(room.to_owned(), epoch.to_owned())) };
         history.and_then(|history| history.messages.keys().next_back().copied()).unwrap_or_default()
     }
 
-    /// Compares what the server has in the end with everything that the clients have seen.
+    /// Reports messages that clients have received and that are missing in `stored`, the server's messages at the end.
     pub fn check_end(&mut self, room: &str, epoch: &str, stored: &[Value]) {
         let first = stored.first().and_then(|message| message["id"].as_u64()).unwrap_or(1);
         for message in stored {

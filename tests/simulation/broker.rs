@@ -10,7 +10,7 @@ use wirechat::broker::{Broker, BrokerError, Join, Request, RoomEvent};
 
 use crate::model::Model;
 
-/// Reports the decisions of a synchronous broker.
+/// Reports the decisions of a synchronous broker to the model: the events that each request causes.
 pub struct Decisions {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,
@@ -35,7 +35,7 @@ impl Broker for Decisions {
     }
 }
 
-/// Reports the chat's requests and the events that the chat receives.
+/// Reports the chat's requests, and the events that the chat receives, to the model.
 pub struct Events {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,

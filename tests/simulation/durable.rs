@@ -1,5 +1,5 @@
-//! The SQLite broker on a simulated disk: commits take virtual time, fail, or are lost in a crash. The database is a
-//! real in-memory database that outlives the server.
+//! Simulates the disk of the SQLite broker: commits take virtual time, fail, or are lost in a crash. The database is
+//! a real SQLite database in memory, which survives a crash of the simulated server.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -59,7 +59,7 @@ impl DiskControl {
         true
     }
 
-    /// From the next transaction on, the disk fails.
+    /// Makes the disk report an I/O error for every transaction until the next crash.
     pub fn fail(&self) {
         self.state.borrow_mut().fails = true;
     }
@@ -73,13 +73,14 @@ impl DiskControl {
         connection.query_row(&format!("PRAGMA max_page_count = {max}"), [], |_| Ok(())).expect("a pragma");
     }
 
-    /// Simulates a crash. Waiting operations are lost. Executed ones stay in the file, even if their results are lost.
+    /// Simulates a crash. Waiting operations are lost. Executed operations stay in the database, even if the broker
+    /// has not received their results.
     pub fn crash(&self) {
         self.disk.crash();
         self.state.borrow_mut().fails = false;
     }
 
-    /// Starts the next run of the server on the same file. Returns the name of the run.
+    /// Opens the database for the next run of the server. Returns the name of the run.
     pub fn begin_run(&self) -> String {
         let mut state = self.state.borrow_mut();
         state.runs += 1;
@@ -107,7 +108,8 @@ impl DiskControl {
     }
 }
 
-/// Creates the broker for the next run. `decisions` keeps no messages.
+/// Creates the broker for the next run. `decisions` is the memory broker that decides on the SQLite broker's behalf,
+/// and must keep no messages.
 pub fn broker(
     disk: &DiskControl,
     decisions: MemoryBroker,
@@ -123,7 +125,7 @@ pub fn broker(
     Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
 }
 
-/// A memory broker that counts the events of the last request.
+/// A memory broker, and the number of events that its last request has caused.
 struct Counted {
     broker: MemoryBroker,
     events: VecDeque<RoomEvent>,
@@ -146,7 +148,8 @@ impl Broker for Counted {
     }
 }
 
-/// Wraps the SQLite broker. Passes each request and its events to the model once all the events are released.
+/// Wraps the SQLite broker. Passes a request and its events to the model once the SQLite broker has released all
+/// events of the request.
 struct Released {
     broker: SqliteBroker,
     model: Rc<RefCell<Model>>,

@@ -1,4 +1,4 @@
-//! A source of late events: a broker that holds events back, or the disk of a broker that stores messages.
+//! Releases delayed events: of a broker that holds events back, or of a broker that waits for its disk.
 
 use crate::delayed_broker::Control;
 #[cfg(feature = "sqlite")]
@@ -12,7 +12,7 @@ pub enum Late {
 }
 
 impl Late {
-    /// Whether something is pending that [`Late::release_one`] can release.
+    /// Whether [`Late::release_one`] has an event to release or an operation to execute.
     pub fn is_pending(&self) -> bool {
         match self {
             Late::Broker(control) => control.pending() > 0,
@@ -21,7 +21,7 @@ impl Late {
         }
     }
 
-    /// Releases one event of the broker, or executes all operations that wait for the disk.
+    /// Releases one event of the broker, or executes all operations that wait for the disk. `false`: none was pending.
     pub fn release_one(&self) -> bool {
         match self {
             Late::Broker(control) => control.release_one(),

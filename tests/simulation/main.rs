@@ -1,15 +1,15 @@
-//! Simulates the whole server. One number, the seed, decides everything: options, actions of the clients, faults of
-//! sockets and broker, and the time. A model knows what each client must receive.
+//! Simulates the whole server. A seed determines the server's options, the clients' actions, the faults of sockets and
+//! broker, and the time, so that every run is repeatable. A model computes what each client must receive.
 //!
 //! ```text
-//!   cargo test --release --test simulation               a few hundred seeds
-//!   cargo test --release --test simulation -- 4711       one seed, again
+//!   cargo test --release --test simulation               300 seeds
+//!   cargo test --release --test simulation -- 4711       only seed 4711
 //!   cargo test --release --test simulation -- --seeds 100000 --from 1
-//!   cargo test --release --features redis --test simulation -- --instances --seeds 1000    several instances alone
+//!   cargo test --release --features redis --test simulation -- --instances --seeds 1000    only several instances
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-#![cfg_attr(not(feature = "sqlite"), allow(dead_code))] // the parts of a broker that stores messages
+#![cfg_attr(not(feature = "sqlite"), allow(dead_code))] // code for a broker that stores messages
 #![allow(clippy::too_many_lines)] // the longest functions have one arm for each action, event or option
 
 mod broker;
@@ -44,13 +44,13 @@ use run::Outcome;
 use script::Script;
 
 const DEFAULT_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 300 };
-/// One seed in this many runs twice. Both runs must send the same bytes.
+/// One of this many seeds runs twice. Both runs must send the same bytes and take the same simulated time.
 const REPLAY_EVERY: u64 = 10;
-/// One seed in this many also simulates several instances.
+/// One of this many seeds also simulates several instances.
 #[cfg(feature = "redis")]
 const INSTANCES_EVERY: u64 = 3;
 
-/// States that a few hundred seeds must reach.
+/// States that a run of 300 or more seeds must reach.
 const OFTEN: &[&str] = &[
     "a Close by the server",
     "a Close that is answered",
@@ -83,9 +83,10 @@ const OFTEN: &[&str] = &[
     "a stalled stderr",
     "clients that waited for a descriptor",
 ];
-/// States that a few hundred seeds must also reach if the feature `sqlite` is enabled.
+/// States that a run of 300 or more seeds must also reach with the feature `deflate`.
 const COMPRESSED: &[&str] = &["a message with a shared context", "a message compressed alone"];
 
+/// States that a run of 300 or more seeds must also reach with the feature `sqlite`.
 const STORED: &[&str] = &[
     "a crash",
     "a crash between a commit and its events",
@@ -94,7 +95,7 @@ const STORED: &[&str] = &[
     "a message that was stored and not acknowledged",
     "a resume across a restart",
 ];
-/// States that only a thousand seeds must reach.
+/// States that only a run of 1,000 or more seeds must reach.
 const RARELY: &[&str] = &[
     "a hold of broadcasts",
     "a peer that does not end the stream",
@@ -110,7 +111,7 @@ const RARELY: &[&str] = &[
 ];
 
 thread_local! {
-    /// The message of the last panic, with its place in the source.
+    /// The message and the source location of the last panic.
     static LAST_PANIC: Cell<String> = const { Cell::new(String::new()) };
 }
 
@@ -118,9 +119,9 @@ struct Arguments {
     seed: Option<u64>,
     seeds: u64,
     from: u64,
-    /// Whether to reduce a failing script to the actions that cause the failure.
+    /// Whether to reduce a failing script to actions that suffice for the failure.
     shrinks: bool,
-    /// Whether to simulate only several instances, with every seed.
+    /// Whether every seed simulates several instances, and nothing else.
     instances: bool,
 }
 
@@ -142,7 +143,7 @@ fn arguments() -> Arguments {
     arguments
 }
 
-/// Runs a script. A panic is a violation too.
+/// Runs a script. Reports a panic as a violation.
 fn run(script: &Script, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: PANIC, text: LAST_PANIC.take() }),
@@ -156,7 +157,7 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     })
 }
 
-/// Runs a seed with all its checks: the rules, a second run, and a run without the rude client.
+/// Runs a script and checks the rules. Some scripts then run again: unchanged, or without the rude client.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {
@@ -191,7 +192,7 @@ fn check_isolation(script: &Script, with: &Outcome) -> Option<Violation> {
     Some(Violation { rule: ISOLATION, text })
 }
 
-/// Removes as many actions as possible such that `breaks` still holds.
+/// Removes actions, for up to a minute, as long as `breaks` holds for the remaining actions.
 fn shrink<T: Clone>(actions: &[T], breaks: impl Fn(Vec<T>) -> bool) -> Vec<T> {
     let mut shrunk = actions.to_vec();
     let end = Instant::now() + Duration::from_secs(60);

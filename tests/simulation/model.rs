@@ -43,23 +43,22 @@ pub struct Rules {
     pub max_presence: usize,
     pub rate_limit: f64,
     pub unique_names: bool,
-    /// The number of messages that the history file keeps per room, 0 for all; `None` without a history file.
+    /// The number of messages that the history file keeps per room; 0 means all. `None` without a history file.
     pub durable: Option<usize>,
-    /// Whether the limits on rooms and history are too high to have an effect.
+    /// Whether the limits on rooms and history are too high to take effect.
     pub is_roomy: bool,
 }
 
-/// A text that a client must receive.
+/// A text frame that a client must receive.
 #[derive(Debug, Clone)]
 pub struct Expected {
     pub text: Rc<str>,
-    /// The nonce of this client's command that the event acknowledges or rejects.
+    /// The nonce of the client's command that this event acknowledges or rejects.
     pub answers: Option<Rc<str>>,
-    /// The message id; `None` if the event is not a message to the room.
+    /// The id of a room message; `None` for other events.
     pub id: Option<u64>,
 }
 
-/// A client of the chat.
 #[derive(Debug)]
 pub struct Member {
     pub dialect: Dialect,
@@ -93,10 +92,11 @@ struct Decided {
     members: BTreeMap<Token, Seat>,
     /// All messages of each history, by epoch; with a history file, by room name.
     logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
-    /// The epoch of each server run on the history file. `stored_in` contains each message's index in `runs`.
+    /// The epoch of each server run on the history file, in order.
     runs: Vec<Rc<str>>,
+    /// For each message in `logs`: the index in `runs` of the run that stored the message.
     stored_in: HashMap<Rc<str>, Vec<usize>>,
-    /// Messages that the chat submitted in this run: username, text and nonce.
+    /// With a history file: the messages that the chat has submitted in this run.
     pending: Vec<Sent>,
     /// By room name: the epoch of the room's last history, and the time when the room became empty.
     kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
@@ -117,7 +117,7 @@ struct Seat {
     client_id: Option<Rc<str>>,
 }
 
-/// A room as its members see it.
+/// A room with its members, derived from the events that the chat has received.
 struct Room {
     name: Rc<str>,
     members: BTreeMap<Token, Rc<str>>,
@@ -226,7 +226,8 @@ impl Model {
 
     // ------------------------------------------------------------------------------------------ requests from the chat
 
-    /// Checks a request that the chat submits: its text must be the client's next unsubmitted text, or a later one.
+    /// Checks a request that the chat submits to the broker. The request's text must be a text that the client has
+    /// sent and the chat has not submitted yet. Earlier texts that the chat has not submitted count as skipped.
     pub fn see_request(&mut self, client: Token, request: &Request) {
         let (text, username) = match request {
             Request::Publish(message) => {
@@ -290,7 +291,7 @@ impl Model {
         }
     }
 
-    /// Lets `execute` pass the request to the broker. Checks and returns the resulting events.
+    /// Passes the request to the broker with `execute`. Checks and returns the resulting events.
     pub fn decide(
         this: &std::cell::RefCell<Model>,
         client: Token,
@@ -306,7 +307,7 @@ impl Model {
         events
     }
 
-    /// Checks all events that one request caused.
+    /// Checks all events that one request has caused.
     pub fn check_group(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         self.check_request(client, submitted, events);
         for event in events {
@@ -354,7 +355,8 @@ impl Model {
         (self.rooms, self.members) = (HashMap::new(), HashMap::new());
     }
 
-    /// Checks that the file contains the newest messages of each room, with the ids under which clients received them.
+    /// Checks that the file contains the newest messages of each room, with the same ids as in the events that
+    /// clients received.
     pub fn check_file(&mut self, file: &BTreeMap<&'static str, (u64, Vec<Message>)>) {
         for (name, (last_id, messages)) in file {
             let empty = Vec::new();
@@ -416,7 +418,7 @@ impl Model {
         }
     }
 
-    /// Checks that the last event and the number of events fit the request.
+    /// Checks that the last event and the number of events are possible results of the request.
     fn check_request(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         let seat = self.decided.members.get(&client);
         let last = events.last();
@@ -601,7 +603,8 @@ impl Model {
                     }
                     BrokerError::Unavailable => false,
                     BrokerError::NotStored => {
-                        // The sender takes the username when its message starts to wait for the disk.
+                        // The sender takes the message's username when the message starts to wait for the disk, even
+                        // if the disk does not store the message.
                         let seat = self.decided.members.get_mut(&client).zip(username);
                         seat.into_iter().for_each(|(seat, name)| seat.username = Rc::clone(name));
                         self.rules.durable.is_some()
@@ -736,7 +739,8 @@ impl Model {
         self.members.get(&client).map(|member| member.dialect)
     }
 
-    /// Expects an event at every member of the room except `but`. `render` returns `None` if a dialect omits the event.
+    /// Adds an event to the expected frames of every member of the room except `but`. `render` returns `None` for a
+    /// dialect that has no such event.
     fn broadcast(
         &mut self,
         room: RoomId,
@@ -939,7 +943,8 @@ impl Model {
         self.members.insert(client, member);
     }
 
-    /// Removes and returns the next expected text if it equals `text`. Otherwise, `text` must be a reply to a command.
+    /// Removes and returns the next expected frame if its text equals `text`. If it returns `None`, the caller checks
+    /// `text` as a reply to one of the client's commands.
     pub fn receive(&mut self, client: Token, text: &str) -> Option<Expected> {
         let member = self.members.get_mut(&client)?;
         let expected = member.expected.pop_front_if(|front| *front.text == *text)?;
@@ -947,10 +952,12 @@ impl Model {
         Some(expected)
     }
 
-    /// Checks that a client's expected bytes fit in its outbox, not counting the `in_flight` bytes of its socket.
+    /// Checks that the frames that a client has not received yet fit in its outbox. Does not count the `in_flight`
+    /// bytes, which are already in the socket.
     pub fn check_owed(&mut self, client: Token, in_flight: usize) {
         let Some(owed) = self.members.get(&client).map(|member| member.owed.saturating_sub(in_flight)) else { return };
-        // In a compressed outbox, about four times as much fits; a thousand times, if the texts are one repeated letter.
+        // The outbox holds compressed frames. A typical text shrinks to a quarter; a text of one repeated letter
+        // shrinks to a thousandth.
         let shrinks = if self.rules.deflates { 1000 } else { 1 };
         let bound = shrinks * self.rules.max_outbox + 2 * self.largest_frame;
         self.require(BOUNDS, owed <= bound, || format!("{owed} bytes wait for {client:?}, which is still open"));

@@ -23,16 +23,16 @@ pub struct Script {
     pub spurious: f64,
     pub accept_faults: f64,
     pub latency: Duration,
-    /// The maximum delay of the broker's events; `None`: the memory broker, which delays no event.
+    /// The maximum delay of the broker's events. `None`: the memory broker without delays.
     pub delay: Option<Duration>,
-    /// If the broker stores messages in a file, the number of messages to keep per room; 0: no limit.
+    /// If the broker stores messages in a file, the number of messages that it keeps per room; 0: no limit.
     pub durable: Option<usize>,
     pub is_observed: bool,
     pub is_crowd: bool,
     pub is_public: bool,
-    /// There is one rude client, and the other clients must receive the same bytes in a run without it.
+    /// One client is rude. The other clients must receive the same bytes in a run without the rude client.
     pub is_independent: bool,
-    /// The rude client joins a room with other clients. Without it, these clients miss only its joins and leaves.
+    /// The rude client joins a shared room. In a run without it, the other clients miss only its joins and leaves.
     pub shares_room: bool,
     pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
@@ -82,7 +82,7 @@ pub enum Action {
     FallSilent,
     BreakRule,
     BreakHead,
-    // The following actions affect the server's environment instead of one client.
+    // All actions below affect the server's environment instead of one client.
     PauseAccept,
     StallStderr,
     JumpClock,
@@ -103,7 +103,7 @@ impl Script {
         let is_independent = !is_crowd && random.u8(..6) == 0;
         let shares_room = is_independent && random.bool();
         let is_public = !is_crowd && random.u8(..4) == 0;
-        // Many messages, and some clients do not read them.
+        // In a busy script, clients send many messages, and some clients do not read.
         let is_busy = !is_crowd && !is_independent && random.u8(..4) == 0;
         let mut options = Vec::new();
         let mut option = |random: &mut Rng, chance: u8, name, values: &[&str]| {
@@ -148,13 +148,13 @@ impl Script {
             }
         }
         if shares_room {
-            // Exclude options by which the rude client affects others: it keeps histories alive and fills member lists.
+            // Exclude options with which the rude client's presence changes other clients' histories or member lists.
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
         }
         let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
         let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
-        // Exclude the `rooms` dialect: its join events have no username that would identify the rude client.
+        // Exclude the `rooms` dialect: its join events have no username that would identify the rude client's joins.
         let named = [Dialect::Events, Dialect::Presence];
         let dialect =
             |random: &mut Rng| if shares_room { named[random.usize(..2)] } else { DIALECTS[random.usize(..3)] };
@@ -194,7 +194,7 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        // The rude client's events would shift the random faults of the others, and its turns their spurious edges.
+        // The rude client's events would change the other clients' random faults, and its turns their spurious edges.
         let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
         let spurious = if is_independent { 0.0 } else { spurious };
         let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
@@ -228,7 +228,7 @@ impl Script {
         if cfg!(feature = "sqlite") && !is_independent && !is_crowd {
             script.store_messages(&mut Rng::with_seed(seed ^ 0xd15c));
         }
-        // The rude client's place in a drain would shift the places of the others.
+        // A drain closes clients one after another, so a rude client would change when the others are closed.
         if script.ends_with_shutdown && !is_independent {
             script.drain_clients(&mut Rng::with_seed(seed ^ 0xd7a1));
         }
@@ -238,7 +238,8 @@ impl Script {
         script
     }
 
-    /// Turns half of the shutdowns into drains. A separate generator keeps the other scripts the same.
+    /// Turns half of the shutdowns into drains. `random` is a separate generator, so nothing else
+    /// in a script changes.
     fn drain_clients(&mut self, random: &mut Rng) {
         if random.bool() {
             return;
@@ -248,8 +249,8 @@ impl Script {
         self.drain = Some(Duration::from_secs(delay + drain));
     }
 
-    /// Lets the server compress in every second script. What a room receives then has another length for each member, and
-    /// depends on other rooms, so scripts in which clients must not affect each other exclude it.
+    /// Enables compression in half of the scripts. Excludes scripts in which the rude client must not affect others,
+    /// because the compressed bytes that a client receives depend on other clients.
     fn compress(&mut self, random: &mut Rng) {
         if random.bool() && !self.shares_room {
             self.options.push(("--deflate", "true".into()));
@@ -257,7 +258,8 @@ impl Script {
         }
     }
 
-    /// Gives one script in three a history file. A separate generator keeps the others the same as without `sqlite`.
+    /// Gives one script in three a history file. `random` is a separate generator, so all other scripts
+    /// are the same with and without the feature `sqlite`.
     fn store_messages(&mut self, random: &mut Rng) {
         if random.u8(..3) > 0 {
             return;
@@ -271,7 +273,7 @@ impl Script {
     fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {
         use Action::*;
         let horizon = Duration::from_secs([2, 20, 120, 900, 3600, 7200][random.usize(..6)]);
-        // Each action, its weight, and the percentage of scripts that include the action (swarm testing).
+        // Each action, its weight, and the percentage of scripts that contain the action (swarm testing).
         let mut weights = Vec::new();
         for (action, weight, chance) in [
             (Connect, 6, 100),
@@ -309,7 +311,7 @@ impl Script {
             weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SendLong, 20)]);
         }
         if self.is_independent {
-            // Exclude actions that let handshakes pile up: the limit per turn makes clients delay each other.
+            // Exclude actions that let handshakes pile up: the server's limits per turn make clients delay each other.
             weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
         }
         if self.shares_room {

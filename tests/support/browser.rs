@@ -1,11 +1,11 @@
 //! Headless Chromium, driven over the DevTools protocol.
 //!
 //! One WebSocket to the browser carries the calls and events of all tabs; each message names its tab by a `sessionId`
-//! ("flat" sessions). The driver makes one call at a time and waits for the response. It drops all events except those
-//! that must never happen: an uncaught exception, a dialog, a violation of the content security policy.
+//! ("flat" sessions). The driver makes one call at a time and waits for the response. It drops all events except
+//! those that must never happen: an uncaught exception, a dialog, a violation of the content security policy.
 //! [`Browser::page_errors`] returns these events.
 //!
-//! A test uses a tab as a person does: it finds a button by its text and a field by its label, clicks at a point on the
+//! A test uses a tab like a person: it finds a button by its text and a field by its label, clicks at a point on the
 //! screen, and types into the focused element.
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -22,15 +22,15 @@ use std::path::Path;
 use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
-/// No sandbox, because tests often run as root in a container; no background networking; and full speed for background
-/// tabs, because one of two tabs that chat with each other is always in the background. The tests sign certificates
-/// themselves.
+/// The command-line options of Chromium. There is no sandbox, because tests often run as root in a container.
+/// Certificate errors are ignored, because the tests sign their own certificates. Background tabs run at full speed,
+/// because one of two tabs that chat with each other is always in the background.
 const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --disable-breakpad
     --ignore-certificate-errors --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
     --remote-debugging-port=0";
 
-/// Finds elements by their visible names.
+/// JavaScript functions that find an element by its visible text or label.
 const FINDERS: &str = include_str!("finders.js");
 
 /// Headless Chromium with a fresh profile.
@@ -42,7 +42,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// A fresh browser, or `None` on a machine without Chromium (see [`require_tool`]).
+    /// Starts a browser. Returns `None` on a machine without Chromium (see [`require_tool`]).
     pub fn start() -> Option<Browser> {
         let program = require_tool("chromium", &["/usr/bin/chromium".into()])?;
         let process = BrowserProcess::start("chromium", |profile| {
@@ -72,12 +72,12 @@ impl Browser {
         tab
     }
 
-    /// Exceptions, dialogs and policy violations so far, in all tabs.
+    /// The uncaught exceptions, dialogs and policy violations so far, in all tabs.
     pub fn page_errors(&self) -> Vec<String> {
         self.page_errors.borrow().clone()
     }
 
-    /// Makes a call and waits for its result. An empty `session` is the browser itself.
+    /// Makes a call and waits for its result. An empty `session` addresses the browser itself.
     fn call(&self, session: &str, method: &str, params: Value) -> Value {
         let id = self.last_id.get() + 1;
         self.last_id.set(id);
@@ -120,7 +120,7 @@ fn connect(active_port: &Path) -> WebSocket<TcpStream> {
     process::connect(&text.trim_end().replace('\n', ""))
 }
 
-/// A tab, which stays open as long as its browser runs.
+/// A tab. It stays open until the browser exits.
 pub struct Tab<'a> {
     browser: &'a Browser,
     session: String,
@@ -180,7 +180,7 @@ impl Tab<'_> {
         self.click(&process::button(text));
     }
 
-    /// Replaces the content of the field with this label.
+    /// Replaces the content of the field that has this label.
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&process::field(label));
         self.call("Input.dispatchKeyEvent", json!({"type": "keyDown", "commands": ["selectAll"]}));
@@ -223,13 +223,14 @@ impl Tab<'_> {
         self.prefer(&[("prefers-color-scheme", scheme)]);
     }
 
-    /// Sets media features, and resets all others to their defaults.
+    /// Sets these CSS media features, and resets all other media features to their defaults.
     pub fn prefer(&self, features: &[(&str, &str)]) {
         let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
-    /// Writes a screenshot of the tab to the directory in `WIRECHAT_SCREENSHOTS`, if it is set.
+    /// Writes a screenshot of the tab to the directory in the environment variable `WIRECHAT_SCREENSHOTS`, if it is
+    /// set.
     pub fn screenshot(&self, name: &str) {
         let Some(dir) = std::env::var_os("WIRECHAT_SCREENSHOTS") else {
             return;

@@ -1,4 +1,4 @@
-//! A browser's process and its WebSocket to the test: what the drivers of Chromium and Firefox have in common.
+//! Starts a browser's process and connects to its WebSocket. The drivers of Chromium and Firefox share this code.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tungstenite::WebSocket;
 
 use crate::support::{DEADLINE, becomes_true};
 
-/// When dropped, kills the browser and removes its profile.
+/// A running browser. On drop, kills the browser and removes its profile directory.
 pub struct BrowserProcess {
     child: Child,
     pub profile: PathBuf,
@@ -33,7 +33,8 @@ impl Drop for BrowserProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // The browser's child processes exit a moment later, and may still write to the profile.
+        // The browser's child processes exit a moment later and may still write to the profile, so try several
+        // times.
         (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(20));
             std::fs::remove_dir_all(&self.profile).is_ok()
@@ -41,7 +42,7 @@ impl Drop for BrowserProcess {
     }
 }
 
-/// Connects to the browser's WebSocket on this machine. `address` is `PORT/PATH`.
+/// Connects to the browser's WebSocket on 127.0.0.1. `address` is `PORT/PATH`.
 pub fn connect(address: &str) -> WebSocket<TcpStream> {
     let (port, _) = address.split_once('/').expect("a port and a path");
     let stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("the browser accepts");
@@ -49,19 +50,19 @@ pub fn connect(address: &str) -> WebSocket<TcpStream> {
     tungstenite::client(format!("ws://127.0.0.1:{address}"), stream).expect("the browser speaks WebSocket").0
 }
 
-/// Waits until an expression is true on the page.
+/// Waits until a JavaScript expression is true on the page. `eval` evaluates an expression there.
 pub fn wait_for(expression: &str, eval: impl Fn(&str) -> Value) {
     if !becomes_true(|| eval(&format!("Boolean({expression})")) == true) {
         panic!("never happened: {expression}\nThe page shows: {}", eval("document.body.innerText"));
     }
 }
 
-/// A JavaScript expression that finds the button with this text.
+/// Returns a JavaScript expression that finds the button with this text.
 pub fn button(text: &str) -> String {
     format!("__button({})", json!(text))
 }
 
-/// A JavaScript expression that finds the field with this label.
+/// Returns a JavaScript expression that finds the input field with this label.
 pub fn field(label: &str) -> String {
     format!("__field({})", json!(label))
 }

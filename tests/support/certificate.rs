@@ -1,4 +1,4 @@
-//! Self-signed certificates from openssl.
+//! Creates self-signed certificates with openssl.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use super::require_tool;
 
-/// The files of a self-signed certificate for `localhost` and its key.
+/// The paths of a self-signed certificate for `localhost` and of its private key.
 #[derive(Debug, Clone)]
 pub struct Certificate {
     pub cert: PathBuf,
@@ -17,7 +17,7 @@ pub const EC: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 pub const RSA: &[&str] = &["rsa:2048"];
 
 impl Certificate {
-    /// `None` if openssl is missing.
+    /// Returns `None` if openssl is not installed.
     pub fn new(name: &str, algorithm: &[&str]) -> Option<Certificate> {
         let openssl = require_tool("openssl", &[])?;
         let path =
@@ -26,7 +26,7 @@ impl Certificate {
         let made = Command::new(openssl)
             .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey"])
             .args(algorithm)
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"]) // rustls accepts no CA as a server
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"]) // rustls rejects a CA certificate
             .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
             .args([certificate.key.as_os_str(), "-out".as_ref(), certificate.cert.as_os_str()])
             .stderr(Stdio::null())
@@ -39,7 +39,7 @@ impl Certificate {
         ["--tls-cert", self.cert.to_str().unwrap(), "--tls-key", self.key.to_str().unwrap()]
     }
 
-    /// The files of the certificate that all servers use while `WIRECHAT_TEST_TLS` is set; otherwise none.
+    /// Returns the certificate that all test servers use if `WIRECHAT_TEST_TLS` is set.
     pub fn of_all_tests() -> Option<&'static Certificate> {
         static CERTIFICATE: LazyLock<Option<Certificate>> = LazyLock::new(|| {
             std::env::var_os("WIRECHAT_TEST_TLS")?;

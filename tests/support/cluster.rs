@@ -15,7 +15,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts Redis and `count` instances, and waits until they accept clients. Returns `None` on a machine without Redis.
+    /// Starts Redis and `count` instances, and waits until the instances accept clients. Returns `None` on a machine
+    /// without Redis.
     pub fn start(count: usize, args: &[&str]) -> Option<Cluster> {
         Cluster::with(RedisServer::start(Persistence::Always)?, count, args).into()
     }
@@ -37,7 +38,7 @@ pub fn instance(url: &str, args: &[&str]) -> Server {
     server
 }
 
-/// Starts an instance that may not accept clients yet.
+/// Starts an instance without waiting until it accepts clients.
 pub fn launch(url: &str, args: &[&str]) -> Server {
     chat(&[&["--redis", url], args].concat())
 }
@@ -46,7 +47,7 @@ pub fn wait_until_ready(server: &Server) {
     wait_until("the instance accepts clients", || is_ready(server));
 }
 
-/// Whether the instance accepts chat handshakes, rather than reject them with a 503.
+/// Whether the instance accepts chat handshakes. While it does not, it rejects them with 503.
 pub fn is_ready(server: &Server) -> bool {
     let tokens = ["dev-token", "secret-any"].map(|token| get(&format!("/check?token={token}")));
     tokens.iter().any(|request| response(server, request).body.contains(r#""status":101"#))
@@ -57,7 +58,8 @@ pub fn kill(server: &mut Server) {
     server.wait();
 }
 
-/// Joins with these resume parameters, and returns the `welcome` as well.
+/// Joins a room. `resume` contains the resume parameters of the URL, if any. Returns the user and the data of the
+/// `welcome` event.
 pub fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
@@ -65,19 +67,19 @@ pub fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Val
     (user, welcome)
 }
 
-/// Lets a guest join and leave, and returns the data of its `welcome`.
+/// Joins as user `guest`, leaves again, and returns the data of the `welcome` event.
 pub fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
     user.leaves();
     welcome
 }
 
-/// The query parameters of a client that resumes.
+/// Returns the URL's resume parameters of a client that has received message `id` in this epoch.
 pub fn since(epoch: &Value, id: u64) -> String {
     format!("&epoch={}&since={id}", encode(epoch.as_str().expect("an epoch")))
 }
 
-/// Skips events until one has this name, and returns its data.
+/// Skips events until an event named `event` arrives. Returns the data of this event.
 pub fn next(user: &mut User, event: &str) -> Value {
     loop {
         let mut received = user.receive();
@@ -92,7 +94,7 @@ pub fn ids(messages: &Value) -> Vec<u64> {
     messages.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// Sorted names.
+/// Returns the names of the members, sorted.
 pub fn names(members: &Value) -> Vec<String> {
     let members = members.as_array().unwrap_or_else(|| panic!("a list of names: {members}"));
     let mut names: Vec<String> = members.iter().map(|name| name.as_str().expect("a name").to_owned()).collect();
@@ -105,7 +107,7 @@ pub fn sends_nonce(user: &mut User, text: &str) {
     user.sends_event("message", json!({"text": text, "nonce": text}));
 }
 
-/// Sends a message and receives it, skipping other events. Returns its data.
+/// Sends a message and receives its event, skipping all events before it. Returns the event's data.
 pub fn publishes(user: &mut User, text: &str) -> Value {
     sends_nonce(user, text);
     loop {

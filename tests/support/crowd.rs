@@ -1,5 +1,6 @@
-//! Thousands of clients on one thread, and functions that measure the server's CPU time and memory. One poll loop reads
-//! all data as soon as it arrives, so that the server never waits for a client. Most clients only count bytes.
+//! Thousands of clients on one thread, and functions that measure the server's CPU time and memory. One poll loop
+//! reads all data as soon as it arrives, so that the server never waits for a client. Most clients only count the
+//! received bytes.
 
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -12,18 +13,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{Frame, Server, upgrade_request, whole_frames};
 
-/// Number of clients that connect before the crowd reads. More would overflow the server's listen backlog.
+/// Maximum number of connections that [`Crowd::request`] opens before it waits for the responses. More connections
+/// would overflow the server's listen backlog.
 const CONNECTS: usize = 256;
-/// `/proc/PID/stat` counts CPU time in ticks of this length.
+/// The length of the clock ticks in which `/proc/PID/stat` counts CPU time, in seconds.
 const TICK: f64 = 0.01;
 
 pub struct Member {
     stream: Option<TcpStream>,
     /// Number of bytes received.
     pub received: usize,
-    /// The bytes that [`Crowd::take_frames`] has not returned. `None`: the client only counts bytes.
+    /// The received bytes that [`Crowd::take_frames`] has not returned yet; `None` if the client only counts bytes.
     kept: Option<Vec<u8>>,
-    /// The first bytes of the response.
+    /// The first 12 bytes of the response, which contain the HTTP version and the status.
     response: Vec<u8>,
     pub has_ended: bool,
 }
@@ -33,7 +35,7 @@ pub struct Crowd {
     events: Events,
     pub members: Vec<Member>,
     scratch: Vec<u8>,
-    /// A wait that reaches this instant has failed.
+    /// The deadline of all waits. A wait that reaches the deadline panics.
     end: Instant,
 }
 
@@ -68,7 +70,7 @@ impl Crowd {
         first..self.members.len()
     }
 
-    /// Connects a client that keeps what it receives, and waits until the server has upgraded it.
+    /// Connects a client that keeps the received bytes, and waits until the server has upgraded the client.
     pub fn join_and_keep(&mut self, server: &Server, path: &str) -> usize {
         let id = self.connect(server, &upgrade_request(path), true);
         let mut head = None;
@@ -80,7 +82,8 @@ impl Crowd {
         id
     }
 
-    /// Connects a client and sends its request, and does not wait for the response.
+    /// Connects a client and sends its request, without waiting for the response. If `keeps` is true, the client
+    /// keeps the received bytes.
     pub fn connect(&mut self, server: &Server, request: &str, keeps: bool) -> usize {
         let stream = std::net::TcpStream::connect(server.addr()).expect("the server accepts");
         stream.set_nodelay(true).expect("a socket option");
@@ -93,13 +96,14 @@ impl Crowd {
         id
     }
 
-    /// Sends bytes that fit in the socket's buffer.
+    /// Sends bytes, which must fit in the socket's send buffer.
     pub fn send(&mut self, id: usize, bytes: &[u8]) {
         let stream = self.members[id].stream.as_mut().expect("an open client");
         assert_eq!(std::io::Write::write(stream, bytes).expect("an open connection"), bytes.len(), "all of it");
     }
 
-    /// Sends as many bytes as fit in the socket's buffer. Ignores errors: the server may have closed the connection.
+    /// Sends as many bytes as fit in the socket's send buffer. Ignores errors, because the server may have closed the
+    /// connection.
     pub fn try_send(&mut self, id: usize, bytes: &[u8]) {
         let stream = self.members[id].stream.as_mut().expect("an open client");
         let _ = std::io::Write::write(stream, bytes);
@@ -153,7 +157,7 @@ impl Member {
         self.received >= 12
     }
 
-    /// The status of the response.
+    /// The status code of the response.
     pub fn status(&self) -> &str {
         std::str::from_utf8(&self.response).expect("ASCII").strip_prefix("HTTP/1.1 ").expect("HTTP")
     }

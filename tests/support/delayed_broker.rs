@@ -1,6 +1,6 @@
-//! A test broker that wraps another broker and delays its events. The test broker releases the events one by one: in
-//! random order across rooms, but in order within each room and for each client. The test broker can also fail a
-//! message, reject a join, and simulate members on other instances.
+//! A test broker that wraps another broker and holds back its events. A test releases the events one by one: in random
+//! order across rooms, but in order within each room and for each client. The test broker can also fail a message,
+//! reject a join, and simulate members on other instances.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::RefCell;
@@ -23,7 +23,7 @@ struct State {
     /// Events that are held back, oldest first.
     pending: Vec<Pending>,
     released: VecDeque<RoomEvent>,
-    /// The room of each client once all pending events are released.
+    /// The room that each client will be in after the release of all pending events.
     rooms: HashMap<Token, RoomId>,
     random: Rng,
     fails_next_publish: bool,
@@ -34,7 +34,7 @@ struct State {
 #[derive(Debug)]
 struct Pending {
     event: RoomEvent,
-    /// Events that share a key must be released in order.
+    /// Events with a common key must be released in order.
     keys: Vec<Key>,
 }
 
@@ -101,7 +101,7 @@ impl Control {
         self.0.borrow_mut().rejects_next_join = Some(error);
     }
 
-    /// Adds members on other instances to a room when the room opens.
+    /// Sets the members on other instances that a room has when it opens.
     pub fn add_remote_members(&self, room: &str, members: &[(MemberId, &str)]) {
         let members = members.iter().map(|(member, username)| (*member, Rc::from(*username))).collect();
         self.0.borrow_mut().remote_members.insert(room.to_owned(), members);

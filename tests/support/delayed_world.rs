@@ -1,4 +1,4 @@
-//! A server with in-memory sockets whose broker replies only when the test lets it.
+//! A server with in-memory sockets, whose broker holds back all events until the test calls [`release`].
 
 use crate::delayed_broker::{Control, DelayedBroker};
 use crate::memory::World;
@@ -13,7 +13,7 @@ pub fn start(options: &[&str]) -> (World, Control) {
     (world, control.unwrap())
 }
 
-/// Lets the broker reply to everything that it has received.
+/// Releases all events that the broker has held back, and lets the server process the events.
 pub fn release(world: &mut World, control: &Control) {
     world.turn_with(|server| {
         while control.release_one() {

@@ -1,12 +1,13 @@
-//! A server that must not start: its exit status, and its one line of stderr.
+//! Runs a server that must not start, and checks its exit status and its one line on stderr.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use super::Server;
 
-/// Exit statuses: for an invalid configuration, and for an error at run time.
+/// The exit status if the configuration is invalid.
 pub const USAGE: i32 = 2;
+/// The exit status after an error at run time.
 pub const FAILURE: i32 = 1;
 
 /// The exit status and the error output of a server that failed to start.
@@ -20,7 +21,7 @@ pub fn fail_to_start(listen: &str, args: &[&str]) -> Failure {
     run_to_failure(&mut Server::command(listen, args))
 }
 
-/// Runs a server. If it starts, kills it and fails the test.
+/// Runs a server until it exits. If the server starts, kills it and fails the test.
 #[track_caller]
 pub fn run_to_failure(command: &mut Command) -> Failure {
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -36,7 +37,7 @@ pub fn run_to_failure(command: &mut Command) -> Failure {
 }
 
 impl Failure {
-    /// Checks the exit status, and that stderr is one line with all these words.
+    /// Asserts the exit status, and that stderr is one line that contains all `words`.
     #[track_caller]
     pub fn check(&self, status: i32, words: &[&str]) {
         assert_eq!(self.status, Some(status), "{}", self.stderr);

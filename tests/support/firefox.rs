@@ -1,9 +1,9 @@
-//! Headless Firefox, driven over WebDriver BiDi: what `browser.rs` is for Chromium. Names and behaviour are the same, so a
-//! test that includes this file as its module `browser` can use `visitor.rs`.
+//! Drives headless Firefox over WebDriver BiDi. `browser.rs` does the same for Chromium, with the same functions, so
+//! a test can include either file as its module `browser` and use `visitor.rs`.
 //!
-//! One WebSocket to the browser carries everything; a tab is a `context` in the parameters. Calls are made one at a time
-//! and wait for their response. Events are dropped, except those that must never happen: an uncaught exception, a dialog,
-//! a violation of the content security policy.
+//! One WebSocket to the browser carries the calls for all tabs: the parameter `context` selects the tab. Each call
+//! waits for its response. The driver ignores events, except uncaught exceptions, console errors, dialogs and
+//! violations of the content security policy, which must never happen.
 #![allow(dead_code)] // each test binary uses its own part
 
 #[path = "browser_process.rs"]
@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
-/// Finds elements by their visible names.
+/// JavaScript functions that find elements by their visible names.
 const FINDERS: &str = include_str!("finders.js");
 
 /// Logs violations of the content security policy as console errors, because BiDi has no event for violations.
@@ -34,13 +34,13 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// A fresh browser, or `None` on a machine without Firefox (see [`require_tool`]).
+    /// Starts a browser. Returns `None` if Firefox is not installed (see [`require_tool`]).
     pub fn start() -> Option<Browser> {
         let program = require_tool("firefox-esr", &["/usr/bin/firefox-esr".into(), "/usr/bin/firefox".into()])?;
         let process = BrowserProcess::start("firefox", |profile| {
             let mut command = Command::new(program);
             command.args(["--headless", "--no-remote", "--remote-debugging-port", "0", "--profile"]).arg(profile);
-            command.env("HOME", profile); // caches and crash reports go there too
+            command.env("HOME", profile); // keeps caches and crash reports in the profile directory
             command.env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
             command
         });
@@ -67,9 +67,10 @@ impl Browser {
         tab
     }
 
-    /// Exceptions, dialogs, policy violations and errors on the console so far, in all tabs.
+    /// Returns the uncaught exceptions, dialogs, policy violations and console errors so far, of all tabs.
     pub fn page_errors(&self) -> Vec<String> {
-        // If the page cannot connect, it sends the server an HTTP request. Firefox logs an error if the server is down.
+        // If the WebSocket cannot connect, the page sends the server an HTTP request. Firefox logs this error if the
+        // server is down.
         let is_expected = |error: &&String| error.contains("CORS request did not succeed");
         self.page_errors.borrow().iter().filter(|error| !is_expected(error)).cloned().collect()
     }
@@ -103,7 +104,7 @@ impl Browser {
     }
 }
 
-/// Waits for the file in which Firefox writes the port of WebDriver BiDi.
+/// Waits until Firefox has written the port of WebDriver BiDi to this file, and connects to the port.
 fn connect(server_file: &Path) -> WebSocket<TcpStream> {
     let mut port = Value::Null;
     wait_until("Firefox writes its BiDi port", || {
@@ -148,8 +149,8 @@ impl Tab<'_> {
         process::wait_for(expression, |expression| self.eval(expression));
     }
 
-    /// Clicks on the middle of an element, once it exists and nothing covers it. Tries again if the element moved just
-    /// before the click, as elements do while the page reconnects.
+    /// Clicks in the middle of an element, once the element exists and nothing covers it. Tries again if the element
+    /// moved just before the click, as elements do while the page reconnects.
     pub fn click(&self, element: &str) {
         self.call("browsingContext.activate", json!({}));
         wait_until(&format!("{element} is clicked"), || {
@@ -172,18 +173,18 @@ impl Tab<'_> {
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&process::field(label));
         self.press_together(&["\u{e009}", "a"]); // Ctrl+A: select all
-        self.press_together(&["\u{e003}"]); // Backspace, in case `text` is empty
+        self.press_together(&["\u{e003}"]); // Backspace: deletes the selection even if `text` is empty
         self.type_text(text);
     }
 
-    /// Types into whatever has the focus.
+    /// Types into the element that has the focus.
     pub fn type_text(&self, text: &str) {
         let key = |kind: &str, key: char| json!({"type": kind, "value": key});
         let actions: Vec<_> = text.chars().flat_map(|c| [key("keyDown", c), key("keyUp", c)]).collect();
         self.perform(json!({"type": "key", "id": "keyboard", "actions": actions}));
     }
 
-    /// Presses a key that is not a character, with or without Shift.
+    /// Presses a named key such as `Enter`, with or without Shift.
     pub fn press_key(&self, key: &str, shift: bool) {
         // Code points from the WebDriver specification, section "Keyboard actions".
         let key = match key {

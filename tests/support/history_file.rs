@@ -1,5 +1,5 @@
-//! The `--history-db` file on disk: its rows, copies of the file, and the offsets at which a power failure could cut
-//! its write-ahead log (WAL).
+//! Reads, copies and changes a `--history-db` file, and finds the offsets at which a power failure could cut its
+//! write-ahead log (WAL).
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::Server;
 
-/// A temporary directory for one test, removed when dropped. A failed test keeps the directory for examination.
+/// A temporary directory for one test. On drop, the directory is removed, unless the test has failed.
 pub struct Directory(pub PathBuf);
 
 impl Directory {
@@ -31,7 +31,7 @@ impl Directory {
         HistoryFile { path: self.0.join(name) }
     }
 
-    /// The names and contents of all files.
+    /// Returns the names and contents of all files in the directory.
     pub fn contents(&self) -> BTreeMap<OsString, Vec<u8>> {
         let entries = fs::read_dir(&self.0).expect("a directory").map(|entry| entry.expect("an entry"));
         let files = entries.filter(|entry| entry.file_type().expect("a type").is_file());
@@ -71,7 +71,7 @@ impl HistoryFile {
         Server::start(&[&["--rate-limit", "0", "--history-db", self.path()], args].concat())
     }
 
-    /// The path of the file plus a suffix such as `-wal`.
+    /// Returns the path of the file with a suffix such as `-wal`.
     pub fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(suffix);
@@ -88,7 +88,7 @@ impl HistoryFile {
         }
     }
 
-    /// Copies the file, its WAL and its rollback journal to another path, and replaces the files there.
+    /// Copies the file, its WAL and its rollback journal to another path, and replaces the files at that path.
     pub fn copy_to(&self, to: &HistoryFile) {
         to.remove();
         for suffix in ["", "-wal", "-journal"] {
@@ -98,7 +98,7 @@ impl HistoryFile {
         }
     }
 
-    /// Reads the file, which no server may be using. The read may move messages from the WAL into the file.
+    /// Reads all rows. No server may use the file meanwhile. The read may move messages from the WAL into the file.
     pub fn rows(&self) -> Rows {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a file");
         let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");
@@ -125,7 +125,8 @@ impl HistoryFile {
         rows
     }
 
-    /// Like `rows`, but reads a copy, so that the next server finds the file exactly as the last server left it.
+    /// Like [`HistoryFile::rows`], but reads a copy, so that the next server finds the file exactly as the last
+    /// server left it.
     pub fn rows_of_copy(&self) -> Rows {
         let copy = HistoryFile { path: self.beside("-copy") };
         self.copy_to(&copy);
@@ -134,7 +135,7 @@ impl HistoryFile {
         rows
     }
 
-    /// Executes SQL on the file, which no server may be using.
+    /// Executes SQL on the file. No server may use the file meanwhile.
     pub fn execute(&self, sql: &str) {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a file");
         connection.execute_batch(sql).expect("a change");
@@ -142,8 +143,8 @@ impl HistoryFile {
 }
 
 impl Rows {
-    /// Checks a file from which the server has deleted no messages: the ids of each room are 1, 2, 3 … up to its last
-    /// id, and no user has stored a nonce twice in a room.
+    /// Checks the rows of a file from which the server has deleted no messages: the ids of each room are 1, 2, 3 …
+    /// up to its last id, and no user has used a nonce twice in a room.
     pub fn check(&self) {
         for (room, last_id) in &self.last_ids {
             let ids: Vec<u64> = self.messages.keys().filter(|key| key.0 == *room).map(|key| key.1).collect();
@@ -158,7 +159,7 @@ impl Rows {
         }
     }
 
-    /// The messages of one room, by id.
+    /// Returns the messages of one room, ordered by id.
     pub fn of_room(&self, room: &str) -> Vec<Value> {
         self.messages.iter().filter(|(key, _)| key.0 == room).map(|(_, message)| message.clone()).collect()
     }
@@ -181,7 +182,7 @@ impl Wal {
         24 + size.iter().fold(0, |size, byte| size << 8 | usize::from(*byte))
     }
 
-    /// The length through the last frame that has the same salts as the header.
+    /// Returns the number of bytes up to the end of the last frame that has the same salts as the header.
     pub fn valid_len(&self) -> usize {
         let Some(salts) = self.salts() else { return self.0.len() };
         let mut len = WAL_HEADER;
@@ -191,7 +192,7 @@ impl Wal {
         len.min(self.0.len())
     }
 
-    /// The ends of the header and of all valid frames, at offset `start` or later.
+    /// Returns the offsets at which the header and each valid frame end, from offset `start` on.
     pub fn frame_ends(&self, start: usize) -> Vec<usize> {
         let ends = (WAL_HEADER..=self.valid_len()).step_by(self.frame_len());
         ends.filter(|end| *end >= start).collect()

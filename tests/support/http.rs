@@ -1,8 +1,8 @@
-//! HTTP for the client: requests that differ from a valid one in one detail, and a parser for responses.
+//! HTTP for test clients: a builder of valid and invalid requests, and a parser of responses.
 
 use super::{KEY, RawClient, Server};
 
-/// A request, built line by line, so that a test shows only how it differs from a valid one.
+/// A request. A test starts from a valid request and changes one detail, so that the test shows only the difference.
 #[derive(Clone)]
 pub struct Request {
     method: &'static str,
@@ -22,7 +22,7 @@ pub fn handshake() -> Request {
         .add("Sec-WebSocket-Version: 13")
 }
 
-/// A plain request with no header but `Host`.
+/// A GET request with no header but `Host`.
 pub fn get(target: &str) -> Request {
     let (method, version) = ("GET", "HTTP/1.1");
     Request { method, target: target.into(), version, headers: vec![], trailing: vec![] }.add("Host: 127.0.0.1")
@@ -54,7 +54,7 @@ impl Request {
         self
     }
 
-    /// Replaces the header line with the same name.
+    /// Replaces the header line with the same name. Panics if there is none.
     pub fn set(self, header: &str) -> Request {
         let name = header.split(':').next().unwrap_or(header);
         self.without(name).add(header)
@@ -68,7 +68,7 @@ impl Request {
         self
     }
 
-    /// Adds bytes after the head.
+    /// Appends bytes after the head, such as a body.
     pub fn followed_by(mut self, bytes: impl AsRef<[u8]>) -> Request {
         self.trailing.extend_from_slice(bytes.as_ref());
         self
@@ -98,7 +98,7 @@ impl From<Request> for Vec<u8> {
     }
 }
 
-/// A response: status, headers, and everything after them.
+/// A response. `body` contains all bytes after the head.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -106,7 +106,7 @@ pub struct Response {
     pub body: String,
 }
 
-/// Sends a request and reads the complete response. A 101 has no body.
+/// Sends a request and reads the complete response. A response with status 101 has no body.
 pub fn response(server: &Server, request: &Request) -> Response {
     let mut client = server.connect();
     client.send(&request.bytes());
@@ -130,7 +130,7 @@ impl Response {
         Response { status, headers: lines.map(header).collect(), body: body.to_owned() }
     }
 
-    /// The value of a header that may appear once; empty if it is absent.
+    /// The value of a header; empty if the header is absent. Panics if the header occurs twice.
     pub fn header(&self, name: &str) -> &str {
         let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         let value = values.next().map_or("", |(_, value)| value);
@@ -138,7 +138,7 @@ impl Response {
         value
     }
 
-    /// The members of a header's comma-separated list, in lower case.
+    /// The elements of a header's comma-separated list, in lower case.
     pub fn list(&self, name: &str) -> Vec<String> {
         let members = self.header(name).split(',').map(|member| member.trim().to_ascii_lowercase());
         members.filter(|member| !member.is_empty()).collect()
@@ -146,7 +146,7 @@ impl Response {
 }
 
 impl Server {
-    /// The status of the response to a request.
+    /// Sends a request and returns the status of the response.
     pub fn status(&self, request: &Request) -> u16 {
         let mut client = self.connect();
         client.send(&request.bytes());
@@ -155,15 +155,15 @@ impl Server {
 }
 
 impl RawClient {
-    /// Reads until the server ends the stream. A reset fails the test, because it can destroy bytes that the peer has not
-    /// read yet.
+    /// Reads until the server ends the stream. A TCP reset fails the test, because a reset can destroy bytes that
+    /// the client has not read yet.
     pub fn read_to_clean_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         std::io::Read::read_to_end(&mut self.stream, &mut all).expect("the stream ends without a reset");
         all
     }
 
-    /// Reads a response after which the server closes the connection.
+    /// Reads a complete response. The server must close the connection after the response.
     pub fn read_response(&mut self) -> Response {
         Response::parse(&self.read_to_clean_end())
     }

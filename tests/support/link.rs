@@ -1,7 +1,8 @@
-//! One TCP connection in memory: the server's end is a [`MemorySocket`], the other end a [`Client`].
+//! One TCP connection in memory. The server's end is a [`MemorySocket`], and the client's end is a [`Client`].
 //!
-//! Readiness is edge-triggered, as with epoll: the link reports a socket once after a change (new bytes, room after a
-//! blocked write, the end of the stream, a reset), with the state of the socket at the time of the report.
+//! Readiness is edge-triggered, as with epoll: after a change of a socket (new bytes, free buffer space after a
+//! blocked write, the end of the stream, a reset), the link reports the socket once, with its state at the time of
+//! the report.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::{RefCell, RefMut};
@@ -28,7 +29,8 @@ pub enum End {
     Reset,
 }
 
-/// The random faults of a link. A real socket may show any of them at any time. Each number is a probability per call.
+/// The random faults of a link. A real socket may have any of these faults at any time. Each number is the
+/// probability of a fault per call.
 pub struct Faults {
     pub random: Rng,
     /// A read or a write moves fewer bytes than it could.
@@ -58,7 +60,7 @@ pub struct Link {
     to_client: VecDeque<u8>,
     client_end: End,
     server_end: End,
-    /// The server has closed its socket.
+    /// Whether the server has closed its socket.
     pub is_dropped: bool,
     /// Whether the socket has changed since the last report.
     pub has_edge: bool,
@@ -130,7 +132,8 @@ impl Read for MemorySocket {
         let was_ended = link.is_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // To the server, a short read means an empty queue: report the rest, or an end that now fits, as a new edge.
+        // After a short read, the server assumes that no bytes are left. If bytes are left, or if the end of the
+        // stream has come within the capacity, report a new edge.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
         match (len, link.client_end) {
@@ -183,7 +186,8 @@ impl Drop for MemorySocket {
         let link = &mut *self.0.borrow_mut();
         link.is_dropped = true;
         if !link.to_server.is_empty() {
-            // Closing a socket with input unread sends a reset, which destroys what the peer has not read yet.
+            // Closing a socket with unread input sends a TCP reset, which discards the bytes that the peer has not
+            // read yet.
             link.to_client.clear();
             link.server_end = End::Reset;
         } else if link.server_end == End::Open {
@@ -197,7 +201,8 @@ impl Drop for MemorySocket {
 pub struct Client(pub SharedLink);
 
 impl Client {
-    /// `capacity`: the most bytes that the server can read at once, or write before the client reads.
+    /// `capacity` is the maximum number of bytes that the server can read at once, or can write before the client
+    /// reads.
     pub fn new(capacity: usize) -> Client {
         Client(Rc::new(RefCell::new(Link { capacity, is_reading: true, ..Link::default() })))
     }
@@ -225,7 +230,8 @@ impl Client {
         self.send(&masked(0x81, text.as_bytes()));
     }
 
-    /// While a client does not read, the server's bytes fill the queue; once it is full, the server's writes block.
+    /// Lets the client read, or stops it. While the client does not read, the server's bytes fill a queue. Once the
+    /// queue is full, the server's writes block.
     pub fn set_reading(&self, is_reading: bool) {
         self.link().is_reading = is_reading;
         self.link().deliver();
@@ -239,22 +245,23 @@ impl Client {
         self.link().is_reading
     }
 
-    /// The number of bytes that the server has written and the client has not received, at most the capacity.
+    /// Returns the number of bytes (at most the capacity) that the server has written and the client has not
+    /// received.
     pub fn in_flight(&self) -> usize {
         self.link().to_client.len()
     }
 
-    /// The bytes that the server has written and the client has not received.
+    /// Returns the bytes that the server has written and the client has not received.
     pub fn unread(&self) -> Vec<u8> {
         self.link().to_client.iter().copied().collect()
     }
 
-    /// The token, once the server has accepted the client.
+    /// Returns the token of the connection, or `None` if the server has not accepted the client yet.
     pub fn accepted_as(&self) -> Option<Token> {
         self.link().token
     }
 
-    /// Ends the client's side of the stream. The client can still read.
+    /// Ends the client's stream (half-close). The client can still read.
     pub fn end(&self) {
         let mut link = self.link();
         (link.client_end, link.has_edge) = (End::Ended, true);
@@ -271,7 +278,8 @@ impl Client {
         self.link().is_dropped
     }
 
-    /// How the server ended its side of the stream; `Open` until the client has received all earlier bytes.
+    /// Returns how the server has ended its stream, or `Open` until the client has received all bytes before the
+    /// end.
     pub fn server_end(&self) -> End {
         let link = self.link();
         if link.to_client.is_empty() { link.server_end } else { End::Open }
@@ -298,7 +306,7 @@ impl Client {
         String::from_utf8(received.drain(..end + 4).collect()).expect("a head is ASCII")
     }
 
-    /// The next frame, if a whole one has arrived.
+    /// Returns the next frame if all its bytes have arrived.
     pub fn next_frame(&self) -> Option<Frame> {
         let received = &mut self.link().received;
         let (frame, rest) = split_frame(received)?;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use wirechat::broker::sqlite::Disk;
 use wirechat::broker::sqlite::database::{Batch, Operation};
 
-/// Clones are the same disk: the broker owns one, the test another.
+/// All clones share one disk: the broker owns one clone, and the test another.
 #[derive(Clone, Default)]
 pub struct ManualDisk(Rc<RefCell<Queues>>);
 
@@ -30,7 +30,7 @@ impl Disk for ManualDisk {
 }
 
 impl ManualDisk {
-    /// The number of operations that wait for the disk.
+    /// The number of operations that the disk has not executed yet.
     pub fn waiting(&self) -> usize {
         self.0.borrow().waiting.len()
     }

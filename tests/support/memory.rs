@@ -1,5 +1,5 @@
 //! Drives the server with in-memory sockets and a clock that moves only when a test moves it. A test decides what
-//! happens in which turn, so a timeout of a minute takes microseconds and every race has one outcome.
+//! happens in which turn, so a test of a timeout does not wait, and every race has one outcome.
 #![allow(dead_code, unused_imports)] // each test binary uses its own part
 
 pub mod link;
@@ -33,13 +33,13 @@ use crate::support::watched::DEMO_TOKENS;
 pub use link::{Client, End};
 use link::{MemorySocket, SharedLink};
 
-/// The same value as in the event loop.
+/// The value of `MAX_ACCEPTS` in `net/event_loop.rs`.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Maximum number of rejected connections that linger.
 pub const MAX_LINGERING: usize = 8;
-/// Maximum number of turns before the server must be idle. More turns mean an endless loop.
+/// Maximum number of turns until the server must be idle. More turns mean an endless loop.
 const MAX_TURNS: usize = 200_000;
-/// The error of accept(2) if the process has no file descriptors left.
+/// The error code of accept(2) if the process has no file descriptor left.
 const EMFILE: i32 = 24;
 pub const NO_EDGE: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: false };
 
@@ -51,10 +51,10 @@ pub struct World {
     links: BTreeMap<Token, SharedLink>,
     reasons: Reasons,
     pub is_stopped: bool,
-    /// The capacity of new connections: see `Client::new`.
+    /// The buffer size of new connections, in bytes per direction. See [`Client::new`].
     pub capacity: usize,
     log: Option<LogWriter>,
-    /// Readiness that every socket reports in every turn, in addition to its real edges.
+    /// Readiness that every socket reports in every turn, in addition to its real readiness.
     pub spurious: Readiness,
 }
 
@@ -79,7 +79,7 @@ impl World {
         is_observed: bool,
         wrap: impl FnOnce(MemoryBroker) -> Box<dyn Broker>,
     ) -> World {
-        // Only the first call succeeds, because the tests of a process share the logger.
+        // Only the first call in a process succeeds. All tests of the process share the logger.
         let _ = log::set_logger(&LogCheck);
         log::set_max_level(log::LevelFilter::Debug);
         let config = Config::try_parse_from([&["wirechat"], args].concat()).expect("arguments");
@@ -100,7 +100,7 @@ impl World {
         World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious }
     }
 
-    /// A client on loopback that has sent nothing. The server accepts it in one of the next turns.
+    /// Connects a client from loopback. The server accepts the client in a later turn.
     pub fn connect(&mut self) -> Client {
         self.connect_from(Ipv4Addr::LOCALHOST.into())
     }
@@ -112,7 +112,7 @@ impl World {
         client
     }
 
-    /// A client whose upgrade request was accepted. Its frames are unread.
+    /// Connects a client and upgrades its connection to `path`. Reads no frames.
     pub fn upgrade(&mut self, path: &str) -> Client {
         let client = self.connect();
         client.send(upgrade_request(path).as_bytes());
@@ -127,12 +127,12 @@ impl World {
         self.reasons.by_token.borrow()[&client.token()].clone()
     }
 
-    /// One turn of the loop at the current time.
+    /// Runs one turn of the event loop at the current time.
     pub fn turn(&mut self) {
         self.turn_with(|_| {});
     }
 
-    /// Runs one turn of the loop. Calls `event` after reporting the edges.
+    /// Runs one turn of the event loop. Calls `event` after the sockets have reported their readiness.
     pub fn turn_with(&mut self, event: impl FnOnce(&mut Server<MemorySocket>)) {
         assert!(!self.is_stopped, "the server has stopped");
         if let Some(log) = &self.log {
@@ -192,7 +192,7 @@ impl World {
         self.listener.socket.has_edge.get() || self.links.values().any(|link| link.borrow().has_edge)
     }
 
-    /// Advances the clock by `time`. The server runs a turn whenever it has asked for one.
+    /// Advances the clock by `time`. Runs a turn at every time for which the server has requested one.
     pub fn advance(&mut self, time: Duration) {
         let end = self.now.monotonic + time;
         self.settle();
@@ -206,23 +206,23 @@ impl World {
         self.settle();
     }
 
-    /// Moves the clock without a turn, as if the machine had been suspended.
+    /// Advances the clock by `time` without running a turn, as if the machine had been suspended.
     pub fn jump(&mut self, time: Duration) {
         self.now.monotonic += time;
         self.now.time += time;
     }
 
-    /// Sets the wall clock to a time since the epoch. The monotonic clock does not change.
+    /// Sets the wall clock to `time` since the Unix epoch. The monotonic clock does not change.
     pub fn set_clock(&mut self, time: Duration) {
         self.now.time = SystemTime::UNIX_EPOCH + time;
     }
 
-    /// A turn in which the signal to stop arrives.
+    /// Runs a turn in which the signal to stop arrives.
     pub fn shut_down(&mut self) {
         self.turn_with(|server| _ = server.shut_down(false));
     }
 
-    /// A turn in which the signal to drain arrives.
+    /// Runs a turn in which the signal to drain arrives.
     pub fn drain(&mut self) {
         self.turn_with(|server| _ = server.shut_down(true));
     }
@@ -247,14 +247,14 @@ impl World {
         self.server.limits.buffered + self.server.limits.buffered_shared.get()
     }
 
-    /// The time of the next turn that the server, the listener or the log asks for.
+    /// The earliest time for which the server, the listener or the log has requested a turn.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let accept = self.listener.next_at.filter(|_| self.server.may_accept());
         let flush = self.log.as_ref().and_then(|log| log.lines().deadline());
         [self.server.next_turn_at(), accept, flush].into_iter().flatten().min()
     }
 
-    /// When the server logs the next summary of rejections. The summary may be due even if no connection is left.
+    /// The time at which the server logs the next summary of rejections, even if no connection is left.
     pub fn next_summary(&self) -> Option<Duration> {
         self.server.limits.next_summary_at()
     }
@@ -277,7 +277,7 @@ impl World {
     }
 }
 
-/// A pipe that takes a limited number of bytes, and then blocks.
+/// An in-memory stderr. Writes accept `space` bytes, and then return `WouldBlock`.
 #[derive(Default)]
 pub struct Stderr {
     pub written: Vec<u8>,
@@ -293,14 +293,14 @@ impl Stderr {
     }
 }
 
-/// The kernel's queue of clients that wait to be accepted. As in epoll, each new client causes an edge.
+/// Simulates the kernel's queue of connections before accept(2). As in epoll, each new connection causes an edge.
 #[derive(Default)]
 pub struct Backlog {
     clients: RefCell<VecDeque<(SharedLink, SocketAddr)>>,
     has_edge: Cell<bool>,
-    /// While true, every accept fails with EMFILE, whether a client waits or not.
+    /// While true, every accept fails with EMFILE, even if no client waits.
     pub is_out_of_descriptors: Cell<bool>,
-    /// The random source for failed and interrupted accepts, and their probability.
+    /// The random generator of failed and interrupted accepts, and the probability of one.
     pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
 }
 
@@ -327,7 +327,7 @@ impl Backlog {
     }
 }
 
-/// Why each connection ended, if the connections are observed.
+/// The reason why each connection ended. Recorded only if `is_observed`.
 #[derive(Clone, Default)]
 struct Reasons {
     by_token: Rc<RefCell<BTreeMap<Token, String>>>,
@@ -396,12 +396,12 @@ thread_local! {
     static LOG_WRITER: RefCell<Option<LogWriter>> = const { RefCell::new(None) };
 }
 
-/// Returns the lines logged by the servers of this thread, which runs a single test.
+/// Returns the lines that servers on this thread have logged. A thread runs only one test.
 pub fn log_lines() -> Vec<String> {
     LOG_LINES.with_borrow(Vec::clone)
 }
 
-/// Returns the lines logged by the servers of this thread, and clears them.
+/// Returns and removes the lines that servers on this thread have logged.
 pub fn take_log_lines() -> Vec<String> {
     LOG_LINES.take()
 }

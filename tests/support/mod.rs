@@ -1,8 +1,8 @@
-//! Shared by the tests of the running server: a server on a free port, a raw-socket client, and the rule for tools that
-//! may be missing.
+//! Helpers for the tests of the running server: a server on a free port, a raw-socket client, and a check for tools
+//! that may be missing.
 //!
-//! Nothing here uses the code under test. The client side is a second implementation, as simple as possible: tests that
-//! used the code in `ws/` would share its mistakes, and so not find them.
+//! The helpers do not use the code under test. The client is a second, minimal implementation of the protocol: a client
+//! that used the code in `ws/` would repeat its mistakes, and the tests would not find them.
 #![allow(dead_code)] // each test binary uses its own part
 
 pub mod certificate;
@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 /// Far longer than any step of a test takes on a loaded machine. A test that reaches this deadline fails.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The key of RFC 6455 §1.2, which every raw client here sends.
+/// The `Sec-WebSocket-Key` of the example in RFC 6455 §1.2. All raw clients send this key.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// §1.3: the accept value for [`KEY`].
+/// The accept value for [`KEY`] (RFC 6455 §1.3).
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The program under test, listening on a free loopback port; killed when dropped.
+/// A running server, on a free loopback port unless a test sets the address. Dropping the value kills the server.
 pub struct Server {
     child: Child,
     addr: SocketAddr,
@@ -44,12 +44,12 @@ impl Server {
         Server::start_at("127.0.0.1:0", args)
     }
 
-    /// Like [`Server::start`], but on a given address, for a restart on a port that clients already know.
+    /// Like [`Server::start`], but listens on `listen`, for example for a restart on the same port.
     pub fn start_at(listen: &str, args: &[&str]) -> Server {
         Server::launch(&mut Server::command(listen, args))
     }
 
-    /// The command that [`Server::start_at`] runs, for callers that add to it: an environment variable, for example.
+    /// Returns the command that [`Server::start_at`] runs. A caller may add an environment variable to the command.
     pub fn command(listen: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
         command.args(["--listen", listen]).args(args).env_remove("RUST_LOG");
@@ -110,12 +110,12 @@ impl Server {
         self.child.id()
     }
 
-    /// The server's stdout so far.
+    /// Returns what the server has written to stdout so far.
     pub fn printed(&self) -> String {
         self.banner.clone() + &self.printed.lock().unwrap()
     }
 
-    /// The server's stderr so far.
+    /// Returns what the server has written to stderr so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -142,12 +142,12 @@ impl Server {
         status.unwrap()
     }
 
-    /// A socket to the server; nothing has been sent yet.
+    /// Opens a TCP connection to the server, and sends nothing.
     pub fn connect(&self) -> RawClient {
         RawClient::new(TcpStream::connect(self.addr).expect("the server accepts"))
     }
 
-    /// A client after the upgrade. `path` includes the query: `/echo?token=dev-token`.
+    /// Connects a client, and upgrades to WebSocket. `path` includes the query: `/echo?token=dev-token`.
     pub fn upgrade(&self, path: &str) -> RawClient {
         let mut client = self.connect();
         client.send(upgrade_request(path).as_bytes());
@@ -170,7 +170,7 @@ impl Drop for Server {
     }
 }
 
-/// Reads a stream of the server line by line into a string, on another thread.
+/// Starts a thread that reads the server's stdout or stderr line by line into a string.
 fn collect(stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
     let sink = Arc::clone(&text);
@@ -211,7 +211,7 @@ impl Frame {
         std::str::from_utf8(&self.payload).expect("text is UTF-8")
     }
 
-    /// The code and the reason of a Close frame; 1005 stands for an empty one (RFC 6455 §7.1.5).
+    /// Returns the code and the reason of a Close frame, and code 1005 for an empty Close (RFC 6455 §7.1.5).
     pub fn close(&self) -> (u16, String) {
         assert_eq!(self.first, 0x88, "a close frame: {self:?}");
         match self.payload.as_slice() {
@@ -290,7 +290,7 @@ impl RawClient {
         serde_json::from_str(&self.read_text()).expect("JSON")
     }
 
-    /// Skips frames until an event of this name, and returns its `data`.
+    /// Reads events until one has the name `event`, and returns the `data` of that event.
     pub fn read_event(&mut self, event: &str) -> serde_json::Value {
         loop {
             let mut message = self.read_json();
@@ -320,8 +320,8 @@ impl RawClient {
     }
 }
 
-/// A client frame with the masking key 00 00 00 00, which leaves the payload readable (RFC 6455 §5.3). `first` is FIN, RSV
-/// and opcode: `0x81` is an unfragmented text message.
+/// Builds a client frame with the masking key 00 00 00 00, which leaves the payload readable (RFC 6455 §5.3). `first`
+/// is the first byte (FIN, RSV and opcode): `0x81` is an unfragmented text message.
 pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -340,7 +340,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Splits a server's bytes into complete frames and the start of an incomplete one.
+/// Splits a server's bytes into complete frames and the start of an incomplete frame.
 pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
     let mut frames = Vec::new();
     while let Some((frame, rest)) = split_frame(bytes) {
@@ -350,8 +350,9 @@ pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
     (frames, bytes)
 }
 
-/// The first frame of a server's bytes, if it is complete, and the bytes after it. As RFC 6455 §5.1 and §5.2 demand, it is
-/// not masked, has no RSV bit, and has its length in the shortest form; otherwise the test fails here.
+/// Returns the first frame of a server's bytes and the bytes after the frame, or `None` if the frame is incomplete.
+/// Fails the test if the frame is masked, has an RSV bit, or has a length that is not in the shortest form (RFC 6455
+/// §5.1, §5.2).
 pub fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
     let (&[first, second], rest) = bytes.split_first_chunk()?;
     assert_eq!(first & 0x70, 0, "RSV bits are 0");
@@ -366,19 +367,19 @@ pub fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
     Some((Frame { first, payload: payload.to_vec() }, rest))
 }
 
-/// A token file with this content, for `--tokens`. `name` distinguishes the files of tests that run at the same time.
+/// Writes a file for `--tokens`. `name` distinguishes the files of tests that run at the same time.
 pub fn token_file(name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tokens-{name}-{}", std::process::id()));
     std::fs::write(&path, content).expect("a temporary file");
     path
 }
 
-/// Waits for a condition, and fails the test at the deadline.
+/// Waits for a condition, and fails the test after [`DEADLINE`].
 pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
     assert!(becomes_true(condition), "never happened: {what}");
 }
 
-/// Waits for a condition, and returns `false` if it is still not met at the deadline.
+/// Waits for a condition, and returns `false` if the condition is still false after [`DEADLINE`].
 pub fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + DEADLINE;
     while !condition() {
@@ -390,8 +391,8 @@ pub fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The path of a tool that a test needs: one of `candidates`, or in `PATH`. If it is missing, the test is skipped with a
-/// message; with `WIRECHAT_NO_SKIP` set, as in CI, the test fails.
+/// Finds a tool that a test needs: one of `candidates`, or `name` in `PATH`. If the tool is missing, prints that the
+/// test is skipped and returns `None`. If `WIRECHAT_NO_SKIP` is set, as in CI, fails the test instead.
 pub fn require_tool(name: &str, candidates: &[PathBuf]) -> Option<PathBuf> {
     let in_path = std::env::var_os("PATH").unwrap_or_default();
     let found = candidates
@@ -406,7 +407,7 @@ pub fn require_tool(name: &str, candidates: &[PathBuf]) -> Option<PathBuf> {
     found
 }
 
-/// Prints that a test is skipped. `eprintln!` will not do: the test harness hides its output when the test passes.
+/// Prints that a test is skipped. The test harness would hide the output of `eprintln!` because the test passes.
 pub fn print_skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {why} ***\n");
 }

@@ -1,5 +1,6 @@
-//! A TCP proxy between the page and the server that can break a connection while both ends stay alive. A browser that is
-//! set offline keeps its open WebSockets, and a stopped server disconnects every client, so neither would do.
+//! A TCP proxy between the page and the server that can break a connection while both ends stay alive. The
+//! alternatives do not simulate a broken network: an offline browser keeps its open WebSockets, and a stopped server
+//! disconnects every client.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::io::{Read, Write};
@@ -9,9 +10,9 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Whole,
-    /// Bytes from the server are lost; bytes from the client arrive.
+    /// The proxy drops the bytes of the server, and forwards the bytes of the client.
     OneWay,
-    /// No byte is forwarded and no connection is accepted.
+    /// The proxy forwards no bytes, and closes new connections at once.
     Cut,
 }
 
@@ -31,7 +32,7 @@ impl Proxy {
         let addr = listener.local_addr().expect("an address");
         let line = Arc::new(Mutex::new(Line { state: State::Whole, streams: Vec::new() }));
         let shared = Arc::clone(&line);
-        // The thread ends with the process.
+        // The thread runs until the process ends.
         std::thread::spawn(move || listener.incoming().flatten().for_each(|client| join(client, server, &shared)));
         Proxy { addr, line }
     }
@@ -58,7 +59,7 @@ impl Proxy {
     }
 }
 
-/// Connects a client to the server. Holds the lock meanwhile, so that `cut` misses no new connection.
+/// Connects a client to the server. Holds the lock while connecting, so that `cut` misses no new connection.
 fn join(client: TcpStream, server: SocketAddr, shared: &Arc<Mutex<Line>>) {
     let mut line = shared.lock().unwrap();
     if line.state == State::Cut {

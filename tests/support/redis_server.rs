@@ -1,5 +1,5 @@
-//! A real `redis-server` for one test, with its own port and directory: it can be killed, stopped, and restarted with
-//! or without its data. It is independent of any Redis service on the machine.
+//! A real `redis-server` process for one test, with its own port and directory. A test can kill, suspend and restart
+//! the process, with or without its data. Another Redis on the machine does not matter.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;
@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use crate::support::{require_tool, signal, wait_until};
 
-/// The kernel assigns no port below this one by itself. So no other program takes the port while Redis is down.
+/// Linux chooses ephemeral ports from here up. So a lower port stays free for Redis while Redis is down.
 const FIRST_ASSIGNED_PORT: u16 = 32768;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Persistence {
-    /// Every write is on the disk before its reply (`appendfsync always`).
+    /// Redis replies to a write only after the write is on the disk (`appendfsync always`).
     Always,
     Off,
 }
@@ -32,12 +32,12 @@ pub struct RedisServer {
     password: Option<String>,
     port: u16,
     process: Option<Child>,
-    /// Keeps the directory for examination, as a failed test does.
+    /// Whether to keep the directory after the test. A failed test always keeps the directory.
     pub keeps_directory: bool,
 }
 
 impl RedisServer {
-    /// Starts Redis. Returns `None` on a machine without it.
+    /// Starts Redis. Returns `None` on a machine without `redis-server`.
     pub fn start(persistence: Persistence) -> Option<RedisServer> {
         RedisServer::start_with(persistence, None, &[])
     }
@@ -63,14 +63,15 @@ impl RedisServer {
         Some(RedisServer { program, directory, persistence, options, password, port, process, keeps_directory })
     }
 
-    /// Starts Redis with the data in its directory, and waits until it executes commands.
+    /// Starts Redis with the data in its directory, and waits until Redis executes commands.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "Redis is not running");
         self.repair_data();
         wait_until("Redis starts", || {
             let has_exited = |process: &mut Child| process.try_wait().expect("a child").is_some();
             if self.process.as_mut().is_none_or(has_exited) {
-                // If Redis exits at once, another program has the port. Once clients know the port, Redis has to wait.
+                // If Redis exits at once, another program uses the port. At the first start, choose another port.
+                // Later, clients already know the port, so wait until the port is free.
                 if self.process.is_some() && self.is_new() {
                     self.port = free_port();
                 }
@@ -81,8 +82,8 @@ impl RedisServer {
         let _ = fs::write(self.directory.join("started"), "");
     }
 
-    /// A kill can tear a transaction in the append-only file. Redis 7.0 then truncates the file inside of the transaction, and
-    /// executes its first part after the next start. The tool that belongs to Redis truncates before the transaction.
+    /// A kill can leave an incomplete transaction at the end of the append-only file. At its next start, Redis 7.0
+    /// would execute the first part of the transaction. `redis-check-aof --fix` removes the whole transaction.
     fn repair_data(&self) {
         let Ok(files) = fs::read_dir(self.directory.join("appendonlydir")) else { return };
         for path in
@@ -119,7 +120,7 @@ impl RedisServer {
         self.url_by(self.addr())
     }
 
-    /// The URL through a proxy.
+    /// Returns the URL of this Redis at another address: the address of a proxy.
     pub fn url_by(&self, addr: SocketAddr) -> String {
         let password = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         format!("redis://{password}{addr}")
@@ -131,7 +132,7 @@ impl RedisServer {
         process.wait().expect("a child");
     }
 
-    /// Kills Redis and starts it again with the data that it has stored.
+    /// Kills Redis, and starts Redis again with the data on the disk.
     pub fn restart(&mut self) {
         self.kill();
         self.launch();
@@ -153,7 +154,7 @@ impl RedisServer {
         self.process.as_ref().expect("Redis is running").id()
     }
 
-    /// Stops the process (SIGSTOP): connections stay open, and nothing replies.
+    /// Suspends the process (SIGSTOP): connections stay open, but Redis does not reply.
     pub fn stop(&self) {
         signal(self.pid(), "STOP");
     }
@@ -162,7 +163,7 @@ impl RedisServer {
         signal(self.pid(), "CONT");
     }
 
-    /// Executes a command on a connection of its own. A reply is JSON: a string, a number, a list or `null`.
+    /// Executes a command on a new connection. Returns the reply as JSON: a string, a number, a list or `null`.
     pub fn ask(&self, command: &[&str]) -> Result<Value> {
         let stream = TcpStream::connect_timeout(&self.addr(), Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -179,7 +180,6 @@ impl RedisServer {
         self.ask(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
-    /// All keys.
     pub fn keys(&self) -> Vec<String> {
         let keys = self.run(&["KEYS", "*"]);
         let keys = keys.as_array().expect("a list").iter();
@@ -199,7 +199,7 @@ impl Drop for RedisServer {
     }
 }
 
-/// A port that is free now and that the kernel does not assign by itself.
+/// Returns a port that is free now, and that Linux does not choose as an ephemeral port.
 pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(10000..FIRST_ASSIGNED_PORT);

@@ -20,13 +20,13 @@ pub fn read_all(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The module doc of a source file, without its `//!`.
+/// The module doc of a source file, without the `//!` markers.
 pub fn module_doc(source: &str) -> String {
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
     lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
 }
 
-/// The cells of each row of the tables in some Markdown, without their header rows.
+/// Returns the cells of all table rows in a Markdown text, without the header rows.
 pub fn table_rows(markdown: &str) -> Vec<Vec<&str>> {
     let mut rows = Vec::new();
     let mut is_body = false;
@@ -46,7 +46,7 @@ pub fn code_spans(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// The fenced blocks of some Markdown: the word after each opening fence, and the lines between.
+/// Returns the fenced code blocks of a Markdown text: the word after the opening fence, and the lines of the block.
 pub fn fences(markdown: &str) -> Vec<(&str, &str)> {
     let mut found = Vec::new();
     let mut rest = markdown;

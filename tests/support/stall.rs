@@ -1,5 +1,5 @@
-//! Simulates a stalled disk: suspends only the server thread that writes to the disk, as if its system call never
-//! returned.
+//! Simulates a stalled disk: suspends the server thread that writes to the disk, as if a system call of that thread
+//! never returned. All other threads continue.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;
@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::{Server, print_skipped, require_tool, wait_until};
 
-/// Signals stop a whole process; ptrace(2) can stop one thread. The thread continues when the script ends.
+/// A Python script that suspends one thread with ptrace(2), because signals suspend the whole process. The thread
+/// continues when the script ends.
 const SCRIPT: &str = r#"
 import ctypes, os, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -32,7 +33,7 @@ impl Stall {
     pub fn begin(server: &Server) -> Option<Stall> {
         let python = require_tool("python3", &[])?;
         let mut thread = None;
-        // The thread sets its own name, perhaps after the server has printed its address.
+        // The thread sets its own name, perhaps after the server has printed the address on which the server listens.
         wait_until("the thread that writes has its name", || {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
             let mut tasks = tasks.map(|task| task.expect("a thread").path());

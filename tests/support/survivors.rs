@@ -1,5 +1,6 @@
-//! Clients of the `events` dialect that outlive their server. They keep every text until it is acknowledged, and resend
-//! it to the next server. A checker compares what each client receives with PROTOCOL.md, sections 5 and 5.1.
+//! Clients of the dialect `events` that outlive their server. A client keeps each text until the server acknowledges
+//! the message, and resends unacknowledged messages to the next server. A checker compares the events that each
+//! client receives with PROTOCOL.md, sections 5 and 5.1.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must resume: so few messages always fit into one `welcome`.
 const CERTAINLY_FIT: u64 = 500;
 
-/// A client's state, derived only from what it has sent and received.
+/// A client's state, derived only from what the client has sent and received.
 pub struct Client {
     pub name: String,
     pub room: String,
@@ -27,13 +28,13 @@ pub struct Client {
     epoch: String,
     session: String,
     last_id: u64,
-    /// Nonce and text of each message that the client has sent but not yet received back.
+    /// Nonce and text of each message that the client has sent and whose event it has not received yet.
     unanswered: Vec<(String, String)>,
     /// Nonces of the messages that the client has resent on this connection.
     resent: Vec<String>,
     has_response: bool,
     has_joined: bool,
-    /// Whether the client resends unanswered messages with the request, not after the `welcome`.
+    /// Whether the client resends unanswered messages right after its request, without waiting for the `welcome`.
     is_hasty: bool,
 }
 
@@ -67,7 +68,7 @@ impl Survivors {
         Survivors { clients, messages, acknowledged: 0, resumed: 0, sent: 0, random }
     }
 
-    /// Connects some clients, and does not wait for their welcomes.
+    /// Connects the clients with these numbers, without waiting for their `welcome` events.
     pub fn connect(&mut self, crowd: &mut Crowd, server: &Server, numbers: impl IntoIterator<Item = usize>) {
         for number in numbers {
             let client = &mut self.clients[number];
@@ -86,7 +87,8 @@ impl Survivors {
         }
     }
 
-    /// One client sends one or more messages, if it has joined and few of its messages are unanswered.
+    /// A random client sends one or more messages, if it has joined and has fewer than `MAX_UNANSWERED` unanswered
+    /// messages.
     pub fn talk(&mut self, crowd: &mut Crowd) {
         let number = self.random.usize(..self.clients.len());
         let client = &mut self.clients[number];
@@ -102,7 +104,7 @@ impl Survivors {
         }
     }
 
-    /// Processes everything that has arrived, including the last bytes of a server that has exited.
+    /// Processes all bytes that have arrived, including the last bytes of a server that has exited.
     pub fn read(&mut self, crowd: &mut Crowd) {
         for number in 0..self.clients.len() {
             let Some(connection) = self.clients[number].connection else { continue };
@@ -127,7 +129,8 @@ impl Survivors {
         }
     }
 
-    /// Lets the clients talk until `goal` messages are acknowledged. If `goal` is already reached, waits for nothing.
+    /// Lets the clients talk until `goal` messages are acknowledged. At the end, sends a few more messages without
+    /// waiting for their events.
     pub fn talk_until(&mut self, crowd: &mut Crowd, goal: usize) {
         let end = Instant::now() + LIMIT;
         while self.acknowledged < goal {
@@ -147,9 +150,9 @@ impl Survivors {
         self.clients.iter_mut().for_each(|client| client.connection = None);
     }
 
-    /// Waits until everyone has received everything, and no message is unanswered.
+    /// Waits until every client has received all messages of its room, and no message is unanswered.
     pub fn settle(&mut self, crowd: &mut Crowd) {
-        self.read_until(crowd, "everyone has received everything", |survivors| {
+        self.read_until(crowd, "all clients have received all messages", |survivors| {
             let last_ids = survivors.last_ids();
             survivors.clients.iter().all(|client| {
                 let last = last_ids.get(&client.room).copied().unwrap_or_default();
@@ -163,7 +166,7 @@ impl Survivors {
     }
 
     fn last_ids(&self) -> BTreeMap<String, u64> {
-        // The keys are sorted by room and id, so each room keeps its last id.
+        // The keys are sorted by room and id, so the map keeps the highest id of each room.
         self.messages.keys().cloned().collect()
     }
 
@@ -199,7 +202,8 @@ impl Survivors {
         }
         (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
         client.has_joined = true;
-        // If `resumed` is true, the history is exactly the missed messages: their ids follow the client's last id.
+        // `receive_message` checks that the ids of the messages follow the client's last id, so a resume returns
+        // exactly the missed messages.
         for message in history {
             self.receive_message(number, message);
         }
@@ -229,10 +233,10 @@ impl Survivors {
             assert!(known.is_none_or(|known| known == message), "{message}, not {known:?}");
             return;
         }
-        assert_eq!(id, client.last_id + 1, "{} misses no message: {message}", client.name);
+        assert_eq!(id, client.last_id + 1, "{} has missed a message before {message}", client.name);
         client.last_id = id;
         if let Some(known) = self.messages.get(&key) {
-            assert_eq!(known, message, "everyone sees the same message at an id");
+            assert_eq!(known, message, "two clients received different messages with the same id");
         } else {
             self.acknowledged += 1;
             self.messages.insert(key, message.clone());
@@ -261,7 +265,7 @@ impl Survivors {
                 assert!(pending && client.room == key.0, "nobody has sent {stored}");
                 continue;
             };
-            assert_eq!(known, stored, "the stored message is the one that the clients know");
+            assert_eq!(known, stored, "the stored message differs from the one that clients received");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Table tests: a notation for the bytes of a row, and a runner that reports every row that fails, not just the first.
+//! Helpers for table tests: a notation for bytes, and a runner that reports every row that fails, not only the first.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Parses the notation of a frame table: hexadecimal pairs, `M0` for the masking key 00 00 00 00 (which leaves a payload
-/// as it is), and `'text'` for ASCII bytes. `81 82 M0 'hi'` is a masked text message.
+/// Parses a notation for bytes: hexadecimal pairs, `M0` for the masking key 00 00 00 00 (which leaves a payload
+/// unchanged), and `'text'` for ASCII bytes. `81 82 M0 'hi'` is a masked text message.
 pub fn hex(notation: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (i, part) in notation.split('\'').enumerate() {
@@ -42,15 +42,15 @@ pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMu
 pub enum Cut {
     /// In one write.
     Whole,
-    /// One byte per write. The server reads each before the next is sent.
+    /// In small pieces: see [`Cut::pieces`]. The server reads a piece before the test sends the next piece.
     Bytes,
 }
 
 impl Cut {
     pub const BOTH: [Cut; 2] = [Cut::Whole, Cut::Bytes];
 
-    /// The pieces to write. Single bytes for the first 2 KiB cut every header at every position. Pieces of 997 bytes
-    /// are enough for the rest: a prime number avoids regular cuts.
+    /// Returns the pieces to write. `Cut::Bytes` cuts the first 2 KiB into single bytes, and the rest into pieces of
+    /// 997 bytes. 997 is a prime number, so frames of equal size are cut at different positions.
     pub fn pieces(self, bytes: &[u8]) -> Vec<&[u8]> {
         match self {
             Cut::Whole => vec![bytes],

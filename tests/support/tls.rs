@@ -1,6 +1,6 @@
-//! TLS for the tests: a rustls client that trusts the test's certificates, and a forwarder that lets a client without
-//! TLS use a TLS server. With the environment variable `WIRECHAT_TEST_TLS`, every test's server
-//! speaks TLS behind such a forwarder.
+//! TLS for the tests: a rustls client that trusts the test's certificates, and a forwarder through which a client
+//! without TLS can use a TLS server. If the environment variable `WIRECHAT_TEST_TLS` is set, every test's server
+//! uses TLS behind such a forwarder.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVer
 use super::DEADLINE;
 use super::certificate::Certificate;
 
-/// The settings of a client that expects one of these certificates. `versions`: TLS 1.2, TLS 1.3 or both.
+/// Returns the settings of a TLS client that trusts these certificates. `versions` is TLS 1.2, TLS 1.3 or both.
 pub fn client_settings(
     certificates: &[&Certificate],
     versions: &[&'static SupportedProtocolVersion],
@@ -38,7 +38,8 @@ pub fn new_session(settings: &Arc<ClientConfig>) -> ClientConnection {
     ClientConnection::new(Arc::clone(settings), "localhost".try_into().expect("a name")).expect("a session")
 }
 
-/// Accepts clients on a plain port and forwards their bytes to a TLS server. The thread ends with the process.
+/// Accepts clients without TLS, and forwards their bytes to a TLS server. Returns the address for the clients. The
+/// threads end with the process.
 pub fn forward_to(server: SocketAddr, settings: ClientConfig) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let (addr, settings) = (listener.local_addr().expect("an address"), Arc::new(settings));
@@ -50,7 +51,7 @@ pub fn forward_to(server: SocketAddr, settings: ClientConfig) -> SocketAddr {
                 let mut link =
                     Link { plain, tcp, session: new_session(&settings), to_plain: Vec::new(), ends: [false; 2] };
                 if link.run().is_err() {
-                    // Pass on a reset. Otherwise, the other end would see a regular end of the stream.
+                    // Reset both streams. Otherwise, each peer would see a regular end of the stream.
                     for stream in [&link.plain, &link.tcp] {
                         let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
                     }
@@ -61,7 +62,8 @@ pub fn forward_to(server: SocketAddr, settings: ClientConfig) -> SocketAddr {
     addr
 }
 
-/// One connection of a forwarder. For backpressure, it reads from one end only if nothing is queued for the other.
+/// A forwarded connection. For backpressure, the forwarder reads from one peer only while no bytes are queued for
+/// the other peer.
 struct Link {
     plain: TcpStream,
     tcp: TcpStream,

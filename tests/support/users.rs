@@ -1,4 +1,4 @@
-//! Users of the chat, each with one of three dialects: how they join, what they send, and exactly what they receive.
+//! Chat users for tests. A user joins in one of three dialects, sends commands, and checks what the server sends.
 
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
@@ -24,9 +24,9 @@ pub const DIALECTS: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Pr
 pub enum End {
     /// A Close with 1000, to which the server replies.
     Close,
-    /// The end of the stream.
+    /// The end of the TCP stream, without a Close.
     Eof,
-    /// A reset.
+    /// A TCP reset.
     Reset,
 }
 
@@ -39,7 +39,7 @@ pub struct User {
     pings: u32,
 }
 
-/// A server without a rate limit.
+/// Starts a server without a rate limit.
 pub fn chat(args: &[&str]) -> Server {
     Server::start(&[args, &["--rate-limit", "0"]].concat())
 }
@@ -61,7 +61,7 @@ pub fn presence_path(name: &str, id: &str, room: &str) -> String {
     format!("/ws?token=dev-token&username={}&client_id={}&room={}", encode(name), encode(id), encode(room))
 }
 
-/// The path to join with a dialect. In `rooms` a user has no name before its first message.
+/// The path with which a user joins in `dialect`. In the `rooms` dialect, the path contains no username.
 pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
     match dialect {
         Dialect::Events => events_path(name, room),
@@ -71,7 +71,7 @@ pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
 }
 
 impl User {
-    /// Connects to `path`, and reads nothing after the upgrade.
+    /// Upgrades a connection to `path`. Reads no frames.
     pub fn at(server: &Server, dialect: Dialect, path: &str, name: &str) -> User {
         User::new(server.upgrade(path), dialect, name)
     }
@@ -84,21 +84,21 @@ impl User {
         User::at(server, dialect, &path(dialect, name, room), name)
     }
 
-    /// Joins with `events`, and reads the `welcome`.
+    /// Joins in the `events` dialect, and reads the `welcome` event.
     pub fn events(server: &Server, name: &str, room: &str) -> User {
         let mut user = User::joins(server, Dialect::Events, name, room);
         user.receives_event("welcome", json!({"room": room.trim()}));
         user
     }
 
-    /// Joins with `rooms`, and reads the event for its own join.
+    /// Joins in the `rooms` dialect, and reads the event about the user's own join.
     pub fn rooms(server: &Server, name: &str, room: &str) -> User {
         let mut user = User::joins(server, Dialect::Rooms, name, room);
         user.receives(json!({"type": "system", "message": "A user joined the chat"}));
         user
     }
 
-    /// Joins with `presence`, and reads the event for its own join.
+    /// Joins in the `presence` dialect, and reads the event about the user's own join.
     pub fn presence(server: &Server, name: &str, room: &str) -> User {
         let mut user = User::joins(server, Dialect::Presence, name, room);
         let received = user.receive();
@@ -110,12 +110,12 @@ impl User {
         self.client.send_text(text);
     }
 
-    /// Sends an event in the `events` dialect, even if the user has another dialect.
+    /// Sends a command in the form of the `events` dialect, even if the user joined in another dialect.
     pub fn sends_event(&mut self, event: &str, data: Value) {
         self.send(&json!({"event": event, "data": data}).to_string());
     }
 
-    /// The message with this text, in the dialect of this user.
+    /// The command that sends `text` to the room, in the user's dialect.
     pub fn message(&self, text: &str) -> String {
         match self.dialect {
             Dialect::Events => json!({"event": "message", "data": {"text": text}}).to_string(),
@@ -130,7 +130,7 @@ impl User {
         self.send(&message);
     }
 
-    /// An error without a nonce, in the dialect of this user.
+    /// The event for an error without a nonce, in the user's dialect.
     pub fn error(&self, message: &str) -> Value {
         match self.dialect {
             Dialect::Events => json!({"event": "error", "data": {"message": message}}),
@@ -139,7 +139,7 @@ impl User {
         }
     }
 
-    /// A private message without a nonce, in the dialect of this user.
+    /// The event for a private message without a nonce, in the user's dialect.
     pub fn private(&self, from: &str, to: &str, text: &str) -> Value {
         match self.dialect {
             Dialect::Events => {
@@ -152,7 +152,7 @@ impl User {
         }
     }
 
-    /// A message of the room without a nonce, in the dialect of this user.
+    /// The event for a room message without a nonce, in the user's dialect.
     pub fn room_message(&self, name: &str, text: &str, id: u64) -> Value {
         match self.dialect {
             Dialect::Events => {
@@ -163,7 +163,7 @@ impl User {
         }
     }
 
-    /// The next frame other than a Ping. The user replies to Pings, which do not extend the deadline.
+    /// Reads the next frame other than a Ping. Replies to Pings. A Ping does not extend the deadline of the read.
     pub fn frame(&mut self) -> Frame {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -176,19 +176,19 @@ impl User {
         }
     }
 
-    /// Receives the next message, whatever it is.
+    /// Reads the next message and parses its JSON.
     pub fn receive(&mut self) -> Value {
         serde_json::from_str(self.frame().text()).expect("JSON")
     }
 
-    /// Asserts that the next message is exactly this, except for times and the order of names.
+    /// Asserts that the next message equals `expected`, as [`same`] compares them.
     pub fn receives(&mut self, expected: Value) -> Value {
         let received = self.receive();
         assert!(same(&expected, &received), "received {received}\nexpected {expected}");
         received
     }
 
-    /// Asserts that the next message is this event, with at least these fields in its data. Returns the data.
+    /// Asserts that the next message is the event `event` with at least the fields of `data`. Returns its data.
     pub fn receives_event(&mut self, event: &str, data: Value) -> Value {
         let mut received = self.receive();
         assert_eq!(received["event"], event, "{received}");
@@ -199,7 +199,7 @@ impl User {
         received["data"].take()
     }
 
-    /// Asserts that the next message is an error in the dialect of this user. Returns its text.
+    /// Asserts that the next message is an error event in the user's dialect. Returns the error text.
     pub fn receives_error(&mut self) -> String {
         let received = self.receive();
         let message = match self.dialect {
@@ -212,8 +212,8 @@ impl User {
         message
     }
 
-    /// Asserts that the user has read every message. A Ping does not count toward the rate limit, and the Pong follows
-    /// everything that was sent before it.
+    /// Asserts that the server has sent nothing that the user has not read: the reply to a Ping is the next frame.
+    /// Pings do not count toward the rate limit.
     pub fn receives_nothing(&mut self) {
         self.pings += 1;
         let ping = format!("nothing? {}", self.pings);
@@ -223,14 +223,14 @@ impl User {
         assert!(frame.first == 0x8a && text == ping, "an unexpected message: {text}");
     }
 
-    /// Asserts that the next frame is a Close with this code and this reason, followed by the end of the stream.
+    /// Asserts that the next frame is a Close with `code` and `reason`, and that the server then ends the stream.
     pub fn receives_close(mut self, code: u16, reason: &str) {
         assert_eq!(self.frame().close(), (code, reason.to_owned()));
         self.client.try_send(&masked(0x88, &code.to_be_bytes()));
         self.client.expect_end();
     }
 
-    /// Ends the connection. With [`End::Close`], waits until the server has ended it too.
+    /// Ends the connection. With [`End::Close`], waits until the server has ended the TCP stream.
     pub fn disconnects(mut self, how: End) {
         match how {
             End::Close => {
@@ -253,7 +253,7 @@ impl User {
     }
 }
 
-/// Whether a received value matches the expected one. [`TIME`] matches any time. Lists of strings match in any order.
+/// Whether `received` equals `expected`, where [`TIME`] matches any time, and lists of strings match in any order.
 pub fn same(expected: &Value, received: &Value) -> bool {
     match (expected, received) {
         (Value::String(word), Value::String(time)) if word == TIME => is_time(time),

@@ -1,6 +1,7 @@
 //! Helpers for the page's tests: a visitor with a browser, a guest with a raw socket, and a scripted server.
 //!
-//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, not for a delay.
+//! Most checks look only at what a person can see: texts, fields, the focus. The tests wait for conditions, not for a
+//! fixed time.
 #![allow(dead_code, unused_imports, unused_macros)] // each test binary uses its own part
 
 use crate::browser::{Browser, Tab};
@@ -12,7 +13,7 @@ use tungstenite::{Message, WebSocket};
 
 pub const LOG: &str = "document.querySelector('[role=log]')";
 
-/// Starts a browser; without one the test is skipped with a message.
+/// Starts a browser. If Chromium is missing, prints that the test is skipped, and returns from the test.
 macro_rules! browser {
     () => {
         match crate::browser::Browser::start() {
@@ -25,7 +26,7 @@ pub(crate) use browser;
 
 // ---- The visitor ----
 
-/// The URL that opens the page from disk with this query string.
+/// Returns the URL of the page on disk, with the query string `query`.
 pub fn page(query: &str) -> String {
     format!("file://{}/client.html?{query}", env!("CARGO_MANIFEST_DIR").replace(' ', "%20"))
 }
@@ -34,7 +35,8 @@ pub fn ws(port: u16) -> String {
     format!("ws://127.0.0.1:{port}")
 }
 
-/// Opens the page from disk for this server and name, and presses Connect.
+/// Opens the page from disk with the server's port and the username, presses Connect, and waits until the user has
+/// joined.
 pub fn join<'a>(browser: &'a Browser, port: u16, name: &str) -> Tab<'a> {
     join_with(browser, port, name, "")
 }
@@ -56,13 +58,13 @@ pub fn type_message(tab: &Tab, text: &str) {
     tab.press_key("Enter", false);
 }
 
-/// Switches the room with the form in the sidebar.
+/// Switches to a room with the form in the sidebar.
 pub fn switch_room(tab: &Tab, room: &str) {
     tab.fill("Room name", room);
     tab.press_key("Enter", false);
 }
 
-/// Opens the form with the connection's settings, from the chat.
+/// Opens the form with the connection settings, from the chat.
 pub fn edit_connection(tab: &Tab) {
     tab.click("document.querySelector('#edit')");
     tab.wait_for("document.body.dataset.view === 'start'");
@@ -73,7 +75,7 @@ pub fn wait_for_log(tab: &Tab, text: &str) {
     tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
 }
 
-/// The conversation: name and text of each message, in order.
+/// Returns the conversation: username and text of each message, in order.
 pub fn messages(tab: &Tab) -> Value {
     tab.eval(
         "[...document.querySelectorAll('.message')]
@@ -105,7 +107,7 @@ pub fn field(tab: &Tab, label: &str) -> String {
     tab.text(&format!("__field({}).value", json!(label)))
 }
 
-/// Presses Tab until `what` has the focus, and checks that the focus is visible.
+/// Presses Tab until the element `what` has the focus, and checks that the focus is visible.
 pub fn tab_to(tab: &Tab, what: &str) {
     for _ in 0..20 {
         if tab.eval(&format!("document.activeElement === {what}")) == true {
@@ -117,8 +119,9 @@ pub fn tab_to(tab: &Tab, what: &str) {
     panic!("Tab never reaches {what}");
 }
 
-/// A script: random numbers are always 0.9, and every wait before a retry is recorded and skipped. The page's other timers
-/// are unchanged: 15 s for a welcome, 10 s for a pong, 2 s for `typing`, 250 ms for late drawing.
+/// A script that makes reconnects fast and predictable: random numbers are always 0.9, and each wait before a retry
+/// is recorded in `waits` and skipped. The page's other timers are unchanged: 15 seconds for a welcome, 10 seconds
+/// for a pong, 2 seconds for `typing`, and 250 milliseconds for late drawing.
 pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
     const later = window.setTimeout;
     window.setTimeout = (run, ms) => {
@@ -129,7 +132,7 @@ pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
 
 // ---- A guest without a browser ----
 
-/// A script: no timer ever expires.
+/// A script that disables `setTimeout`, so that no timer of the page ever expires.
 pub const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
 
 /// Starts a server that sends no Pings for five minutes, because guests do not reply to Pings.
@@ -145,7 +148,7 @@ pub fn guest(server: &Server, room: &str, name: &str) -> RawClient {
     server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
 }
 
-/// A guest that has read its `welcome`.
+/// Connects a guest, and reads its `welcome`.
 pub fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
     let mut guest = guest(server, room, name);
     guest.read_event("welcome");
@@ -164,7 +167,8 @@ pub fn send_as_guest(guest: &mut RawClient, tab: &Tab, text: &str) {
     wait_for_log(tab, text);
 }
 
-/// Checks that no element is wider than the screen and that nothing scrolls sideways.
+/// Checks that no element reaches beyond the left or right edge of the screen, and that the page does not scroll
+/// sideways.
 pub fn assert_fits(tab: &Tab, what: &str) {
     let outside = tab.eval(
         "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
@@ -207,7 +211,8 @@ pub fn percent(text: &str) -> String {
 
 // ---- A scripted server ----
 
-/// Accepts the next connection that requests an upgrade. Closes all others without a response, even for `/health`.
+/// Accepts the next connection that requests an upgrade. Closes other connections, such as requests for `/health`,
+/// without a response.
 pub fn accept(listener: &TcpListener) -> WebSocket<TcpStream> {
     loop {
         let (stream, _) = listener.accept().unwrap();

@@ -1,4 +1,5 @@
-//! A server that a hostile client talks to while two witnesses keep chatting. At the end, its log must contain no secret.
+//! A server that a hostile client attacks while two other clients, the witnesses, keep chatting. At the end, the
+//! server's log must contain no secret.
 
 use std::ops::{Deref, DerefMut};
 
@@ -18,14 +19,15 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Starts a server with the demo tokens, without a rate limit, and with Pings so rare that a test sees none.
+    /// Starts a server with the demo tokens and without a rate limit. Its Pings are so rare that a test receives
+    /// none.
     pub fn start(args: &[&str]) -> Watched {
         let rare = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
         Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
-    /// Connects the witnesses to a running server with `token`. If a test calls `still_chats` often, the server needs
-    /// `--rate-limit 0`.
+    /// Connects the witnesses to a running server with `token`. If a test calls `still_chats` often, start the server
+    /// with `--rate-limit 0`.
     pub fn new(server: Server, token: &str) -> Watched {
         let room = format!("/?token={token}&username=witness&room=witnesses");
         let (mut sender, receiver) = (server.upgrade(&room), server.upgrade(&room));
@@ -34,21 +36,23 @@ impl Watched {
         Watched { server, sender, receiver, pinger, sent: 0 }
     }
 
-    /// Waits until the server has read all bytes sent before: the server has a single event loop, and replies to a Ping
-    /// sent later.
+    /// Sends a Ping and waits for the Pong. The server has a single event loop, so it has then read all bytes sent
+    /// before this call.
     pub fn barrier(&mut self) {
         self.pinger.send(&masked(0x89, b"barrier"));
         assert_eq!(self.pinger.read_frame().payload, b"barrier");
     }
 
-    /// Waits until the server has also written its replies to all bytes sent before. In one turn of the event loop, the
-    /// server may write the first Pong before another client's reply, but the second Pong follows in a later turn.
+    /// Waits until the server has also written its replies to all bytes sent before this call. In one turn of the
+    /// event loop, the server may write the first Pong before another client's reply, but the second Pong follows in
+    /// a later turn.
     pub fn quiet(&mut self) {
         self.barrier();
         self.barrier();
     }
 
-    /// Sends bytes in pieces. The server may close the connection before it has read all of them.
+    /// Sends bytes in pieces. Ignores errors, because the server may close the connection before it has read all
+    /// pieces.
     pub fn send(&mut self, client: &mut RawClient, bytes: &[u8], cut: Cut) {
         for piece in cut.pieces(bytes) {
             client.try_send(piece);
@@ -58,18 +62,19 @@ impl Watched {
         }
     }
 
-    /// One witness sends a message, and both receive it.
+    /// Checks that a message of one witness reaches both witnesses.
     pub fn still_chats(&mut self) {
         self.sent += 1;
         let text = format!("ok {}", self.sent);
         let event = serde_json::json!({"event": "message", "data": {"text": text}});
         self.sender.send_text(&event.to_string());
         for witness in [&mut self.sender, &mut self.receiver] {
-            assert_eq!(witness.read_event("message")["text"], text, "the witnesses chat");
+            assert_eq!(witness.read_event("message")["text"], text, "a witness received another message");
         }
     }
 
-    /// Checks after the last row that the server still runs, and that its log contains no token or control character.
+    /// Call this after the last test row. Checks that the server still runs, and that its log contains no token and
+    /// no control character.
     pub fn finish(mut self, secrets: &[&str]) {
         self.still_chats();
         assert!(self.is_running(), "the server runs");

@@ -1,4 +1,4 @@
-//! The operator's bans in the history file, so that a restart does not lift them.
+//! Stores the operator's bans in the history file, so that the bans survive a restart.
 
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,9 +8,10 @@ use rusqlite::{Connection, params};
 
 use super::database::Operation;
 
-const MAX_END: u64 = 253_402_300_800; // the year 10000; an edited file must not overflow `SystemTime`
+const MAX_END: u64 = 253_402_300_800; // Unix time of the year 10000; an edited file must not overflow `SystemTime`
 
-/// Also added to files of earlier versions. An earlier version can still use the file, but ignores the bans.
+/// The server also adds this table to files of earlier versions. An earlier version can still use such a file, but
+/// ignores the bans.
 pub const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS bans (
     subject TEXT PRIMARY KEY,           -- what the operator has banned, such as `address 192.0.2.7`
@@ -18,22 +19,23 @@ CREATE TABLE IF NOT EXISTS bans (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Subjects of bans, each with the end of its ban.
+/// The subject and the end of each ban.
 pub type Bans = Vec<(String, SystemTime)>;
 
-/// A change of the operator's bans.
+/// Sets or lifts one ban.
 #[derive(Debug)]
 pub struct BanChange {
     pub subject: String,
     pub until: Option<SystemTime>, // `None` lifts the ban
     pub now: SystemTime,
-    pub is_stored: Sender<bool>, // receives `false` if the disk is full, and nothing if the storage fails
+    pub is_stored: Sender<bool>, // receives `true` if stored, `false` if the disk is full, nothing if the storage fails
 }
 
-/// Submits a change: subject, end of the ban, and the time now. The receiver gets `true` once the change is stored.
+/// Submits a change: the subject, the end of the ban (`None` lifts the ban), and the current time. The receiver gets
+/// `true` once the change is stored.
 pub type SubmitBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
-/// Submits changes to the writer thread. Does not keep the thread alive.
+/// Submits bans to the writer thread. The weak reference does not keep the thread alive.
 pub struct BanStore(pub Weak<Sender<Operation>>);
 
 impl BanStore {
@@ -56,7 +58,7 @@ pub fn load(connection: &Connection, now: SystemTime) -> rusqlite::Result<Bans> 
     rows.collect()
 }
 
-/// Applies a change, and removes all bans that are over.
+/// Applies a change, and deletes all expired bans.
 pub fn apply(connection: &Connection, change: &BanChange) -> rusqlite::Result<()> {
     let BanChange { subject, until, now, .. } = change;
     connection.execute("DELETE FROM bans WHERE until <= ? OR subject = ?", params![unix_seconds(*now), subject])?;

@@ -50,7 +50,7 @@ CREATE UNIQUE INDEX messages_by_nonce ON messages (room, username, nonce) WHERE 
 
 #[derive(Debug, Clone)]
 pub struct DatabaseOptions {
-    pub survives_power_failure: bool, // sync the WAL at every commit
+    pub survives_power_failure: bool, // whether every commit syncs the WAL
     pub keep: u64,                    // maximum number of messages kept per room; 0: no limit
     pub max_days: u32,                // maximum age of a message in days; older messages are deleted; 0: no limit
 }
@@ -58,11 +58,11 @@ pub struct DatabaseOptions {
 /// An operation on the history file, requested by the broker. The operations of a batch take effect in order.
 #[derive(Debug)]
 pub enum Operation {
-    /// Stores a message under the room's next id, unless the room already has one with the same username and nonce.
+    /// Stores a message under the room's next id, unless the room has a message with the same username and nonce.
     Store { room: Box<str>, message: StoredMessage },
     /// Reads the newest messages of a room.
     Load { room: Box<str>, limit: usize, max_bytes: usize },
-    /// Reads all messages after message `since`, if none is missing and they fit in `max_bytes`.
+    /// Reads all messages after message `since`, if no message is missing and all of them fit in `max_bytes`.
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
@@ -136,7 +136,7 @@ pub struct Database {
     options: DatabaseOptions,
     run: i64,
     changes: usize,   // number of messages stored or expired since the last checkpoint
-    is_full: bool,    // whether the last commit failed on a full disk; each full disk is logged once
+    is_full: bool,    // whether the last commit failed on a full disk, to log each full disk only once
     is_trusted: bool, // whether the last batch succeeded
     next_sweep: Option<SystemTime>,
     swept_room: i64, // id of the last room that the current expiry sweep has finished; 0 if none
@@ -188,7 +188,7 @@ impl Database {
         }
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.execute_batch(bans::SCHEMA)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // see `Database::drop`
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // until `Database::drop`
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
@@ -205,8 +205,8 @@ impl Database {
         Ok(database)
     }
 
-    /// Executes a batch in order, in one transaction if the batch stores messages. If the disk is full, stores no
-    /// message. After an `Err`, the file can no longer be trusted, and it is unknown whether the messages are stored.
+    /// Executes a batch in order, in one transaction if the batch writes. If the disk is full, writes nothing.
+    /// After an `Err`, the file can no longer be trusted, and it is unknown whether the batch is stored.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
         self.is_trusted = false;
         let mut executed = self.commit(operations);
@@ -221,13 +221,13 @@ impl Database {
         self.is_trusted = executed.is_ok();
         for operation in operations {
             if let (Operation::Ban(change), Ok(_)) = (operation, &executed) {
-                let _ = change.is_stored.send(is_committed); // an error means that nobody waits for the result
+                let _ = change.is_stored.send(is_committed); // an error means that the receiver no longer exists
             }
         }
         executed.map_err(|error| explain(&error))
     }
 
-    /// Like `execute`. Calls `on_commit` with the duration of each transaction that stores something.
+    /// Executes a batch like `execute`. If the batch writes, calls `on_commit` with the duration of the transaction.
     pub fn execute_timed(&mut self, operations: &[Operation], on_commit: &impl Fn(Duration)) -> Result<Batch, String> {
         let started = Instant::now();
         let executed = self.execute(operations);
@@ -253,7 +253,7 @@ impl Database {
         let (count, newest) = times.fold((0, None), |(count, _), time| (count + 1, Some(time)));
         if !operations.iter().any(Operation::is_write) {
             let mut batch = self.execute_reads(operations)?;
-            // The caller executes an empty batch once in a while, so that messages expire even if nobody sends any.
+            // The caller executes an empty batch once in a while, so that messages expire even if no client sends any.
             if operations.is_empty() {
                 self.clean_up(SystemTime::now(), &mut batch.deletions)?;
             }
@@ -264,7 +264,7 @@ impl Database {
         for operation in operations {
             let outcome = if let Operation::Store { room, message } = operation {
                 let mut original = find_duplicate(&transaction, room, message)?;
-                // The batch may have pushed the original beyond `keep`. Deleting the original frees its nonce.
+                // This batch may have pushed the original beyond `keep`. Deleting the original frees its nonce.
                 if original.is_some() {
                     update_rooms(&transaction, &mut rooms, keep)?;
                     original = find_duplicate(&transaction, room, message)?;
@@ -374,7 +374,7 @@ impl Drop for Database {
     /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: a checkpoint would sync
     /// the file again, and the second fsync may succeed although the first has lost data.
     fn drop(&mut self) {
-        // Set this only on close: each change makes SQLite prepare all statements again, which takes 100 µs.
+        // Change this option only on close: every change makes SQLite prepare all statements again, which takes 100 µs.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !self.is_trusted);
     }
 }
@@ -388,7 +388,7 @@ fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
 }
 
-/// Stores a message. The room's row changes only in `update_rooms`: once per batch, not once per message.
+/// Stores a message. Does not update the room's row: `update_rooms` does that once for several messages.
 fn store<'b>(
     connection: &Connection,
     rooms: &mut BTreeMap<&'b str, ChangedRoom>,

@@ -30,7 +30,7 @@ pub fn plain_path(path: &Path) -> PathBuf {
     Path::new(".").join(path)
 }
 
-/// Creates an empty file that only its owner can read, for SQLite to fill: messages are private.
+/// Creates an empty file for SQLite to fill. Only the file's owner can read the file, because messages are private.
 pub fn create(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }

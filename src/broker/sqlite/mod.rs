@@ -1,5 +1,5 @@
-//! A broker that keeps every message in a SQLite file. An event leaves the broker only after all earlier messages
-//! are committed, so nobody ever receives a message that a crash could lose.
+//! A broker that stores the messages of all rooms in a SQLite file. An event leaves the broker only after all earlier
+//! messages are committed, so no client receives a message that a crash of the server could lose.
 //!
 //! A [`MemoryBroker`](super::memory::MemoryBroker) decides immediately who is a member of which room, and keeps no
 //! messages. Events wait in a queue until a [`Disk`] has stored the messages and read the history that the events need:
@@ -10,7 +10,8 @@
 //!                               └─▶ Disk: one commit ────┘ outcomes, in the same order
 //! ```
 //!
-//! A join, leave or switch waits until all earlier messages are stored. If the disk has nothing to do, no event waits.
+//! All events keep their order: a leave, for example, waits until all earlier messages are stored. An event that needs
+//! no database operation leaves the broker at once if the queue is empty.
 //!
 //! Each start of the server begins a *run* with a random name, which is the epoch. The file records which run stored
 //! each message. A client that knows epoch E and message S resumes if the file contains a run named E, if run E or an
@@ -54,12 +55,12 @@ pub trait Disk {
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    pub messages: usize, // maximum number of messages sent to a client that joins or switches to a room
-    pub backlog: usize,  // maximum total size of the messages sent on a join or switch, in bytes
+    pub messages: usize, // maximum number of messages in a room's log; a client that resumes may receive more
+    pub backlog: usize,  // maximum total JSON of the messages sent on a join or switch, in bytes
     pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
 }
 
-/// The operator's bans in the file, each with its end, and where to submit changes.
+/// The operator's bans that the file contains, each with its end, and a function that submits changes.
 pub struct StoredBans {
     pub bans: Bans,
     pub submit: SubmitBan,
@@ -68,13 +69,13 @@ pub struct StoredBans {
 pub struct SqliteBroker {
     decisions: Box<dyn Broker>,
     disk: Box<dyn Disk>,
-    epoch: Rc<str>, // the random name of this run of the server
+    epoch: Rc<str>, // the name of this run of the server
     limits: Limits,
     rooms: RoomMap<Room>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     outcomes: VecDeque<Outcome>,
-    deletions: Vec<Deletion>, // a batch's deletions, to apply to the rooms' logs once `outcomes` is empty
+    deletions: Vec<Deletion>, // messages deleted from the file, but not yet from the rooms' logs
     bytes: usize,             // total memory use of the rooms' logs, in bytes
     has_failed: bool,
 }
@@ -84,13 +85,13 @@ struct Room {
     name: Rc<str>,
     log: RoomLog, // only the room's newest messages; the database file may contain older ones
     members: usize,
-    openings: usize, // number of queued `Opened` events: a client that replaces the only member opens the room again
+    openings: usize, // number of queued `Opened` events: replacing the only member closes and reopens the room
 }
 
 struct Queued {
     event: RoomEvent,
     needs_outcome: bool,
-    limit: usize, // maximum number of messages in a page of the history
+    limit: usize, // for `History` events: the maximum number of messages in the page
     bytes: usize,
 }
 
@@ -233,7 +234,7 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Once all events before the deletions are released, drops the deleted messages from memory.
+    /// Drops deleted messages from the logs in memory, once all events before the deletions are released.
     fn apply_deletions(&mut self) {
         let deletions = if self.outcomes.is_empty() { mem::take(&mut self.deletions) } else { Vec::new() };
         for deletion in deletions {
@@ -249,7 +250,7 @@ impl SqliteBroker {
     fn release(&mut self, event: RoomEvent, outcome: Option<Outcome>, limit: usize) -> RoomEvent {
         match (event, outcome) {
             (RoomEvent::Published { room, client, mut message }, Some(Outcome::Stored(id))) => {
-                debug_assert_eq!(Rc::strong_count(&message), 1, "the decisions keep no messages");
+                debug_assert_eq!(Rc::strong_count(&message), 1, "the broker `decisions` keeps no messages");
                 Rc::get_mut(&mut message).into_iter().for_each(|message| message.id = id);
                 self.append(room, &message);
                 RoomEvent::Published { room, client, message }
@@ -286,7 +287,7 @@ impl SqliteBroker {
             }
             (RoomEvent::History { client, mut page }, Some(Outcome::Messages { last_id, messages })) => {
                 let newest = messages.last().map_or(last_id, |newest| newest.id);
-                // Commands run only while half of the client's outbox is free, so a history page may fill only half.
+                // Commands run only while half of the client's outbox is free, so a page may use only that half.
                 let log = self.log_of(newest, messages);
                 (page.messages, page.more) = log.page(page.before, limit, self.limits.backlog / 2);
                 RoomEvent::History { client, page }
@@ -324,7 +325,8 @@ impl SqliteBroker {
         self.enforce_memory_limit();
     }
 
-    /// Drops messages from the largest log until all fit in memory: a busy room must not shorten a quiet room's log.
+    /// Drops messages from the largest log until all logs fit in `limits.bytes`. A busy room does not shorten the log
+    /// of a quiet room.
     fn enforce_memory_limit(&mut self) {
         while self.bytes > self.limits.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { return };
@@ -551,7 +553,7 @@ mod tests {
         submit(&mut broker, 2, publish("two", Some("n")));
         assert_eq!(events(&mut broker), ["one is 1", "joined after 1", "left"]);
         disk.execute();
-        assert_eq!(events(&mut broker), ["one was 1"], "the same name and nonce");
+        assert_eq!(events(&mut broker), ["one was 1"], "a message with the same username and nonce is a duplicate");
         assert_eq!(broker.queued_bytes(), 0);
     }
 
@@ -576,7 +578,7 @@ mod tests {
         set_pages("1000000");
         submit(&mut broker, 1, publish("two", Some("n2")));
         disk.execute();
-        assert_eq!(events(&mut broker), ["two is 2"], "the id and the nonce are free");
+        assert_eq!(events(&mut broker), ["two is 2"], "the rejected message used no id and no nonce");
     }
 
     #[test]
@@ -607,7 +609,7 @@ mod tests {
         assert_eq!(results, [true, true, true, true, true, false]);
         drop(database);
         let database = open(&path, "b");
-        assert_eq!(bans::load(&database.connection, at(9)).unwrap(), all[..1], "a ban is over at its end");
+        assert_eq!(bans::load(&database.connection, at(9)).unwrap(), all[..1], "a ban no longer applies at its end");
         let insert = "INSERT INTO bans VALUES ('b', 9223372036854775807), ('c', -1)";
         database.connection.execute(insert, []).unwrap();
         assert_eq!(bans::load(&database.connection, at(9)).unwrap(), all[..1], "impossible times are ignored");
@@ -666,7 +668,7 @@ mod tests {
         (1..=9).for_each(|_| _ = store(&mut database, &"x".repeat(880), None)); // about 1,000 bytes per message
         assert_eq!(page(&mut database, u64::MAX, 100, 100_000).len(), 9);
         assert_eq!(page(&mut database, 6, 2, 100_000), [4, 5]);
-        assert_eq!(page(&mut database, 6, 100, 2500), [3, 4, 5], "one more than fits");
+        assert_eq!(page(&mut database, 6, 100, 2500), [3, 4, 5], "one message more than fits in 2,500 bytes");
         assert_eq!(page(&mut database, 6, 100, 0), [4, 5]);
         assert!(is_resumed(&mut database, "run", 0) && is_resumed(&mut database, "run", 9));
         database.connection.execute("DELETE FROM messages WHERE id = 4", []).unwrap();
@@ -748,7 +750,7 @@ mod tests {
         };
         assert_eq!([at("2026-01-01T00:00:00.000Z"), at("2026-01-01T12:00:00.000Z")], [0, 0]);
         assert_eq!(at("2026-01-02T06:00:00.000Z"), 1, "message 1 is older than a day");
-        assert_eq!(at("2026-01-02T06:00:30.000Z"), 0, "once a minute");
+        assert_eq!(at("2026-01-02T06:00:30.000Z"), 0, "the expiry sweep runs only once a minute");
         assert_eq!(ids(&mut aged), (4, vec![2, 3, 4]));
         let idle = aged.execute(&[]).unwrap();
         assert_eq!((idle.outcomes.len(), idle.deletions.len()), (0, 1), "messages expire although nobody sends any");

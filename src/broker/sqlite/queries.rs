@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::database::{Operation, Outcome, StoredMessage};
 use crate::broker::log::JSON_OVERHEAD;
 
-/// Executes an operation without storing a message.
+/// Executes an operation without writing to the file. The outcome of a new message is `DiskFull`.
 pub fn execute_read(connection: &Connection, operation: &Operation) -> rusqlite::Result<Outcome> {
     match operation {
         Operation::Store { room, message } => {
@@ -15,7 +15,7 @@ pub fn execute_read(connection: &Connection, operation: &Operation) -> rusqlite:
         Operation::Load { room, limit, max_bytes } => read(connection, room, u64::MAX, *limit, *max_bytes),
         Operation::Page { room, before, limit, max_bytes } => read(connection, room, *before, *limit, *max_bytes),
         Operation::Resume { room, epoch, since, max_bytes } => resume(connection, room, epoch, *since, *max_bytes),
-        Operation::Wait | Operation::Ban(_) => Ok(Outcome::Waited), // the callers omit the outcome of `Ban`
+        Operation::Wait | Operation::Ban(_) => Ok(Outcome::Waited), // no caller passes `Ban`
     }
 }
 
@@ -46,7 +46,8 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_byte
     )?;
     for message in statement.query_map(params![room, before, limit], read_message)? {
         let message = message?;
-        // Stop at a gap in the ids (the file was edited). One message beyond `max_bytes` shows that older ones exist.
+        // Stop at a gap in the ids, which an edited file may have. Read one message beyond `max_bytes`: the extra
+        // message tells the caller that older messages exist.
         if message.id + messages.len() as u64 + 1 != before || bytes > max_bytes && messages.len() > 1 {
             break;
         }

@@ -1,5 +1,5 @@
-//! The writer thread, which executes database operations so that the event loop need not wait for them. Each
-//! transaction executes all queued operations (group commit). Meanwhile, operations for the next batch accumulate.
+//! The writer thread, which executes database operations so that the event loop need not wait for them. One transaction
+//! executes all operations that were queued during the previous transaction, up to a limit (group commit).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
@@ -19,8 +19,8 @@ pub struct WriterThread {
 }
 
 impl WriterThread {
-    /// `execute` runs a batch of operations in one transaction. After `max_idle` without an operation, it gets an empty
-    /// batch, which lets old messages expire. `wake` tells the event loop that a batch is finished.
+    /// `execute` runs a batch of operations in one transaction. After `max_idle` without an operation, the thread runs
+    /// an empty batch, so that old messages expire. `wake` tells the event loop that a batch is finished.
     pub fn start(
         execute: impl FnMut(&[Operation]) -> Result<Batch, String> + Send + 'static,
         wake: impl Fn() + Send + 'static,
@@ -176,10 +176,10 @@ mod tests {
         let wake = move || wake.send(()).unwrap();
         let mut writer = WriterThread::start(execute, wake, Duration::from_millis(1)).unwrap();
         let batch = next_batch(&mut writer, &woken).unwrap();
-        assert_eq!(batch.deletions[0].id, 3, "the batches before change nothing, so they wake nobody");
+        assert_eq!(batch.deletions[0].id, 3, "batches without deletions do not wake the event loop");
     }
 
-    /// The change of a ban has no outcome, but the operator waits for it.
+    /// A ban has no outcome, but the operator waits for its result, so the thread must wake the event loop.
     #[test]
     fn a_batch_without_outcomes_wakes_the_event_loop() {
         let (wake, woken) = channel();
@@ -190,7 +190,7 @@ mod tests {
         woken.recv_timeout(DEADLINE).expect("a wake-up");
         assert!(writer.next_batch().is_none());
         drop(writer);
-        assert!(result.recv().is_err(), "nobody has reported a result");
+        assert!(result.recv().is_err(), "the batch sent no result");
         assert!(
             store.submit("a".into(), None, std::time::SystemTime::UNIX_EPOCH).recv().is_err(),
             "the thread has ended"

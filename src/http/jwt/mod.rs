@@ -2,8 +2,8 @@
 //! decides the algorithm. If the token decided, an attacker could choose `none`, or sign with a public key as if it
 //! were a shared secret (RFC 8725 §2.1).
 //!
-//! The crate `jsonwebtoken` only verifies signatures: its own checks of the claims read the system clock, accept repeated
-//! claims and round `exp`.
+//! The crate `jsonwebtoken` only verifies signatures: its own checks of the claims read the system clock, accept
+//! repeated claims and round `exp`.
 
 pub mod proof;
 
@@ -39,7 +39,7 @@ pub struct JwtKeys {
 
 #[derive(Clone)]
 struct Key {
-    id: CredentialId, // counts down from the maximum: an access token's id is a hash, practically never so large
+    id: CredentialId, // counts down from the maximum, to differ from an access token's id, which is a hash
     algorithm: Algorithm,
     key: DecodingKey,
     verifier: Rc<dyn JwtVerifier>,
@@ -51,7 +51,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Reads the files of `--jwt-key`. Returns their contents or errors, in the order of the options.
+/// Reads the files of `--jwt-key`. Returns the contents of each file, or an error, in the order of the options.
 pub fn read_key_files(config: &Config) -> Vec<Result<Vec<u8>, String>> {
     let read = |path| std::fs::read(path).map_err(|error| format!("cannot read the file: {error}"));
     config.features.jwt_key.iter().map(read).collect()
@@ -193,7 +193,7 @@ fn parse_rooms(rooms: &Value) -> Result<HashSet<Box<str>>, String> {
 }
 
 fn decode(part: &str, text: &str) -> Result<Vec<u8>, String> {
-    // Strict: no padding, no white space, and no stray bits in the last character (RFC 7515 §2).
+    // Reject padding, white space, and stray bits in the last character (RFC 7515 §2).
     URL_SAFE_NO_PAD.decode(text).map_err(|_| format!("the {part} is not base64url without padding"))
 }
 
@@ -202,8 +202,8 @@ fn decode_object(part: &str, text: &str) -> Result<Map<String, Value>, String> {
     object.map_err(|_| format!("the {part} is not a JSON object without repeated names"))
 }
 
-/// A JSON object without repeated names. RFC 7515 §4 and RFC 7519 §4 allow no others, but serde_json would keep the last
-/// value, and another program might have checked the first.
+/// A JSON object without repeated names, which RFC 7515 §4 and RFC 7519 §4 forbid. serde_json would keep the last value
+/// of a repeated name, although another program may have checked the first value.
 struct UniqueNames(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for UniqueNames {
@@ -233,7 +233,8 @@ type ParsedKey = (Algorithm, DecodingKey, Rc<dyn JwtVerifier>);
 
 /// Parses a key file: a public key in PEM, or else a secret. Error messages never quote the file.
 fn parse_key(file: &[u8]) -> Result<ParsedKey, String> {
-    // Remove the NULs of a PEM file saved as UTF-16: if it passed for a secret, anyone with the public key could sign.
+    // Remove the NULs of a PEM file saved as UTF-16. If the server took the file for a secret, anyone with the public
+    // key could sign JWTs.
     let text = String::from_utf8_lossy(file).replace('\0', "");
     if text.contains("-----BEGIN") {
         return parse_public_key(&text);
@@ -263,7 +264,7 @@ fn parse_public_key(pem: &str) -> Result<ParsedKey, String> {
     let key = key.or_else(|_| DecodingKey::from_ed_pem(pem).map(|key| (Algorithm::EdDSA, key)));
     let (algorithm, key) = key.map_err(|_| "this is no public key of RSA, P-256 or Ed25519")?;
     let bytes = bytes_of(&key);
-    // The crate does not check RSA keys before their first use, and panics on a short Ed25519 key.
+    // `jsonwebtoken` does not check RSA keys before their first use, and panics on a short Ed25519 key.
     let modulus = || (DEFAULT_PROVIDER.key_utils.rsa_pub_components_from_public_key)(bytes);
     match algorithm {
         Algorithm::RS256 if modulus().is_err() => Err("the RSA key is damaged or too long".into()),

@@ -5,14 +5,14 @@ use std::{mem, rc::Rc};
 
 use crate::chat::{Claims, CredentialId, Identity, event::Event};
 
-const WARNING: Duration = Duration::from_secs(30); // lead time before expiry, so that the client can get a fresh JWT
+const WARNING: Duration = Duration::from_secs(30); // the server warns a client this long before its JWT expires
 
-/// The credential of a client, and the claims if it is a JWT.
+/// The credential of a client, and the JWT's claims if the credential is a JWT.
 #[derive(Debug, Default)]
 pub struct Proof {
     pub credential: Option<CredentialId>,
     claims: Option<Rc<Claims>>,
-    is_warned: bool, // whether the client knows that its JWT expires soon
+    is_warned: bool, // whether the server has sent the warning
 }
 
 impl Proof {

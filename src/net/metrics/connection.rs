@@ -14,7 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 8 * 1024;
 pub const MAX_HEADERS: usize = 64;
 const MAX_BODY: usize = 64 * 1024;
-const READS_PER_TURN: usize = 32; // of 4 KiB; a peer that never stops sending must not delay the clients
+const READS_PER_TURN: usize = 32; // up to 4 KiB each; a peer that never stops sending must not delay the clients
 
 pub struct AdminConnection {
     socket: Socket,
@@ -26,9 +26,9 @@ pub struct AdminConnection {
 enum Stage {
     Head(HeadReader),
     Body { head: Vec<u8>, body: Vec<u8>, length: usize },
-    Waiting(Token), // the request publishes a message, and the broker has not stored the message yet
+    Waiting(Token), // waits until the storage has the message or ban that the token identifies
     Sending { response: Vec<u8>, sent: usize },
-    Draining, // closing with unread input would reset TCP, and the peer could lose the response
+    Draining, // discards input: closing with unread input resets TCP, and the peer may lose the response
 }
 
 type HeadAndBody = (Vec<u8>, Vec<u8>);
@@ -49,7 +49,7 @@ impl AdminConnection {
         matches!(self.stage, Stage::Head(_) | Stage::Body { .. })
     }
 
-    /// The token of the published message, while the connection waits for the broker to store the message.
+    /// The token of the message or ban that the connection waits for, if any.
     pub fn announcement(&self) -> Option<Token> {
         if let Stage::Waiting(token) = self.stage { Some(token) } else { None }
     }

@@ -1,4 +1,4 @@
-//! Responds to the operator's requests. Section "Administration" of PROTOCOL.md lists them.
+//! Responds to the operator's HTTP requests (PROTOCOL.md, "Administration").
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +24,11 @@ use crate::server::{CloseCode, Server};
 use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
 
 const REASON: &str = "removed by the operator";
-const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // in seconds; few programs can parse the end dates of longer bans
-const STALL: Duration = Duration::from_secs(5); // if the storage makes no progress for this long, it is stalled
-const ACCEPT_FAILURE: Duration = Duration::from_secs(2); // exceeds the interval at which a listener logs failed accepts
-const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far from the tokens of connections, which count from 1
+const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // maximum length of a ban in seconds: 100 years
+const STALL: Duration = Duration::from_secs(5); // the storage is stalled if it makes no progress for this long
+// `/ready` fails for this long after a listener logged a failed accept. A listener logs at most one failure per second.
+const ACCEPT_FAILURE: Duration = Duration::from_secs(2);
+const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far above the tokens of connections, which count up from 1
 
 type Allow = &'static [(&'static str, &'static str)];
 const GET: Allow = &[("Allow", "GET, HEAD")];
@@ -50,11 +51,11 @@ pub struct Console {
     max_text: usize,
     pub turns: Durations,
     pub storage: Storage,
-    storing: HashMap<Token, (Receiver<bool>, Value)>, // changes of bans, and responses once they are stored
+    storing: HashMap<Token, (Receiver<bool>, Value)>, // pending ban changes: result of the write, response body
     next_announcement: Token,
 }
 
-/// Whether the storage makes progress: the number of queued bytes shrinks, or clients receive messages.
+/// Detects a stalled storage: messages are queued, their size does not shrink, and no client receives a message.
 #[derive(Debug, Default)]
 pub struct Storage {
     queued: usize,
@@ -64,7 +65,7 @@ pub struct Storage {
 
 pub enum Reply {
     Response(Vec<u8>),
-    Announcing(Token), // the response follows once the message or the change of a ban is stored
+    Announcing(Token), // the server responds once the message or the ban change is stored
 }
 
 /// `Err`: the rejection, and whether the method is HEAD.
@@ -91,7 +92,7 @@ impl Storage {
 
 impl Console {
     pub fn new(config: &Config, address: SocketAddr) -> Result<Console, String> {
-        // Check `Host` like a client listener on this address, against DNS rebinding. Requests need no token.
+        // Against DNS rebinding, check `Host` as a client listener on this address does. Requests need no access token.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (Access::new(&config, None)?, config.max_text);
@@ -218,13 +219,13 @@ impl Console {
         self.next_announcement
     }
 
-    /// Forgets a request to publish or ban whose peer has left.
+    /// Forgets a pending `/publish` or `/ban` request whose peer has disconnected.
     pub fn forget(&mut self, token: Token, server: &mut Server<Transport>) {
         server.chat.operator.announcing.remove(&token);
         self.storing.remove(&token);
     }
 
-    /// Returns the response to a request to ban, once the change is stored or the request is late.
+    /// Returns the response to a `/ban` request, once the writer reports the result or the request times out.
     fn take_ban(&mut self, token: Token, is_late: bool, now: Now) -> Option<Outcome> {
         let (is_stored, result) = self.storing.get(&token)?;
         let body = match is_stored.try_recv() {
@@ -241,7 +242,7 @@ impl Console {
         Some(Err((Rejection::new(507, body), false)))
     }
 
-    /// Returns the response to a request to publish, once the broker has stored the message or the request is late.
+    /// Returns the response to a `/publish` or `/ban` request, once its result is known or the request times out.
     pub fn take_announcement(
         &mut self,
         token: Token,
@@ -405,7 +406,7 @@ fn list_bans(server: &mut Server<Transport>, now: SystemTime) -> Value {
     rows.into_iter().map(|(kind, subject, until)| json!({ kind: subject, "until": until })).collect()
 }
 
-/// A row of `/clients`. Serialized directly, because a list of [`Value`]s would block the loop five times as long.
+/// A row of `/clients`. Serialized without a [`Value`], which would block the event loop five times as long.
 #[derive(Serialize)]
 struct ListedClient<'a> {
     connection: usize,
@@ -414,7 +415,7 @@ struct ListedClient<'a> {
     room: Option<&'a str>,
     dialect: &'static str,
     since: Option<String>,
-    queued: usize, // in bytes
+    queued: usize, // size of the outbox, in bytes
 }
 
 fn list_clients(server: &Server<Transport>) -> String {

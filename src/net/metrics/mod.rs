@@ -2,7 +2,7 @@
 //! `connection` reads one HTTP request per connection, `console` responds to it, and `text` writes the metrics.
 //!
 //! Everything is bounded: the number of connections, the size of a request, and the lifetime of a connection. A
-//! connection that the listener cannot serve waits in the kernel's queue and costs the clients nothing.
+//! connection that the listener cannot serve waits in the kernel's accept queue and does not delay the clients.
 
 mod connection;
 mod console;
@@ -51,7 +51,7 @@ impl Admin {
         Ok(Some(Admin { address, listener, registry, connections: Vec::new(), is_ready: false, console }))
     }
 
-    /// Records that the poll reported the listener or a connection. The listener and its few connections share a token.
+    /// Records that the poll reported the listener or one of its connections, which all share one poll token.
     pub fn set_ready(&mut self) {
         self.listener.next_at.get_or_insert_default();
         self.is_ready = true;
@@ -83,7 +83,8 @@ impl Admin {
         }
     }
 
-    /// Records the duration of the turn that began at `now`, the time elapsed since the server's start at `started`.
+    /// Records the duration of the turn. `started` is when the server started. `now` is how long after `started` the
+    /// turn began.
     pub fn finish_turn(&mut self, server: &Server<Transport>, started: Instant, now: Duration) {
         self.console.turns.add(started.elapsed().saturating_sub(now));
         self.console.storage.observe(server, now);

@@ -1,5 +1,5 @@
-//! Writes the metrics as OpenMetrics 1.0, or in the older text format of Prometheus for clients that accept no other.
-//! Both formats have the same samples. They differ in the names of counter families and in the last line.
+//! Writes the metrics as OpenMetrics 1.0, or in the older text format of Prometheus for clients that accept only that
+//! format. Both formats have the same samples. They differ in the names of counter families and in the last line.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use crate::server::connection::Service;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Returns the content type and the text.
+/// Writes the metrics in a format that the request accepts. Returns the content type and the text.
 pub fn write(request: &Request, server: &Server<Transport>, turns: &Durations) -> (&'static str, String) {
     let accepts = |kind: &str| {
         let kinds = request.list_elements("Accept").filter_map(|element| element.split(|byte| *byte == b';').next());

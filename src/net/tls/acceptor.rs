@@ -11,9 +11,10 @@ use super::socket::{Shared, TlsSocket, Transport};
 use crate::config::Config;
 use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
 
-/// Time between two checks of the files. Two checks must see the same change, so a reload takes up to two intervals.
+/// Time between two checks of the certificate's files. The server loads changed files only after two checks in a row
+/// find the same state, so a reload takes up to two intervals.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
-const MAX_PLAIN_PEERS: usize = 16; // more clients than the inspectors may start at once
+const MAX_PLAIN_PEERS: usize = 16; // exceeds the number of clients that all inspectors together may start at once
 
 /// Accepts TLS clients, or plain clients if there is no `--tls-cert`.
 pub struct Acceptor(Option<TlsAcceptor>);
@@ -23,7 +24,7 @@ struct TlsAcceptor {
     certificate: Certificate,
     loaded: [FileStamp; 2], // the state of the files when the server last loaded them
     seen: [FileStamp; 2],   // the state of the files at the last check
-    next_check: Duration,   // monotonic
+    next_check: Duration,   // monotonic time
     shared: Rc<Shared>,
     plain_peers: Rc<PlainPeers>,
 }

@@ -20,7 +20,7 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// A file's modification time, inode number and length, to detect changes. `None` if the file cannot be inspected.
+/// A file's modification time, inode number and length, to detect changes. `None` if the metadata cannot be read.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
 /// A certificate, identified by the first bytes of its SHA-256 fingerprint, and the settings that use it.

@@ -1,7 +1,7 @@
 //! The transport of one connection: a TCP stream, with or without TLS. [`TlsSocket`] uses the unbuffered interface
 //! of rustls: all connections share their I/O buffers, and a connection holds bytes only while a record is incomplete,
-//! the server has not read the plaintext, or the kernel has not accepted the ciphertext. In each of the three cases, it
-//! holds at most about one record of 16 KiB.
+//! the server has not read the plaintext, or the kernel has not accepted the ciphertext. In each of these cases, the
+//! connection holds at most about one record of 16 KiB.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -20,9 +20,9 @@ const MAX_PLAINTEXT: usize = 16 * 1024; // bytes per record (RFC 8446 §5.1)
 const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // TLS 1.2 allows a larger expansion than 1.3 (RFC 5246 §6.2.3)
 const MAX_READ: usize = 64 * 1024; // maximum bytes per read(2)
 const MIN_READ: usize = 1024; // minimum buffer size for read(2)
-const MAX_READS: usize = 4; // reads per turn and connection that yield no plaintext, such as parts of a handshake
+const MAX_READS: usize = 4; // maximum reads from TCP in one `read` that yield no plaintext, as in a handshake
 /// Time that one turn spends on handshakes, so that the private-key operations of many clients do not delay the rooms.
-/// With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about that long.
+/// With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about 2 ms.
 const HANDSHAKE_TIME: Duration = Duration::from_millis(2);
 /// A fatal alert, `internal_error` (RFC 8446 §6.2), for a client that the server rejects before the handshake.
 const REJECTION_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
@@ -48,8 +48,8 @@ pub struct TlsSocket {
     session: UnbufferedServerConnection,
     mode: Mode,
     input: Vec<u8>,     // received bytes of an incomplete record or handshake message
-    plaintext: Vec<u8>, // decrypted, but the server's buffer was full
-    output: Vec<u8>,    // encrypted, but the kernel has not accepted it
+    plaintext: Vec<u8>, // decrypted bytes that did not fit in the server's buffer
+    output: Vec<u8>,    // encrypted bytes that the kernel has not accepted
     stream: Stream,
     wants_shutdown: bool, // whether to shut down the write side of TCP once `output` is sent
     shared: Rc<Shared>,
@@ -59,8 +59,8 @@ pub struct TlsSocket {
 enum Mode {
     New, // no byte has arrived
     Session,
-    Plain,  // the client speaks HTTP without TLS: its response is not encrypted, and its input is discarded
-    Failed, // after a fatal alert, the server sends nothing, and discards what it receives
+    Plain,  // the client speaks HTTP without TLS: the response is not encrypted, and further input is discarded
+    Failed, // after a fatal alert, the server sends nothing and discards further input
 }
 
 /// The state of the peer's stream, as known from read(2) and the TLS records.
@@ -188,7 +188,7 @@ impl TlsSocket {
                 return Ok(len);
             }
             if matches!(self.stream, Stream::Ended | Stream::Reported) {
-                // TCP may end without close_notify. The Close frame, not TLS, tells whether the conversation is complete.
+                // TCP may end without close_notify: the Close frame, not TLS, shows whether the conversation is over.
                 self.stream = Stream::Reported;
                 return Ok(0);
             }
@@ -371,7 +371,7 @@ impl TlsSocket {
 
 impl Drop for TlsSocket {
     fn drop(&mut self) {
-        // "Each party MUST send a "close_notify" alert before closing its write side of the connection" (RFC 8446 §6.1).
+        // RFC 8446 §6.1: "Each party MUST send a "close_notify" alert before closing its write side of the connection".
         // If bytes remain in `output`, the peer is not reading and would not see the alert.
         if self.output.is_empty() {
             let _ = self.close();
@@ -404,7 +404,7 @@ fn send(tcp: &mut socket2::Socket, bytes: &[u8]) -> io::Result<usize> {
     Ok(sent)
 }
 
-/// Returns the plaintext of the next record: it begins at byte `start` of `slices`. Copies bytes only to join slices.
+/// Returns the plaintext of the next record, which begins at byte `start` of `slices`. Copies only to join slices.
 fn next_record<'a>(slices: &'a [IoSlice<'_>], start: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
     joined.clear();
     let mut skip = start;

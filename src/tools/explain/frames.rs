@@ -52,7 +52,8 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     Explanation { handshake: handshake.lines, records, notes, is_valid: is_valid && handshake.is_valid }
 }
 
-/// Returns a note for each frame that is compressed if permessage-deflate was negotiated, which no frame shows.
+/// Returns a note for each frame that is compressed if permessage-deflate was negotiated. The frames do not show
+/// whether the endpoints negotiated permessage-deflate.
 fn describe_compression(records: &[Record], bytes: &[u8], role: Role) -> Vec<String> {
     let has_rsv1 = |frame: &Frame| frame.header.rsv() == 4 && matches!(frame.header.opcode(), 1 | 2);
     if !cfg!(feature = "deflate") || !records.iter().filter_map(as_frame).any(has_rsv1) {

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_may_follow() {
+    fn frames_may_follow_the_handshake() {
         let bytes = [REQUEST.as_bytes(), b"\x81\x80\0\0\0\0"].concat();
         let handshake = explain(&bytes, None);
         assert_eq!((handshake.role, handshake.rest.len()), (Some(Role::Client), 6));

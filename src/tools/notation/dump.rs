@@ -7,7 +7,7 @@ use super::{Decoded, quote, read_hex};
 
 /// Maximum number of bytes in a hex dump with a `*` line, which repeats the line before it any number of times.
 const MAX_BYTES: usize = 1 << 20;
-/// Wireshark and tcpdump print four-digit offsets, the shortest of all supported hex dump programs.
+/// Wireshark and tcpdump print offsets of four digits. Other programs print longer offsets.
 const MIN_OFFSET_DIGITS: usize = 4;
 /// Some hex dump tools put a space in the middle of the ASCII column, after the eighth character.
 const GAP_COLUMN: usize = 8;

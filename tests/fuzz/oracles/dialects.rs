@@ -1,5 +1,5 @@
-//! Compares the parsed commands of the three dialects with `serde_json::Value` and the rules of PROTOCOL.md, and the
-//! written events with the expected JSON.
+//! Tests the three dialects. A parsed command must agree with `serde_json::Value` and the rules of PROTOCOL.md. A
+//! written event must equal the expected JSON.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The keys of an object, including repeated keys, which a `Value` does not keep.
+/// All keys of a JSON object. Of several equal keys, a `Value` keeps only one.
 struct Keys(Vec<String>);
 
 impl<'de> Visitor<'de> for Keys {
@@ -50,7 +50,7 @@ fn has_repeated_key(json: &str) -> bool {
     keys.is_ok_and(|keys| keys.0.iter().collect::<HashSet<_>>().len() < keys.0.len())
 }
 
-/// Returns `Ok(None)` if `Value` cannot decide: it rejects some invalid values that the dialect skips without a check.
+/// Returns `Ok(None)` if the oracle cannot decide: a `Value` rejects some invalid values that the dialect skips unread.
 fn parse(text: &str) -> Result<Option<Value>, ()> {
     // serde_json uses keys with this prefix internally, so a `Value` does not treat them as ordinary keys.
     if text.contains("$serde_json::private") {
@@ -66,7 +66,7 @@ fn parse(text: &str) -> Result<Option<Value>, ()> {
     }
 }
 
-/// A field that must be a string if it is there.
+/// Returns a string field, `Ok(None)` if the field is absent, or an error if the field is not a string.
 fn string<'a>(object: &'a Map<String, Value>, name: &str) -> Result<Option<Cow<'a, str>>, ()> {
     match object.get(name) {
         None => Ok(None),
@@ -96,7 +96,7 @@ fn check_events_dialect(text: &str) {
     };
     let is_fraction = |name| data.is_ok_and(|data| data.get(name).is_some_and(Value::is_f64));
     if is_fraction("before") || is_fraction("limit") {
-        return; // a `Value` cannot tell a large integer from a fraction
+        return; // a `Value` stores a very large integer as a fraction
     }
     let expected = string(&message, "event").and_then(|event| expect_command(event.as_deref(), data?));
     match (command, expected) {
@@ -140,7 +140,7 @@ fn text_command<'a>(data: &'a Map<String, Value>, to: Option<Cow<'a, str>>) -> R
     Ok(Command::Message { username: None, to, text: string(data, "text")?.unwrap_or_default() })
 }
 
-/// The raw JSON of the `data` field.
+/// Returns the unparsed JSON of the `data` field.
 fn raw_data(text: &str) -> Option<String> {
     let fields: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
         serde_json::from_str(text).ok()?;
@@ -170,7 +170,7 @@ fn rooms_command(message: &Map<String, Value>) -> Result<Command<'_>, ()> {
     }
 }
 
-/// Checks events whose strings contain arbitrary characters.
+/// Writes events whose strings come from `text`, and checks the JSON.
 fn check_written(text: &str) {
     let half = (0..=text.len() / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
     let (name, body) = text.split_at(half);

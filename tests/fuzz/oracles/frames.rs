@@ -1,5 +1,6 @@
-//! Checks that cuts in a stream of frames do not change the result, and that `tungstenite` reads the same messages. The
-//! input's first byte selects the limits, and whether the rest is the stream itself or describes mostly valid frames.
+//! Checks that the result of `Protocol` does not depend on where the stream of frames is cut into reads, and that
+//! `tungstenite` reads the same messages. The fuzz input's first byte selects the limits, and whether the rest is a
+//! raw stream or a description of mostly valid frames (see `describe`). The second byte selects the cuts.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -13,7 +14,8 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::utf8::receive;
 
-/// Encodes frames. `data` describes each frame by its first byte, two bytes of payload length, and the payload.
+/// Encodes the frames that `data` describes. A description is the frame's first byte, two bytes with the payload
+/// length, and the payload.
 fn describe(mut data: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     while let &[first, high, low, ref rest @ ..] = data {
@@ -46,7 +48,7 @@ pub fn check(data: &[u8]) {
     compare(&stream, limits);
 }
 
-/// Checks that the output is a Pong for each Ping, in order, and then at most one Close.
+/// Checks that the protocol's output is one Pong for each Ping, in order, and then at most one Close.
 fn check_output(stream: &[u8], limits: Limits, mut output: &[u8], state: State) {
     let mut stream = stream.to_vec();
     let (mut input, mut protocol) = (&mut stream[..], Protocol::new(limits));
@@ -91,7 +93,7 @@ fn compare(stream: &[u8], limits: Limits) {
             Event::Message(Message::Binary(bytes)) => Theirs::binary(bytes.to_vec()),
             Event::Ping(payload) => Theirs::Ping(payload.to_vec().into()),
             Event::Pong(payload) => Theirs::Pong(payload.to_vec().into()),
-            // tungstenite rejects close code 1014, which IANA registered after RFC 6455.
+            // tungstenite rejects close code 1014, which IANA registered after RFC 6455, and reports 1002 instead.
             Event::Close(Some(code), _) if code.get() == 1014 => {
                 Theirs::Close(Some(CloseFrame { code: 1002.into(), reason: "Protocol violation".into() }))
             }
@@ -114,7 +116,8 @@ fn compare(stream: &[u8], limits: Limits) {
     match failure {
         None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
         Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
-        // tungstenite lacks the rule, or checks rules in another order, so it may read more messages.
+        // tungstenite does not check the violated rule, or checks it later, so it may read more messages than
+        // `Protocol`.
         _ => theirs.truncate(ours.len()),
     }
     assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");

@@ -1,5 +1,6 @@
-//! Checks that cuts do not change what a compressed message inflates to, and that another implementation of DEFLATE agrees.
-//! The input's first byte selects whether the rest is compressed data or a payload to compress.
+//! Checks that the result of inflating a message does not depend on where the stream is cut into reads, and that
+//! flate2 inflates the message to the same bytes. The fuzz input's first byte selects whether the rest is compressed
+//! data or a payload to compress. The second byte selects the cuts into frames, the third the cuts into reads.
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use wirechat::tools::poke::case::encode_masked_frame;
@@ -47,7 +48,8 @@ fn compress(payload: &[u8], level: u8) -> Vec<u8> {
     out
 }
 
-/// What the server accepts, the other implementation inflates to the same, unless a final block ends its output.
+/// Checks that flate2 inflates an accepted message to the same bytes. flate2 stops after a final DEFLATE block, so
+/// its output may then be a prefix.
 fn compare(stream: &[u8], limits: Limits, payload: &[u8]) {
     let (mut stream, mut protocol) = (stream.to_vec(), Protocol::new(limits));
     let mut input = &mut stream[..];

@@ -1,6 +1,8 @@
-//! Properties that must hold for every input, however the input is split. Each oracle compares the server's code with
-//! another library, with plain rules, or with the same code on differently split input. On a mismatch, the oracle
-//! panics. The oracles share two Unicode functions with the server: `is_ignorable`, and `username_key` for token files.
+//! Fuzzing oracles. Each checks a property of the server's code that must hold for every input, and panics if it
+//! does not. Most oracles compare the result with that of another library or of a simple implementation of the
+//! rules, or compare the results for the same input cut into different pieces. Some expected results come from the
+//! server's own functions, such as `is_ignorable` and `username_key`, so these oracles cannot find errors in those
+//! functions.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each fuzz target uses one oracle
 
 pub mod dialects;
@@ -43,7 +45,8 @@ pub const ALL: &[(&str, Oracle)] = &[
     ("utf8", utf8::check),
 ];
 
-/// Splits `len` bytes into pieces and returns their lengths. Seed 0: one piece; seed 1: single bytes; else random.
+/// Splits `len` bytes into pieces, and returns the length of each piece. Seed 0 makes a single piece, seed 1 makes
+/// pieces of one byte, and any other seed makes random pieces of up to 20 bytes.
 fn cuts(seed: u8, len: usize) -> Vec<usize> {
     let mut random = fastrand::Rng::with_seed(seed.into());
     let mut left = len;
@@ -59,7 +62,7 @@ fn cuts(seed: u8, len: usize) -> Vec<usize> {
     std::iter::from_fn(next).collect()
 }
 
-/// Allows every host and origin, so that only other rules can reject a request.
+/// Returns access rules that allow every host and origin, so that only other rules can reject a request.
 fn access(tokens: Option<&str>) -> Access {
     let config =
         Config::try_parse_from(["wirechat", "--allow-host", "*", "--allow-origin", "*"]).expect("a configuration");

@@ -1,4 +1,5 @@
-//! Checks usernames and room names against the rules of PROTOCOL.md, and that all spellings of a username have one key.
+//! Compares the parsers of usernames and room names with the rules of PROTOCOL.md, and checks that equivalent
+//! spellings of a username have the same key.
 
 use std::rc::Rc;
 
@@ -32,8 +33,8 @@ fn check_kind(text: &str, characters: usize, bytes: usize, parse: impl Fn(&str) 
     let name = parse(text);
     assert_eq!(name, is_valid.then_some(expected), "{text:?}");
     if let Some(name) = name {
-        assert_eq!(parse(&name).as_ref(), Some(&name), "a name is its own spelling");
-        assert_eq!(parse(&name.nfd().collect::<String>()).as_ref(), Some(&name), "decomposed, it is the same name");
+        assert_eq!(parse(&name).as_ref(), Some(&name), "a parsed name parses to itself");
+        assert_eq!(parse(&name.nfd().collect::<String>()).as_ref(), Some(&name), "its NFD form parses to the name");
     }
 }
 
@@ -43,7 +44,7 @@ fn key(name: &str) -> Rc<str> {
 
 fn check_key(name: &str) {
     let own = key(name);
-    assert_eq!(key(&own), own, "a key is its own key: {name:?}");
+    assert_eq!(key(&own), own, "the key of a key is the same key: {name:?}");
     let spellings: [String; 5] = [
         name.nfd().collect(),
         name.nfkc().collect(),
@@ -54,7 +55,7 @@ fn check_key(name: &str) {
     for spelling in spellings {
         assert_eq!(key(&spelling), own, "{name:?} and {spelling:?}");
     }
-    // In upper case, the name has the same key. Skip names with a letter whose case mapping is not one-to-one.
+    // The uppercase name must have the same key. Skip names with a letter whose case mapping is not one-to-one.
     if name.chars().all(|c| c.is_ascii() || c.to_uppercase().count() == 1 && c.to_lowercase().count() == 1) {
         let round = |c: char| c.to_uppercase().next().is_some_and(|upper| upper.to_lowercase().eq([c]));
         if name.chars().all(|c| round(c) || c.is_ascii()) {

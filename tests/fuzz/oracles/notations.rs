@@ -1,5 +1,5 @@
-//! Writes the input in each notation, and reads the text back: `read` must return the same bytes or name an
-//! alternative. Also reads the input itself as text, and explains the input as frames.
+//! Writes the fuzz input in each notation, and parses the resulting text with `notation::read`, which must return the
+//! same bytes or name an alternative notation. Also parses the input itself in each notation, and as WebSocket frames.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use wirechat::tools::explain::frames::explain;
 use wirechat::tools::notation::{self, Notation};
 use wirechat::ws::frame::Role;
 
-/// Maximum length of a decoded dump: a `*` line repeats bytes up to 1 MiB, and one more line may follow.
+/// Maximum number of bytes that a hex dump with a `*` line decodes to: 1 MiB from the `*` line, plus one more line.
 const MAX_DUMP: usize = (1 << 20) + 64;
 
 pub fn check(data: &[u8]) {
@@ -30,9 +30,10 @@ pub fn check(data: &[u8]) {
             }
             match notation::read(&text) {
                 Ok(reading) => {
-                    // Some texts match two notations, but `read` names no alternative: hexadecimal digits that look
-                    // like bits and would set a reserved bit; two-digit decimal numbers, which look hexadecimal; and
-                    // base64 that contains only hexadecimal digits and hyphens, perhaps after 0x.
+                    // `read` picks the wrong notation for three kinds of text, and names no alternative:
+                    // - bits, for hexadecimal digits that are all 0 or 1 and would set a reserved bit
+                    // - hexadecimal, for decimal numbers of two digits
+                    // - hexadecimal, for base64 that has only hexadecimal digits and hyphens, perhaps after 0x
                     let is_alike = match notation {
                         Some(Notation::Hex) => reading.read_as == "bits" && data[0] & 0x70 != 0,
                         Some(Notation::Decimal) => data.iter().all(|byte| *byte < 100),
@@ -46,8 +47,8 @@ pub fn check(data: &[u8]) {
                     let is_ambiguous = reading.alternative.is_some() || is_alike;
                     assert!(reading.bytes == data || is_ambiguous, "{notation:?}: {text:?} is read as {reading:?}");
                 }
-                // A single number, or base64 that looks like a word, may be rejected without advice. Any other error
-                // must say how to choose a notation.
+                // `read` may reject a single number, or base64 that looks like a word, without advice. Every other
+                // error must tell the user how to choose a notation.
                 Err(error) => {
                     let is_vague = data.len() == 1 || notation == Some(Notation::Base64);
                     let says_how = error.contains("--as ") || error.contains("use od");
@@ -73,7 +74,7 @@ fn check_text(text: &str) {
     }
 }
 
-/// Writes `data` in each notation. `None`: a JavaScript array with its type, for which there is no `Notation`.
+/// Writes `data` in each notation. `None` stands for a JavaScript typed array, for which there is no `Notation`.
 fn write(data: &[u8]) -> Vec<(Option<Notation>, String)> {
     let join = |format: fn(&u8) -> String, between: &str| data.iter().map(format).collect::<Vec<_>>().join(between);
     let (mut xxd, mut hexdump, mut wireshark) = (String::new(), String::new(), String::new());

@@ -1,4 +1,5 @@
-//! Checks the negotiation of permessage-deflate (RFC 7692 §7.1) against plain rules, for any value of the header.
+//! Compares the negotiation of permessage-deflate (RFC 7692 §7.1) with a simpler implementation, for any value of
+//! `Sec-WebSocket-Extensions`.
 
 use wirechat::ws::deflate::{Agreement, negotiate};
 use wirechat::ws::extension::is_extension_list;
@@ -11,12 +12,12 @@ pub fn check(data: &[u8]) {
     if value.contains(|c: char| c.is_control() && c != '\t')
         || request.header_values("Sec-WebSocket-Extensions").count() != 1
     {
-        return; // the value contains a line end, or no header may contain it
+        return; // the input is not the value of exactly one header
     }
     let found = negotiate(&request);
     assert_eq!(found, expected(value), "{value:?}");
     if let Some(agreement) = found {
-        // The response is an offer that the server would accept in the same way.
+        // The server must accept its own response header, read as an offer, with the same parameters.
         let header = agreement.header();
         let (_, response) = header.trim_end().split_once(": ").unwrap();
         assert_eq!(expected(response), Some(agreement));
@@ -27,7 +28,7 @@ fn expected(value: &str) -> Option<Agreement> {
     if !is_extension_list(value) {
         return None;
     }
-    // No token contains a quote, a backslash or a blank, so nothing is lost without them.
+    // A token contains no quote, backslash or white space. So removing these characters leaves the tokens unchanged.
     let plain: String = value.chars().filter(|c| !matches!(c, '"' | '\\' | ' ' | '\t')).collect();
     plain.split(',').find_map(|offer| {
         let mut words: Vec<&str> = offer.split(';').collect();

@@ -1,5 +1,5 @@
-//! Tests recordings. Writing and parsing a recording again must not change it. A replay must show the same records
-//! however the recorded bytes are split into reads and writes.
+//! Tests recordings. A recording must not change when it is written and parsed again. A replay must show the same
+//! records however the recorded bytes are split into reads and writes.
 
 use std::time::{Duration, SystemTime};
 
@@ -41,7 +41,7 @@ fn write(recording: &Recording) -> String {
     std::iter::once(first).chain(lines).map(|line| line + "\n").collect()
 }
 
-/// The client and the server send the input in turns. A replay must not depend on how each turn is split into reads.
+/// Lets a client and a server send the input in turns. A replay must not depend on the reads that a turn is split into.
 fn check_cuts(data: &[u8]) {
     let &[turns, read_cuts, ref bytes @ ..] = data else { return };
     let record = |read_cuts| {
@@ -60,7 +60,7 @@ fn check_cuts(data: &[u8]) {
             }
         }
         steps.push(Step::End("the test ends".to_owned()));
-        // A recording file stores times in whole microseconds.
+        // A recording file stores times in whole microseconds, so use a time without a fraction of a microsecond.
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
         Recording { connection: 7, entries: steps.into_iter().map(|step| Entry { at, step }).collect() }
     };
@@ -74,7 +74,8 @@ fn check_cuts(data: &[u8]) {
     }
 }
 
-/// Ignores the bytes of an invalid or incomplete frame, because the frame shows only the bytes of one read.
+/// Compares only the sender and the number of an invalid or incomplete frame, because the bytes that such a record
+/// shows depend on the size of the reads.
 fn are_same(one: &Record, other: &Record) -> bool {
     let is_partial = |frame: &Frame| {
         let is_wrong = FrameHeader::parse(frame.from, frame.header.bytes()).is_err();
@@ -84,7 +85,8 @@ fn are_same(one: &Record, other: &Record) -> bool {
         (RecordKind::Frame(one), RecordKind::Frame(other)) if is_partial(one) || is_partial(other) => {
             (one.from, one.number) == (other.from, other.number)
         }
-        // Ignore the explanation: it quotes the bytes that have arrived, which depend on the size of the reads.
+        // Ignore the failure's explanation: it quotes the bytes that have arrived, which depend on the size of the
+        // reads.
         (RecordKind::Failure(one), RecordKind::Failure(other)) => {
             (one.by, one.frame, one.code) == (other.by, other.frame, other.code)
         }
@@ -92,7 +94,7 @@ fn are_same(one: &Record, other: &Record) -> bool {
     }
 }
 
-/// Returns the records without the numbers of the reads and writes (`parts`).
+/// Returns the records of a replay with empty `parts`: the lists of the reads and writes that carried the bytes.
 fn replay(recording: &Recording) -> Vec<Record> {
     let mut records = Vec::new();
     recording.replay(|record| {

@@ -1,5 +1,5 @@
-//! Compares the parsing of request heads with a second, line-based parser that does not use `httparse`. A request that
-//! obeys all rules of the handshake must become an upgrade, and no other request may.
+//! Compares the server's parser of request heads with a line-based parser that does not use `httparse`. The server
+//! must accept an upgrade request that obeys all rules of the handshake, and must not upgrade for any other request.
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
@@ -52,7 +52,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Passes `bytes` to a `HeadReader` in pieces. Returns the offset of the first byte after the head.
+/// Passes `bytes` to a `HeadReader` in pieces. Returns the offset of the first byte after the head, if it is complete.
 fn read(bytes: &[u8], max: usize, read_cuts: u8) -> (Result<Option<usize>, Rejection>, HeadReader) {
     let (mut reader, mut start) = (HeadReader::default(), 0);
     for len in cuts(read_cuts, bytes.len()) {
@@ -69,7 +69,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Returns the expected end of the head, or the expected status of a rejection before the headers are parsed.
+/// Returns the expected end of the head, or the expected status if the server rejects the head before parsing headers.
 fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
     let accepted = &bytes[..bytes.len().min(max)];
     let (mut start, mut has_request_line) = (0, false);
@@ -105,12 +105,12 @@ fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
 }
 
 fn check_request_line(line: &[u8]) -> Result<(), u16> {
-    // Parse only the part before a stray CR: the caller rejects any line with a stray CR.
+    // Parse only the part before a CR: the caller rejects every line that contains a CR before its CRLF.
     let line = line.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let parts: Vec<&[u8]> = line.splitn(3, |byte| *byte == b' ').collect();
     let &[method, target, version] = &parts[..] else { return Err(400) };
     let is_method = !method.is_empty() && method.iter().all(|byte| is_token(*byte));
-    // The server rejects any non-ASCII target. `httparse` accepts valid UTF-8, but rejects other bytes at once.
+    // The server rejects a non-ASCII target itself if the target is UTF-8. `httparse` rejects other non-ASCII bytes.
     let is_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte < 0x7f);
     match version {
         b"HTTP/1.0" | b"HTTP/1.1" if is_method && is_target && !target.contains(&b'#') => Ok(()),
@@ -119,7 +119,7 @@ fn check_request_line(line: &[u8]) -> Result<(), u16> {
                 && minor.is_ascii_digit()
                 && !version.starts_with(b"HTTP/1.0")
                 && version != b"HTTP/1.1";
-            // The server checks the target for `#` and non-ASCII characters only after the version.
+            // The server rejects an unsupported version (505) before it looks for `#` and non-ASCII characters (400).
             let may_be_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
             let is_text = std::str::from_utf8(target).is_ok();
             let is_preface = line.starts_with(b"PRI * ");
@@ -130,7 +130,7 @@ fn check_request_line(line: &[u8]) -> Result<(), u16> {
 }
 
 fn split_lines(head: &[u8]) -> Vec<String> {
-    // Convert each byte to the character with the same code (Latin-1), so that no byte is lost.
+    // Decode as Latin-1, which maps each byte to one character, so that no byte is lost.
     let text: String = head.iter().map(|byte| char::from(*byte)).collect();
     text.split("\r\n").map(str::to_owned).take_while(|line| !line.is_empty()).collect()
 }
@@ -177,7 +177,7 @@ impl Head<'_> {
         elements.any(|element| element.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))
     }
 
-    /// Checks the rules of RFC 6455 §4.2.1, except those for subprotocols and extensions.
+    /// Checks the rules of RFC 6455 §4.2.1, except those for origins, subprotocols and extensions.
     fn is_upgrade(&self) -> bool {
         let (keys, hosts) = (self.all("sec-websocket-key"), self.all("host"));
         let is_key = |key: &str| {
@@ -196,7 +196,7 @@ impl Head<'_> {
             && is_key(keys[0])
     }
 
-    /// Whether the request lacks all other headers that the server checks.
+    /// Whether the request lacks all optional headers that can make the server reject a handshake.
     fn has_no_other_checked_header(&self) -> bool {
         ["sec-websocket-protocol", "sec-websocket-extensions", "origin", "authorization"]
             .iter()

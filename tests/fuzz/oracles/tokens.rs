@@ -1,4 +1,5 @@
-//! Compares the token-file parser with a simpler one. An error must not quote a token; a reload must keep the ids.
+//! Compares the server's parser of token files with a simpler parser. An error must not quote a token, and parsing the
+//! same file again must return the same token ids.
 
 use std::collections::HashMap;
 
@@ -7,7 +8,7 @@ use wirechat::http::tokens::AccessTokens;
 
 const MAX_HEAD: usize = 100;
 
-/// The token and the username of a line.
+/// The token in a line and the username after it, which may be empty. `None` if the line has no token.
 fn split(line: &str) -> Option<(&str, &str)> {
     let chars: Vec<(usize, char)> = line.char_indices().collect();
     let comment = (0..chars.len()).find(|&at| chars[at].1 == '#' && (at == 0 || chars[at - 1].1.is_whitespace()));
@@ -55,7 +56,7 @@ pub fn check(data: &[u8]) {
             Some(number) => {
                 let fixed = error.strip_prefix(&format!("line {number}: ")).expect("the number of the line");
                 let (token, username) = lines[number as usize - 1].expect("a token");
-                // An error text may contain a short token by coincidence.
+                // An error may contain a short token, or a token inside a username, by coincidence.
                 let quoted = fixed.contains(token) && token.len() > 12 && !username.contains(token);
                 assert!(!quoted || spellings.values().any(|name| name.contains(token)), "{fixed} quotes {token:?}");
             }

@@ -1,5 +1,6 @@
-//! Checks the validation of fragmented text and close reasons against `std::str::from_utf8`. Invalid text must fail at
-//! the first byte that makes it invalid, whatever bytes follow (RFC 6455 §8.1).
+//! Compares the server's UTF-8 validation of text messages and close reasons with `std::str::from_utf8`. Invalid
+//! text must fail the connection (RFC 6455 §8.1) at the first byte that makes the text invalid, before later bytes
+//! arrive.
 
 use std::str::from_utf8;
 
@@ -42,7 +43,8 @@ fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
     }
 }
 
-/// Passes text byte by byte to the protocol. The text must fail at the first byte that makes it invalid.
+/// Passes a text frame to the protocol byte by byte. The connection must fail at the first byte that makes the text
+/// invalid.
 fn check_first_byte(payload: &[u8]) {
     let mut protocol = Protocol::new(LIMITS);
     let mut bytes = encode_masked_frame(0x01, payload.to_vec(), [5, 6, 7, 8]);
@@ -67,7 +69,8 @@ fn check_reason(reason: &[u8], read_cuts: u8) {
     }
 }
 
-/// Passes bytes to the protocol in pieces. Returns the events, formatted with `Debug`, and the output.
+/// Passes bytes to the protocol in pieces. Returns the events (formatted with `Debug`) and the bytes that the
+/// protocol sends in reply.
 pub fn receive(protocol: &mut Protocol, bytes: &[u8], read_cuts: u8) -> (Vec<String>, Vec<u8>) {
     let (mut events, mut output, mut start) = (Vec::new(), Vec::new(), 0);
     for len in cuts(read_cuts, bytes.len()) {

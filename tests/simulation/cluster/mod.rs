@@ -1,5 +1,5 @@
-//! Simulates several instances that share their rooms through Redis: complete servers, users who connect to any of
-//! them, a model of Redis, and faults in all of them and between them.
+//! Simulates several server instances that share their rooms through Redis. Users connect to any of the complete
+//! servers, Redis is a model, and faults affect the servers, Redis, and the connections between them.
 
 mod network;
 mod plan;
@@ -28,13 +28,13 @@ use record::Record;
 use users::{Met, Privates, User};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Maximum number of turns without time passing.
+/// Maximum number of turns at one instant of simulated time. More turns mean that an instance spins.
 const MAX_TURNS: usize = 20_000;
 const TRACE_LEN: usize = 60;
 const PREFIX: &str = "p";
 
 thread_local! {
-    /// Outlives a panic of a server.
+    /// The last events of the run. A thread-local variable survives a panic of a server.
     static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
 }
 
@@ -50,11 +50,11 @@ pub struct Outcome {
 struct Instance {
     world: Option<World>,
     link: usize,
-    /// The instance does nothing, or does not exist, until this time.
+    /// Until this time, the instance is suspended or not running.
     until: Duration,
-    /// How long the instance stays away after it stops.
+    /// The time between a stop of the instance and its next start.
     pause: Duration,
-    /// Others may have declared the instance dead, so private messages to its clients may be lost.
+    /// The other instances may have declared this instance dead, so private messages to its clients may be lost.
     is_doubtful: bool,
 }
 
@@ -70,7 +70,7 @@ struct Cluster<'a> {
     connections: u64,
     restarts_at: Option<(Duration, Data)>,
     full_until: Duration,
-    /// Users with a message of the last probe, the numbers of their connections, and the texts.
+    /// The messages of the last probe: for each message, the user, the number of the user's connection, and the text.
     probe: Vec<(usize, u64, String)>,
     hash: u64,
     turns: (Duration, usize),
@@ -78,7 +78,8 @@ struct Cluster<'a> {
     is_tracing: bool,
 }
 
-/// Runs a seed, and some seeds twice. If a seed breaks a rule, prints how, and returns `None`.
+/// Runs the plan of a seed; for some seeds, runs the plan twice and compares the two runs. If a rule is broken,
+/// prints a report and returns `None`.
 pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     let plan = Plan::new(seed);
     let outcome = run_safely(&plan, false);
@@ -106,7 +107,7 @@ pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     None
 }
 
-/// Runs a plan. A panic is a violation too.
+/// Runs a plan. A panic counts as a violation.
 fn run_safely(plan: &Plan, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run(plan, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: PANIC, text: crate::LAST_PANIC.take() }),
@@ -190,7 +191,7 @@ impl<'a> Cluster<'a> {
         self.record.violation.is_some()
     }
 
-    /// Starts an instance.
+    /// Starts an instance. Returns the index of its link to Redis, and its world.
     fn start(&mut self) -> (usize, World) {
         let link = Network::add_link(&self.network);
         let at = link.at;
@@ -236,7 +237,7 @@ impl<'a> Cluster<'a> {
         instances.chain(users).chain(restart).chain(full).chain([network.next_at()]).min().unwrap_or(NEVER)
     }
 
-    /// Runs everything that is due now.
+    /// Runs Redis, the instances and the users until nothing more is due at the current time.
     fn settle(&mut self) {
         loop {
             self.apply_times();
@@ -260,7 +261,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Ends faults, and connects users.
+    /// Ends the faults whose time is over, starts instances that were down, and connects users that are due.
     fn apply_times(&mut self) {
         let now = self.now;
         if let Some((at, data)) = self.restarts_at
@@ -319,7 +320,7 @@ impl<'a> Cluster<'a> {
         true
     }
 
-    /// Records what Redis has appended.
+    /// Records the messages that Redis has appended to the rooms' logs. Fails if the server's script failed in Redis.
     fn read_redis(&mut self) {
         let network = self.network.borrow();
         let appended = std::mem::take(&mut network.redis.store.borrow_mut().appended);
@@ -476,7 +477,7 @@ impl<'a> Cluster<'a> {
         instance.until <= self.now && instance.world.as_ref().is_some_and(is_open)
     }
 
-    /// Some users of a suspended instance connect to another one.
+    /// About half of a suspended instance's users reconnect, usually to another instance.
     fn desert(&mut self, at: usize, time: Duration) {
         for user in 0..self.users.len() {
             let is_here = self.users[user].conn.as_ref().is_some_and(|conn| conn.instance == at);
@@ -489,15 +490,17 @@ impl<'a> Cluster<'a> {
 
     // ---- The end ----
 
-    /// Without faults, everything in flight arrives, and all instances agree.
+    /// Runs on without faults, and checks that every message arrives, that all instances agree, and that Redis keeps
+    /// no data of the users.
     fn finish(&mut self) {
         let start = self.now;
-        // An instance behind a partition notices a dead connection within the timeout.
+        // Within the timeout, an instance notices a connection that a partition has broken.
         self.run_until(start + self.plan.timeout + 2 * SECOND + 20 * self.plan.max_delay);
         for user in 0..self.users.len() {
             let is_joined = self.users[user].joined().is_some();
             let is_away = self.users[user].conn.is_none() && self.users[user].connects_at.is_none();
-            // With unique names, a user waits until the others know that its earlier instance is dead.
+            // With `--unique-names`, a user cannot join until the other instances know that the user's previous
+            // instance is dead.
             if !is_joined && !is_away && !self.has_unique_names() {
                 return self.record.fail(LIVENESS, format!("user{user} has not joined"));
             }
@@ -558,7 +561,8 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// A private message that its sender received reached every connection of its recipient that stayed.
+    /// Checks the private messages that the server has acknowledged to their senders: each of them has reached its
+    /// recipient, if the recipient has stayed connected.
     fn check_privates(&mut self) {
         if self.record.has_lost_data || self.plan.max_inbox.is_some() {
             return;
@@ -567,15 +571,15 @@ impl<'a> Cluster<'a> {
             let to = self.users.iter().position(|user| user.name == private.to);
             let Some((at, conn)) = to.and_then(|at| Some((at, self.users[at].conn.as_ref()?))) else { continue };
             let stayed = conn.joined_at < private.sent_at && !self.instances[conn.instance].is_doubtful;
-            let speaks_events = self.users[at].dialect != Dialect::Rooms; // which has no name before its first message
+            let speaks_events = self.users[at].dialect != Dialect::Rooms; // `rooms` users join without a name
             if private.is_acknowledged && stayed && speaks_events && !private.received.contains_key(&at) {
                 self.record.fail(ACKNOWLEDGEMENT, format!("{text:?} has not reached {}", private.to));
             }
         }
     }
 
-    /// Checks that Redis has no data of the users any more and, at the end, no data of the instances that does not
-    /// expire.
+    /// Checks that every key in Redis is of a kind that may stay. A room's keys must expire. If `is_end` is true, the
+    /// keys of the instances must be gone or expire.
     fn check_keys(&mut self, is_end: bool) {
         let network = self.network.borrow();
         let store = network.redis.store.borrow();

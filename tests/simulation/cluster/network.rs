@@ -1,6 +1,6 @@
-//! The connections between the instances and Redis. Calls, replies and entries of an inbox take time; a connection may
-//! break before or after Redis has executed a call, and Redis may still execute a call of a connection that its instance
-//! has given up.
+//! Simulates the connections between the instances and Redis. Calls, replies and inbox entries arrive after a delay.
+//! A connection may break before or after Redis executes a call. Redis may execute a call even after the instance
+//! has given up the connection.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,31 +18,31 @@ use crate::redis::store::{Store, Value};
 const MAX_ENTRIES: usize = 256;
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400);
-const START: u64 = 2_000_000_000_000; // of the clock of Redis, in milliseconds
+const START: u64 = 2_000_000_000_000; // the clock of Redis at the start of a run, in milliseconds since 1970
 pub const NEVER: Duration = Duration::MAX;
 
 pub struct Network {
     pub now: Duration,
     pub redis: Redis,
     pub is_down: bool,
-    /// Redis executes nothing until this time.
+    /// Redis executes no call until this time.
     pub stalled_until: Duration,
-    /// Redis rejects all calls.
+    /// Redis rejects all calls, because its memory is full.
     pub is_full: bool,
     pub max_delay: Duration,
     pub timeout: Duration,
-    /// The number of the Redis process.
+    /// The number of the current Redis process. Each start of Redis increments the number.
     process: u32,
     snapshot: Store,
     links: Vec<Wire>,
-    /// Calls of connections that instances have given up.
+    /// Calls on connections that instances have given up: time of execution, Redis process, arguments.
     late: Vec<(Duration, u32, Vec<String>)>,
     random: Rng,
     pub error: Option<String>,
     pub calls: u64,
 }
 
-/// The two connections of an instance.
+/// The two connections between an instance and Redis: one for calls, one for reading the inbox.
 #[derive(Default)]
 struct Wire {
     queue: VecDeque<(u64, Vec<String>)>,
@@ -56,7 +56,7 @@ struct Wire {
     cut_until: Duration,
     /// The instance does nothing until this time.
     suspended_until: Duration,
-    /// The reader gets no entries until this time.
+    /// Inbox entries arrive no earlier than at this time.
     lags_until: Duration,
     is_dead: bool,
 }
@@ -96,7 +96,7 @@ impl Default for Reader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Data {
     All,
-    /// The data of the last snapshot.
+    /// The data that Redis had at the last snapshot.
     Snapshot,
     Nothing,
 }
@@ -106,7 +106,7 @@ pub enum Data {
 pub enum Break {
     BeforeTheCall,
     AfterTheCall,
-    /// Redis executes the call later.
+    /// Redis executes the call after the instance has lost the connection.
     Late,
 }
 
@@ -144,7 +144,7 @@ impl Network {
         self.max_delay.mul_f64(self.random.f64())
     }
 
-    /// When something sent now arrives at the other end.
+    /// Returns the arrival time of data that is sent now on the link `at`, in either direction.
     fn arrival(&mut self, at: usize) -> Duration {
         let delay = self.delay();
         self.now.max(self.links[at].cut_until) + delay
@@ -160,7 +160,7 @@ impl Network {
         let jitter = self.delay();
         let link = &mut self.links[at];
         link.cut_until = until;
-        // What is in flight arrives after the partition.
+        // Data in flight arrives after the partition ends.
         match &mut link.caller {
             Caller::Connecting { at, .. } | Caller::Calling { at, .. } | Caller::Receiving { at, .. } => {
                 *at = (*at).max(until + jitter);
@@ -179,13 +179,14 @@ impl Network {
         }
     }
 
-    /// The process of the instance has ended.
+    /// Removes an instance whose process has ended. Redis may execute the instance's last call later.
     pub fn forget(&mut self, at: usize) {
         self.break_calls(at, Break::Late);
         self.links[at] = Wire { is_dead: true, ..Wire::default() };
     }
 
-    /// Breaks the connection for calls.
+    /// Breaks the instance's connection for calls. `how` decides whether and when Redis executes a call that is on
+    /// its way.
     pub fn break_calls(&mut self, at: usize, how: Break) {
         let delay = self.delay();
         if let Caller::Calling { process, call, .. } = &self.links[at].caller {
@@ -212,7 +213,7 @@ impl Network {
         self.snapshot = self.redis.store.borrow().clone();
     }
 
-    /// Ends the Redis process. An instance behind a partition notices this later.
+    /// Ends the Redis process. An instance behind a partition notices the end only after the partition.
     pub fn kill_redis(&mut self) {
         self.is_down = true;
         for at in 0..self.links.len() {
@@ -242,7 +243,7 @@ impl Network {
             Data::Nothing => Some(Store::default()),
         };
         if data == Data::Nothing {
-            self.snapshot = Store::default(); // an older one would be of another history
+            self.snapshot = Store::default(); // a later restart must not restore the erased data
         }
         kept.into_iter().for_each(|kept| *self.redis.store.borrow_mut() = kept);
         let store = &mut *self.redis.store.borrow_mut();
@@ -253,7 +254,7 @@ impl Network {
 
     // ---- Time ----
 
-    /// The time of the next change; `NEVER` if nothing changes by itself.
+    /// The next time at which [`Network::run`] has work; `NEVER` if it has none until an instance does something.
     pub fn next_at(&self) -> Duration {
         let late = self.late.iter().map(|(at, ..)| (*at).max(self.stalled_until));
         let links = self.links.iter().filter(|link| !link.is_dead).flat_map(|link| {
@@ -280,7 +281,7 @@ impl Network {
         late.chain(links).min().unwrap_or(NEVER)
     }
 
-    /// Whether the instance has unread events that wake it.
+    /// Whether the instance has an unread event that wakes its event loop. A reply that is only `done` does not.
     pub fn has_events(&self, at: usize) -> bool {
         let says_nothing = |reply: &[String]| matches!(reply, [done] if done == DONE);
         let wakes = |event: &LinkEvent| !matches!(event, LinkEvent::Reply(Ok(reply)) if says_nothing(reply));
@@ -454,7 +455,7 @@ impl Network {
     }
 }
 
-/// Replaces the broker's threads and their connections to Redis.
+/// Takes the place of the broker's two Redis threads: a link to the simulated network.
 pub struct SimulatedLink {
     network: Rc<RefCell<Network>>,
     pub at: usize,
@@ -464,7 +465,7 @@ pub struct SimulatedLink {
 
 impl Link for SimulatedLink {
     fn call(&mut self, arguments: Vec<String>) {
-        // While a panic unwinds, the network may be borrowed.
+        // A panic drops the broker, which makes a last call. The network may be borrowed at that time.
         let Ok(mut network) = self.network.try_borrow_mut() else { return };
         let link = &mut network.links[self.at];
         if !matches!(link.caller, Caller::Waiting { .. } | Caller::Connecting { .. }) && !link.is_dead {

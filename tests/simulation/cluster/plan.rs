@@ -1,4 +1,5 @@
-//! What happens in a simulation of several instances: plain data, drawn from a seed.
+//! The plan of a simulation of several instances: the options, the users, their actions, and the faults. A seed
+//! determines the whole plan.
 
 use std::time::Duration;
 
@@ -17,11 +18,11 @@ pub struct Plan {
     pub history: usize,
     pub timeout: Duration,
     pub max_delay: Duration,
-    /// The number of entries after which Redis shortens an inbox.
+    /// Redis trims an instance's inbox to this many entries.
     pub max_inbox: Option<usize>,
     pub users: Vec<Dialect>,
     pub steps: Vec<(Duration, Step)>,
-    /// From this time on, there are no faults.
+    /// All faults have ended by this time.
     pub end: Duration,
 }
 
@@ -37,18 +38,18 @@ pub enum Step {
     Close(usize),
     Reset(usize),
     Fault(Fault),
-    /// All users send a message: Redis has been back for a second.
+    /// Every user of the dialect `events` who has joined sends a message, one second after a restart of Redis.
     Probe,
-    /// The messages of the last probe must have arrived.
+    /// Checks that the messages of the last probe have arrived.
     CheckProbe,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
-    /// The instance does nothing for a while.
+    /// The instance is suspended for this time.
     Suspend(usize, Duration),
     Crash(usize, Duration),
-    /// The instance stops, and leaves the chat.
+    /// The instance shuts down cleanly. A new instance starts after this time.
     Stop(usize, Duration),
     Partition(usize, Duration),
     BreakCalls(usize, Break),
@@ -130,12 +131,12 @@ impl Plan {
 
     fn write_faults(&mut self, random: &mut Rng, horizon: Duration) {
         self.end = horizon;
-        // Each seed has its own mix of faults, so that some faults come without others.
+        // Draw a subset of the kinds of faults, so that each kind also occurs without the other kinds.
         let kinds: Vec<u8> = (0..11).filter(|_| random.u8(..3) == 0).collect();
         let count = if kinds.is_empty() { 0 } else { random.usize(1..8) };
         let mut outages: Vec<(Duration, Duration, bool)> = Vec::new();
         for _ in 0..count {
-            // Some faults come together.
+            // One fault in three starts shortly after the previous fault.
             let at = match outages.last() {
                 Some((before, ..)) if random.u8(..3) == 0 => *before + Duration::from_millis(random.u64(..300)),
                 _ => horizon.mul_f64(0.1 + 0.85 * random.f64()),
@@ -173,7 +174,7 @@ impl Plan {
             self.end = self.end.max(until);
             self.steps.push((at, Step::Fault(fault)));
         }
-        // Redis has been back for a second, without another fault.
+        // Probe each restart of Redis that no other fault overlaps, one second after Redis is back.
         for (at, until, is_restart) in &outages {
             let probe = *until + Duration::from_secs(1) + 10 * self.max_delay;
             let check = probe + Duration::from_millis(20) + 8 * self.max_delay;

@@ -1,5 +1,5 @@
-//! What has happened in Redis: every history, and what a loss of data made of it. Everything that clients receive must
-//! match it.
+//! Records the messages that the simulated Redis has stored, and how each loss of data shortened a room's history. The
+//! messages that clients receive must match this record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,22 +7,23 @@ use serde_json::Value;
 
 use crate::model::{ACKNOWLEDGEMENT, ORDER, Violation};
 
-/// Message ids and fingerprints that a client has seen of one history.
+/// Messages of one history that a client has received: the fingerprint for each message id.
 pub type Seen = BTreeMap<u64, u64>;
 
 #[derive(Default)]
 pub struct Record {
-    /// Per room, the histories that it had: after a loss of data, a shorter copy of the one before. The last is current.
+    /// For each room, its histories, the current one last. A loss of data adds a shortened copy of the current history.
     rooms: BTreeMap<String, Vec<Vec<Entry>>>,
-    /// By room and epoch: the messages that clients were told to have.
+    /// By room and epoch: the messages in the backlogs that clients received.
     epochs: BTreeMap<(String, String), Seen>,
     /// Texts for which a client received `Message not stored`.
     pub rejected: BTreeSet<String>,
-    /// Texts that a user sends again without knowing whether they were rejected. They may overtake others.
+    /// Texts that had no reply when the connection of their user ended. Redis may store these texts out of order,
+    /// because the user sends them again.
     pub unordered: BTreeSet<String>,
-    /// Texts in any history.
+    /// The texts of all messages that Redis has ever stored.
     published: BTreeSet<String>,
-    /// By connection: the number of its last message in a history.
+    /// By connection: the number in the text of its newest stored message.
     numbers: BTreeMap<String, u64>,
     pub violation: Option<Violation>,
     /// The number of messages that Redis keeps per room.
@@ -81,7 +82,7 @@ impl Record {
         if id == last_id + 1 {
             current.push(entry);
         } else if id == 1 && !is_first {
-            histories.push(vec![entry]); // the room was empty for too long
+            histories.push(vec![entry]); // the room's earlier history expired while the room was empty
         } else {
             self.fail(ORDER, format!("message {id} of {room} follows message {last_id}"));
         }
@@ -90,7 +91,7 @@ impl Record {
         }
     }
 
-    /// Records that a room continues after message `last_id`, because Redis has lost the later ones.
+    /// Records that Redis has lost data. In each room, `last_id(room)` is the id of the last message that is left.
     pub fn rewind(&mut self, last_id: impl Fn(&str) -> u64) {
         self.has_lost_data = true;
         for (room, histories) in &mut self.rooms {
@@ -114,7 +115,7 @@ impl Record {
         self.published.contains(text)
     }
 
-    /// Whether these messages are all part of one history of the room.
+    /// Whether one history of the room contains all messages in `seen`.
     pub fn is_part(&self, room: &str, seen: &Seen) -> bool {
         let fits = |history: &Vec<Entry>| {
             seen.iter().all(|(id, fingerprint)| {
@@ -124,7 +125,7 @@ impl Record {
         seen.is_empty() || self.rooms.get(room).is_some_and(|histories| histories.iter().rev().any(fits))
     }
 
-    /// Records the messages that a client was given under an epoch.
+    /// Records the messages of a backlog with this epoch. Fails if the messages of one epoch are not of one history.
     pub fn see_epoch(&mut self, room: &str, epoch: &str, given: &Seen) {
         let known = self.epochs.entry((room.to_owned(), epoch.to_owned())).or_default();
         let differs = given.iter().find(|(id, fingerprint)| known.get(id).is_some_and(|known| known != *fingerprint));

@@ -1,5 +1,4 @@
-//! The users of the simulated instances: what they send, what they remember across connections, and the checks of
-//! everything that they receive.
+//! Simulated users: they send messages, keep their state across connections, and check everything that they receive.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -21,16 +20,17 @@ pub struct User {
     last_id: u64,
     session: String,
     seen: Seen,
-    /// Nonce and text of the messages without a reply, oldest first.
+    /// Nonce and text of each message that has no reply yet, oldest first.
     pending: VecDeque<(String, String)>,
-    /// Texts of `pending` that the user has sent more than once.
+    /// Texts of the messages that the user has sent more than once.
     resent: Vec<String>,
-    /// When to connect again; `None` while the user is away.
+    /// When the user connects next; `None` while the user is connected or away.
     pub connects_at: Option<Duration>,
     pub connections: u64,
-    /// Whether the server has ended the connection after all its errors.
+    /// Whether the server sent an error for every rejected message before it closed the last connection (with code
+    /// 1013).
     knows_rejections: bool,
-    /// What the user has received since the last look, for a trace.
+    /// Events and Close frames that the user has received, and that are not in the trace yet.
     pub lines: Vec<String>,
 }
 
@@ -42,18 +42,18 @@ pub struct Conn {
     pub is_upgraded: bool,
     pub is_joined: bool,
     pub joined_at: Duration,
-    /// What the user asked for: epoch and id.
+    /// The epoch and the message id from which the user asked to resume.
     resume: Option<(String, u64)>,
-    /// The position in the history that the last frame leaves.
+    /// The id of the last message that this connection has received, in a history or as an event.
     pub last_id: u64,
     seen: Seen,
     numbers: u64,
     members: BTreeMap<String, i64>,
-    /// Switches (with their rooms) and requests for history without a reply, oldest first.
+    /// Requests without a reply, oldest first: the new room for a room switch, `None` for a request for history.
     queries: VecDeque<Option<String>>,
-    /// Rooms of switches that got an error. They may still take effect.
+    /// Rooms of switches for which the server sent an error. Such a switch may still take effect.
     abandoned: Vec<String>,
-    /// The room that the server has confirmed.
+    /// The user's room, as confirmed by the server.
     pub room: String,
     pub hash: u64,
 }
@@ -64,11 +64,11 @@ pub struct Private {
     pub sent_at: Duration,
     pub is_acknowledged: bool,
     pub is_rejected: bool,
-    /// By user.
+    /// How often each user has received the message, by the user's number.
     pub received: BTreeMap<usize, u64>,
 }
 
-/// What happened to a user's connection: it ended, or the user must connect again.
+/// Whether a user's connection has ended, so that the user must connect again.
 pub enum Met {
     Nothing,
     End,
@@ -95,7 +95,7 @@ impl User {
         }
     }
 
-    /// The name in the lists of members.
+    /// The user's name in member lists.
     pub fn listed_name(&self) -> String {
         if self.dialect == Dialect::Rooms { "Anonymous".to_owned() } else { self.name.clone() }
     }
@@ -143,7 +143,7 @@ impl User {
         });
     }
 
-    /// The connection, if the user may send.
+    /// Returns the connection if the user has joined and can send.
     pub fn joined(&mut self) -> Option<&mut Conn> {
         self.conn.as_mut().filter(|conn| conn.is_joined && conn.client.is_open() && !conn.client.is_cut())
     }
@@ -184,7 +184,8 @@ impl User {
         Some((text, Private { to: to.to_owned(), sent_at: now, ..Private::default() }))
     }
 
-    /// A message in flight could be published in both rooms, so the user waits for its event.
+    /// Switches to another room, but not while a message has no reply: the user could resend that message in the new
+    /// room after the server has published it in the old room.
     pub fn switch(&mut self, room: &str) {
         if self.dialect != Dialect::Events || !self.pending.is_empty() || self.room == room {
             return;
@@ -209,7 +210,7 @@ impl User {
         conn.queries.push_back(None);
     }
 
-    /// Ends the connection from the user's side.
+    /// Disconnects the user: with a TCP reset if `is_reset` is set, otherwise with a Close and a half-close.
     pub fn leave(&mut self, is_reset: bool, record: &mut Record) {
         if !std::mem::take(&mut self.knows_rejections) {
             record.unordered.extend(self.pending.iter().map(|(_, text)| text.clone()));
@@ -337,7 +338,8 @@ impl User {
             _ if resumed => record.fail(RESUME, format!("{} did not ask to resume: {data}", self.name)),
             _ => {}
         }
-        // Some users send all again, without a look at the history.
+        // On every second connection, the user resends all pending messages before it checks which of them the
+        // history acknowledges.
         let is_eager = self.connections.is_multiple_of(2);
         if is_eager {
             self.resend();
@@ -352,7 +354,7 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
-            // A switch to the room that the user is in has no reply.
+            // Remove all earlier requests too: the server does not reply to a switch to the current room.
             if let Some(at) = conn.queries.iter().position(|query| query.as_deref() == Some(room)) {
                 conn.queries.drain(..=at);
             } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {
@@ -367,7 +369,7 @@ impl User {
         self.see_state(data, false, record);
     }
 
-    /// Checks the room's state in a `welcome` or a `switched`.
+    /// Checks the state of a room, from `welcome` or `switched`.
     fn see_state(&mut self, data: &Value, resumed: bool, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
         let (epoch, last_id) =
@@ -422,7 +424,7 @@ impl User {
         let is_own = data["username"] == self.name.as_str();
         let is_resent = self.resent.iter().any(|text| data["text"] == text.as_str());
         if id <= conn.last_id && is_own && is_resent {
-            // The reply to a message that was sent again.
+            // The user has resent a message that was already published. The server replies with the original event.
             if conn.seen.get(&id).is_some_and(|seen| *seen != fingerprint(data)) {
                 record.fail(ORDER, format!("{} receives another message {id}: {data}", self.name));
             }
@@ -456,7 +458,8 @@ impl User {
         let nonce = data["nonce"].as_str().unwrap_or_default();
         if let Some(at) = self.pending.iter().position(|(pending, _)| pending == nonce) {
             let Some((_, text)) = self.pending.remove(at) else { return };
-            // An earlier connection may have published a message that was sent again.
+            // Check only messages that the user has sent once: the server may have published an earlier copy of a
+            // resent message.
             if !self.resent.contains(&text) {
                 if record.was_published(&text) {
                     record.fail(ACKNOWLEDGEMENT, format!("{text:?} is rejected, but published"));
@@ -481,7 +484,7 @@ impl User {
         }
     }
 
-    /// The members that the connection knows, itself excluded.
+    /// Returns the names of the other members, according to the events on this connection.
     pub fn members(&self) -> Vec<String> {
         let members = self.conn.iter().flat_map(|conn| &conn.members);
         members.flat_map(|(name, count)| vec![name.clone(); usize::try_from(*count).unwrap_or(0)]).collect()

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 
 use store::{Reply, Store};
 
-/// Redis allows a script no other global names.
+/// Makes a script fail if it reads or writes an undefined global variable, as in Redis.
 const SEAL: &str = "
     local globals = _G
     setmetatable(globals, {
@@ -20,7 +20,7 @@ const SEAL: &str = "
         __newindex = function(_, name) error('the script writes the global variable ' .. tostring(name)) end,
     })";
 
-/// `redis.call` throws the error of a command as a table.
+/// Makes `redis.call` throw a table if a command fails, as in Redis.
 const CALL: &str = "function(execute)
         return function(...)
             local reply = execute(...)
@@ -42,14 +42,14 @@ impl Redis {
         let store = Rc::new(RefCell::new(Store::default()));
         let lua = Lua::new_with(StdLib::STRING | StdLib::TABLE | StdLib::MATH, LuaOptions::default()).expect("Lua");
         prepare(&lua, &store).expect("Lua");
-        // Redis itself interprets the first line (`#!lua`).
+        // Remove `#!lua`: Redis interprets the first line of a script, but Lua does not.
         let source = script.strip_prefix("#!lua").expect("a line that names the language");
         let script = lua.load(source).set_name("=script.lua").into_function().expect("a script that compiles");
         lua.load(SEAL).exec().expect("Lua");
         Redis { store, lua, script }
     }
 
-    /// Calls the script. Returns the texts of its reply, or the error of the script.
+    /// Runs the script with `arguments` in `ARGV`. Returns the strings of the script's reply, or the script's error.
     pub fn call(&self, arguments: &[String]) -> Result<Vec<String>, String> {
         let call = || {
             let list = self.lua.create_sequence_from(arguments.iter().map(String::as_str))?;
@@ -118,7 +118,7 @@ fn encode(value: &LuaValue) -> mlua::Result<Json> {
             .map(|value| encode(&value?))
             .collect::<mlua::Result<Vec<_>>>()
             .map(Json::Array),
-        LuaValue::Table(table) => encode_fields(table), // an empty table becomes {}
+        LuaValue::Table(table) => encode_fields(table), // as in Redis, an empty table becomes {}
         other => Err(mlua::Error::runtime(format!("Cannot serialise {}", other.type_name()))),
     }
 }

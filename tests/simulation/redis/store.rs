@@ -1,5 +1,5 @@
-//! The data of a Redis server, and the commands that the script of the broker calls, as their documentation defines
-//! them. A hash keeps the order of insertion, as a small hash of Redis does.
+//! The data of the Redis model, and the Redis commands that the broker's script calls. The commands follow the Redis
+//! documentation. A hash keeps its fields in the order of insertion, like a small hash in Redis.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,15 +34,15 @@ pub struct Entry {
     pub expires_at: Option<u64>,
 }
 
-/// A copy is a snapshot.
+/// All keys of the Redis model. A clone is a snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
     pub keys: BTreeMap<String, Entry>,
-    /// Milliseconds since 1970.
+    /// The current time, in milliseconds since 1970.
     pub now: u64,
-    /// Lowers the limit of `XADD … MAXLEN ~`, which a test could hardly reach.
+    /// Lowers the limit in `XADD … MAXLEN ~`, so that a test can exceed the limit.
     pub max_stream: Option<usize>,
-    /// What XADD has appended and nobody has taken yet: key, first part of the id, fields.
+    /// The entries that XADD has appended since the test last took them: key, first part of the entry's id, fields.
     pub appended: Vec<(String, u64, Vec<String>)>,
 }
 
@@ -52,7 +52,7 @@ impl Value {
             Value::Hash(fields) => fields.is_empty(),
             Value::Set(members) => members.is_empty(),
             Value::Sorted(members) => members.is_empty(),
-            Value::Stream(_) => false, // a stream outlives its last entry
+            Value::Stream(_) => false, // Redis keeps an empty stream
         }
     }
 }
@@ -85,13 +85,13 @@ impl Store {
     accessors!(sorted, sorted_mut, Sorted, BTreeMap<String, f64>);
     accessors!(stream, stream_mut, Stream, Stream);
 
-    /// Deletes the keys that have expired.
+    /// Sets the time, and deletes the keys that have expired.
     pub fn set_time(&mut self, now: u64) {
         self.now = now;
         self.keys.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
     }
 
-    /// A number in a hash; 0 if there is none.
+    /// Returns the number in a field of a hash, or 0 if there is none.
     pub fn number(&self, key: &str, field: &str) -> u64 {
         let fields = self.hash(key).ok().flatten().into_iter().flatten();
         fields.filter(|(name, _)| name == field).find_map(|(_, value)| value.parse().ok()).unwrap_or(0)
@@ -225,7 +225,7 @@ impl Store {
     fn ranked(&self, key: &str) -> std::result::Result<Vec<(String, f64)>, String> {
         let members = self.sorted(key)?.into_iter().flatten();
         let mut members: Vec<_> = members.map(|(member, score)| (member.clone(), *score)).collect();
-        members.sort_by(|a, b| a.1.total_cmp(&b.1)); // stable: equal scores stay in the order of the members
+        members.sort_by(|a, b| a.1.total_cmp(&b.1)); // stable: equal scores keep the alphabetical order
         Ok(members)
     }
 
@@ -314,7 +314,7 @@ fn previous((time, number): StreamId) -> Option<StreamId> {
     number.checked_sub(1).map(|number| (time, number)).or_else(|| Some((time.checked_sub(1)?, u64::MAX)))
 }
 
-/// `number`: the second part of an id that consists of the first part alone.
+/// Parses a stream id. If the id has only the first part, `number` becomes the second part.
 fn stream_id(id: &str, number: u64) -> std::result::Result<StreamId, String> {
     let error = |_| "Invalid stream ID specified as stream command argument".to_owned();
     match id.split_once('-') {

@@ -131,7 +131,7 @@ impl Run<'_> {
         }
     }
 
-    /// Adds an offer to three requests in four, if the server compresses.
+    /// If the server compresses, offers permessage-deflate in three of four requests.
     fn offer_compression(&self, request: String, number: usize) -> String {
         let offer = match number % 4 {
             _ if self.script.option("--deflate").is_none() => return request,
@@ -143,7 +143,7 @@ impl Run<'_> {
         format!("{head}Sec-WebSocket-Extensions: {offer}\r\n\r\n")
     }
 
-    /// The actor's connection, if it may still send.
+    /// Returns the actor's current connection, if the actor can still send on that connection.
     pub(super) fn open_conn(&self, actor: usize) -> Option<usize> {
         let at = self.current[actor]?;
         let conn = &self.conns[at];
@@ -394,7 +394,7 @@ impl Run<'_> {
                 self.has_jumped = true;
                 self.count("a jump of the clock");
                 for at in &self.active {
-                    // A Pong may come too late after the jump.
+                    // After the jump, the idle timeout may expire before a queued Pong reaches the server.
                     let conn = &mut self.conns[*at];
                     conn.has_paused |= !conn.outgoing.is_empty();
                 }
@@ -417,7 +417,8 @@ impl Run<'_> {
         }
     }
 
-    /// Runs a test case of `wirechat poke`.
+    /// Runs a random test case of `wirechat poke` on a new connection: sends the edited request of the case
+    /// (`BreakHead`), or a valid request and the frames of the case (`BreakRule`).
     pub(super) fn run_poke_case(&mut self, actor: usize, action: Action, random: &mut Rng) {
         let cases: Vec<_> = catalogue::all_cases().collect();
         let case = cases[random.usize(..cases.len())];
@@ -431,7 +432,7 @@ impl Run<'_> {
         let edits = if let (Opening::Edited(edits), Action::BreakHead) = (case.opening, action) { edits } else { &[] };
         let mut request = request::build_request(&url, KEY, edits);
         if action == Action::BreakHead && random.u8(..5) == 0 {
-            request.truncate(random.usize(1..request.len())); // the rest never comes
+            request.truncate(random.usize(1..request.len())); // the client never sends the rest
         }
         let mut keys = random.clone();
         let bytes = case.bytes(&mut || keys.u32(..).to_le_bytes()).unwrap_or_default();

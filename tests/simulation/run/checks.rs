@@ -18,7 +18,7 @@ impl Run<'_> {
         let mut model = self.model.borrow_mut();
         for at in &self.active {
             let conn = &self.conns[*at];
-            // Skip a reset connection: its bytes in flight are lost, and the server may not know of the reset yet.
+            // Skip a reset connection: bytes lost in the reset would count as queued in the server.
             let is_checked = conn.is_polite && !conn.is_reset;
             if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
                 model.check_owed(token, conn.client.in_flight() + conn.input.len());
@@ -34,7 +34,8 @@ impl Run<'_> {
         }
     }
 
-    /// Stops all faults, then checks that all pending events arrive and that the members are the connected clients.
+    /// Stops all faults. Then checks that all pending events arrive and that exactly the connected clients are
+    /// members.
     pub(super) fn rest(&mut self) {
         note!(self, "faults stop");
         self.is_calm = true;
@@ -103,7 +104,7 @@ impl Run<'_> {
         }
         for token in self.model.borrow().all_members() {
             if !self.by_token.contains_key(&token) {
-                self.fail(MEMBERS, format!("{token:?} is a member, but nobody"));
+                self.fail(MEMBERS, format!("{token:?} is a member, but no connection"));
             }
         }
         self.check_log();
@@ -112,7 +113,7 @@ impl Run<'_> {
         self.count("a rest");
     }
 
-    /// Every line of the log is on stderr, whole and in order, or counted as dropped while stderr was stalled.
+    /// Checks that every log line is on stderr, complete and in order, or was counted as dropped during a stall.
     fn check_log(&mut self) {
         self.world.flush_log();
         let written = String::from_utf8_lossy(&self.stderr.lock().expect("no panic").written).into_owned();
@@ -126,7 +127,7 @@ impl Run<'_> {
             let message = line.get(31..).unwrap_or_default();
             count += 1;
             if !expected.any(|logged| logged == message) {
-                return self.fail(LOG, format!("stderr has {line:?}, which was not logged, or not then"));
+                return self.fail(LOG, format!("stderr has {line:?}, which was not logged, or is out of order"));
             }
         }
         let missing = self.logged.len() - count;
@@ -179,7 +180,8 @@ impl Run<'_> {
         self.fill_the_server();
     }
 
-    /// Checks that departed clients take no place: the server accepts exactly its maximum number of clients.
+    /// Checks that the server no longer counts clients that have left: the server accepts as many new clients as its
+    /// limits allow, and rejects one more.
     pub(super) fn fill_the_server(&mut self) {
         let per_address =
             self.script.option("--max-per-address").and_then(|max| max.parse::<usize>().ok()).filter(|max| *max > 0);

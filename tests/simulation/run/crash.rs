@@ -1,4 +1,4 @@
-//! Faults of a broker that stores messages: a full disk, a failing disk, and a server that crashes and restarts.
+//! Faults in runs with a history file: a full disk, a failing disk, and a server that crashes and restarts.
 
 use super::*;
 use crate::durable;
@@ -39,7 +39,7 @@ impl Run<'_> {
                 disk.fail();
             }
             _ => {
-                // Send some messages first, so that the server probably crashes while a write is pending.
+                // Send some messages first, so that a write is probably pending when the server crashes.
                 for actor in 0..self.script.actors.len().min(random.usize(..8)) {
                     self.send_new(actor, 12, random);
                 }
@@ -73,7 +73,8 @@ impl Run<'_> {
         self.restore_faults();
     }
 
-    /// Checks, while no message is pending, that the server has stored exactly the messages that clients have received.
+    /// Checks that the server has stored exactly the messages that clients have received. Valid only while no message
+    /// is pending.
     pub(super) fn check_file(&mut self) {
         let Some(Late::Disk(disk)) = &self.late else { return };
         let file = disk.messages();

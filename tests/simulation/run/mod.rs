@@ -1,5 +1,6 @@
-//! Runs a script: the server, its sockets and its clients in one thread, on a virtual clock. Time moves only when nothing
-//! is ready. After every turn, each client checks what it has received against the model.
+//! Runs a script: the server, its sockets and its clients, in one thread and on a virtual clock. The clock moves only
+//! when neither the server nor a client has anything to do. After every turn, each client checks the received bytes
+//! against the model.
 
 macro_rules! note {
     ($run:expr, $($arg:tt)*) => {
@@ -52,7 +53,7 @@ use flate2::{Decompress, FlushDecompress};
 
 use receiving::parse_frame;
 
-/// Maximum number of turns without time passing. More turns mean that the server spins.
+/// Maximum number of turns at the same virtual time. More turns mean that the server runs in an endless loop.
 const MAX_TURNS: usize = 50_000;
 const TRACE_LEN: usize = 50;
 /// The username of rude clients, which may violate the protocol.
@@ -60,11 +61,11 @@ const RUDE: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// Outlives a panic of the server.
+    /// The last events of a traced run. A thread-local survives a panic of the server.
     static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// The last events of the last traced run.
+/// Removes and returns the last events of the most recent traced run.
 pub fn last_trace() -> VecDeque<String> {
     TRACE.take()
 }
@@ -76,7 +77,7 @@ pub struct Outcome {
     /// The last events in plain words, if the run was traced.
     pub trace: VecDeque<String>,
     pub hash: u64,
-    /// A hash of what the clients of each actor have received.
+    /// For each actor, a hash of the bytes that the actor's clients have received.
     pub received: BTreeMap<usize, u64>,
     pub time: Duration,
     pub messages: u64,
@@ -91,9 +92,10 @@ enum Out {
 struct Conn {
     client: Client,
     actor: usize,
-    /// Counts the actor's connections, so it does not depend on what other actors do.
+    /// A number for random choices: the actor's index, and the number of the connection among those of the same actor.
+    /// The number does not depend on the actions of other actors.
     number: u64,
-    /// `None`: `/echo`, or a request that may be malformed.
+    /// The dialect of a chat connection. `None`: a connection to `/echo`.
     dialect: Option<Dialect>,
     is_polite: bool,
     token: Option<Token>,
@@ -112,10 +114,11 @@ struct Conn {
     has_paused: bool,
     /// Nonces for which no acknowledgement or error has arrived yet.
     nonces: Vec<String>,
-    /// Number of errors received. `long_texts` counts texts over the limit that the server has not rejected yet.
+    /// Number of errors that the client has received.
     errors: usize,
+    /// Number of texts over `--max-text` that the server has not rejected yet.
     long_texts: usize,
-    /// Number of commands without a nonce, each of which may cause an error.
+    /// Number of commands without a nonce for which no error has arrived. Each of them may cause an error.
     plain: usize,
     pings: usize,
     ping_frames: VecDeque<Vec<u8>>,
@@ -125,7 +128,7 @@ struct Conn {
     is_of_last_run: bool,
     /// The `since` parameter, if the client asked to resume.
     since: Option<u64>,
-    /// Inflates what the client receives, once compression is negotiated.
+    /// Inflates received messages, if compression was negotiated.
     inflater: Option<Inflater>,
 }
 
@@ -204,7 +207,7 @@ impl<'a> Run<'a> {
         let model = Rc::new(RefCell::new(Model::new(script.rules())));
         let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
-            // With a database, the memory broker keeps no history: `start_on` sets these options.
+            // In runs with a history file, the memory broker keeps no history: `start_on` sets these options to 0.
             if script.durable.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
                 continue;
             }
@@ -249,7 +252,7 @@ impl<'a> Run<'a> {
         run
     }
 
-    /// Starts a server with the broker of the script.
+    /// Starts a server with the broker that the script asks for.
     fn start(script: &Script, args: &[String], model: &Rc<RefCell<Model>>) -> (Option<Late>, World) {
         #[cfg(feature = "sqlite")]
         if let Some(keep) = script.durable {
@@ -309,7 +312,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs until `end`, with a turn whenever something is ready or due. No turn runs at `end`: an action comes first.
+    /// Runs turns until the virtual clock reaches `end`. No turn runs at `end` itself, because the next action happens
+    /// before that turn.
     fn run_until(&mut self, end: Duration) {
         while self.world.now() < end && !self.has_failed() && !self.world.is_stopped {
             if self.is_ready() {

@@ -1,4 +1,4 @@
-//! Checks everything that the clients receive (response heads, frames and texts) against the model.
+//! Checks everything that the clients receive (response heads, frames and events) against the model.
 
 use super::*;
 
@@ -8,7 +8,8 @@ pub(super) struct Frame {
     pub(super) len: usize,
 }
 
-/// Parses the first frame. Returns `None` if the frame is incomplete, and an error if a server must not send it.
+/// Parses the first frame. Returns `None` if the frame is incomplete, and an error if a server must not send such a
+/// frame.
 pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>, String> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     let (len, head, min) = match second {
@@ -32,8 +33,9 @@ pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>,
     Ok((bytes.len() >= len).then(|| Frame { first, payload: bytes[head..len].to_vec(), len }))
 }
 
-/// Removes everything that the presence of a rude client changes in a text: its name among the members, and the epoch
-/// and session, because it draws random bytes too. Returns `None` if the text is the join or leave of a rude client.
+/// Removes everything from an event that depends on the presence of the rude client: its name and its count among
+/// the members, and the epoch and the session, which are random and change if the rude client draws random bytes.
+/// Returns `None` for the rude client's own join and leave events.
 fn without_rude_clients(text: &str) -> Option<String> {
     let Ok(mut json) = serde_json::from_str::<Value>(text) else { return Some(text.to_owned()) };
     let is_rude = |name: &Value| name == RUDE;
@@ -108,7 +110,7 @@ impl Run<'_> {
         }
     }
 
-    /// Inflates a message with the client's own inflater, which must take all of it.
+    /// Inflates a message with the client's inflater. The inflater must consume all bytes.
     fn inflate(&mut self, at: usize, frame: &mut Frame) {
         let Some(Inflater { stream, takes_over }) = &mut self.conns[at].inflater else { return };
         if !*takes_over {
@@ -238,7 +240,8 @@ impl Run<'_> {
             let last_id = data["last_id"].as_u64().unwrap_or_default();
             let ids: Vec<u64> =
                 data["history"].as_array().into_iter().flatten().filter_map(|message| message["id"].as_u64()).collect();
-            // A client that sees `resumed` must not miss a message.
+            // If the client has resumed, the history must begin with the message after the last one that the client
+            // knew.
             let next = ids.first().copied().unwrap_or(last_id + 1);
             let has_gap = is_resumed && Some(next) != since.map(|since| since + 1);
             known.last_id = last_id;
@@ -262,7 +265,8 @@ impl Run<'_> {
         self.knowledge[actor].unanswered.retain(|(sent, _)| sent != nonce);
     }
 
-    /// Checks a text that is not an event of the room: a pong, or an error for a command of this client.
+    /// Checks a text that the model does not expect as a room event: a pong, or an error for a command of this
+    /// client.
     pub(super) fn read_reply(&mut self, at: usize, text: &str) {
         let (token, dialect) = (self.conns[at].token, self.conns[at].dialect);
         let json: Value = serde_json::from_str(text).unwrap_or_default();
@@ -315,7 +319,7 @@ impl Run<'_> {
                     self.knowledge[actor].unanswered = kept;
                 }
             }
-            // Without a nonce, the error is the reply to a command that had no nonce.
+            // An error without a nonce is the reply to a command without a nonce.
             None if self.conns[at].plain > 0 => self.conns[at].plain -= 1,
             None => self.fail(ORDER, wrong),
         }
@@ -345,7 +349,8 @@ impl Run<'_> {
             }
         };
         let is_replied = conn.sent_close == Some(close.0) && close.1.is_empty();
-        // The server replies to everything sent before the client's Close, unless the broker may be late.
+        // Before the server replies to the client's Close, it must reply to every message, unless the broker may be
+        // late.
         let is_done = conn.nonces.is_empty() || script.delay.is_some() || script.is_crowd;
         if !is_right {
             let text = format!("{} receives the Close {close:?}", self.name(at));
@@ -363,13 +368,15 @@ impl Run<'_> {
             _ => "a Close by the server",
         };
         self.count(counter);
-        // A late join sends all held replies at once, and a faulty socket may accept the whole outbox before the Close.
+        // Skip this check if the broker delays events or the socket has faults: a late join sends all held replies
+        // at once, and a faulty socket may accept the whole outbox before the Close.
         let is_exact = script.block == 0.0 && script.interrupt == 0.0 && script.delay.is_none();
         if close.1 == "too slow to read" && conn.is_polite && is_exact {
             let model = self.model.borrow();
             let owed = conn.token.and_then(|token| model.members.get(&token)).map_or(0, |member| member.owed);
             drop(model);
-            // The server processes no commands while the outbox is over half full, so replies alone cannot fill it.
+            // While a client's outbox is over half full, the server processes none of its commands, so replies alone
+            // cannot fill the outbox.
             if owed + 300 <= script.rules().max_outbox / 2 {
                 let text = format!("{} is too slow, but is owed only {owed} bytes", self.name(at));
                 return self.fail(BOUNDS, text);
