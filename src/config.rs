@@ -34,7 +34,7 @@ pub struct Config {
     /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // without `tokens`, `jwt_key` and `open`: demo tokens, on a local server only
+    pub tokens: Option<PathBuf>, // without `tokens`, `jwt_key` and `open`, a local server accepts the demo tokens
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -43,7 +43,7 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty: only loopback names if a `listen` address is loopback, else all names
+    pub allow_host: Vec<String>, // if empty, allows all names, unless a `listen` address is loopback
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
@@ -110,7 +110,7 @@ pub struct Config {
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Accept this many connections per second from one address, and bursts of five times as many; 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
-    pub connect_rate: f64, // a handshake takes the time of ten messages; a page load opens at most two connections
+    pub connect_rate: f64, // a handshake costs as much time as ten messages; a page load opens at most two connections
     /// Allow this many wrong access tokens per minute from one address (loopback is exempt unless the server is
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
@@ -231,7 +231,7 @@ impl Config {
         self.listen.iter().any(is_loopback_address)
     }
 
-    /// Whether, by its options, only programs on this machine can reach the server (PROTOCOL.md, "Local servers").
+    /// Whether the options let only programs on this machine reach the server (PROTOCOL.md, "Local servers").
     pub fn is_local(&self) -> bool {
         self.public_option().is_none()
     }
@@ -247,8 +247,8 @@ impl Config {
     }
 }
 
-/// The TCP address at which programs on this machine reach a listener: browsers cannot open `http://[::]:3000/`. `None`
-/// for a Unix socket.
+/// The TCP address at which programs on this machine reach a listener; `None` for a Unix socket. An unspecified address
+/// becomes 127.0.0.1, because browsers cannot open `http://[::]:3000/`.
 pub fn local_address(address: &SockAddr) -> Option<SocketAddr> {
     let address = address.as_socket()?;
     Some(if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address })
@@ -282,7 +282,7 @@ pub fn add_environment(command: Command) -> Command {
     })
 }
 
-/// Puts the paragraphs of a clap error on one line.
+/// Puts the paragraphs of a clap error on one line, without the usage.
 pub fn format_error(error: &str) -> String {
     let is_message = |paragraph: &&str| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more");
     let paragraphs = error.trim_start_matches("error: ").split("\n\n").filter(is_message);

@@ -27,7 +27,7 @@ pub fn add_file(command: &Command, mut arguments: Vec<OsString>) -> Result<Vec<O
     let mut from_file = Vec::new();
     for (name, value) in read(&path).map_err(error)? {
         let option = to_arguments(&name, value).map_err(|why| error(format!("{name}: {why}")))?;
-        // Parse the options one at a time, so that an error message names the file.
+        // Check each option of the file separately, so that an error message can name the file.
         let checked = command.clone().try_get_matches_from(["wirechat".into()].iter().chain(&option));
         checked.map_err(|why| error(format_error(&why.to_string())))?;
         let source = matches.value_source(&name.replace('-', "_"));
@@ -47,7 +47,8 @@ fn read(path: &Path) -> Result<Table, String> {
     })
 }
 
-/// Converts an option of the `--config` file into arguments: `["--allow-host=a", "--allow-host=b"]`.
+/// Converts an option of the `--config` file into arguments. An array becomes one argument per value:
+/// `["--allow-host=a", "--allow-host=b"]`.
 fn to_arguments(name: &str, value: Value) -> Result<Vec<OsString>, &'static str> {
     if COMMAND_LINE_ONLY.contains(&name) {
         return Err("only the command line can set this option");

@@ -14,12 +14,12 @@ use crate::maps::TokenMap;
 
 const MAX_BANS: usize = 10_000;
 
-/// `E`: the events that the chat sends to clients.
+/// `E` is the type of the events that the chat sends to clients.
 pub struct Operator<E> {
     pub counters: Counters,
     pub bans: Bans,
     pub commits: Option<Arc<Durations>>, // durations of the commits of `--history-db`
-    pub announcing: TokenMap<Option<E>>, // one entry per message of the operator; `Some` once the chat has a reply
+    pub announcing: TokenMap<Option<E>>, // one entry per pending message of the operator; `Some` once there is a reply
 }
 
 impl<E> Default for Operator<E> {
@@ -52,7 +52,8 @@ impl Counters {
         let Some(service) = service else { return };
         self.services[service] -= 1;
         let code = code.unwrap_or(1006); // RFC 6455 §7.1.5: 1006 means that there was no Close frame
-        // Clients may choose any code from 3000 to 4999. Group them by thousand, so that clients cannot add rows.
+        // Clients may choose any code from 3000 to 4999. Count these codes per thousand, so that clients cannot add
+        // rows to the metrics.
         *self.closes.entry(if code < 3000 { code } else { code / 1000 * 1000 }).or_default() += 1;
     }
 }
@@ -84,8 +85,8 @@ impl Durations {
     }
 }
 
-/// Stores a change: the subject, the end of the ban (`None` lifts the ban), and the current time. The receiver gets
-/// `true` once the change is stored.
+/// Stores a new, changed or lifted ban. The arguments are the subject, the end of the ban (`None` lifts the ban), and
+/// the current time. The receiver gets `true` once the change is stored.
 pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
 /// The networks and the username keys that the operator has banned, each with the end of the ban.

@@ -12,13 +12,15 @@ const MAX_V1: usize = 107; // maximum size of a header in bytes (section 2.1)
 const MAX_V2: usize = 4096; // the protocol allows 64 KiB, but even headers with data about TLS are much shorter
 
 /// Removes a complete header from the kernel's receive buffer, and returns the client's address, if the header contains
-/// one. Returns `WouldBlock` while the header is incomplete. Peeks first, because the bytes after the header must stay.
+/// one. Returns `WouldBlock` while the header is incomplete. Peeks first, so that the bytes after the header stay in
+/// the buffer.
 pub fn read_header(socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let mut buffer = [0; MAX_V2];
     let (_, received) = recv(socket, &mut buffer, RecvFlags::PEEK)?;
     let limit = if buffer[0] == b'P' { MAX_V1 } else { MAX_V2 };
     if buffer[0] == b'\r' && buffer[12] == 0x20 {
-        buffer[13] = 0; // LOCAL, sent for the proxy itself: the receiver must ignore the address family (section 2.2)
+        // LOCAL: the proxy opened the connection for itself. The receiver must ignore the address family (section 2.2).
+        buffer[13] = 0;
     }
     let why = match ProxyHeader::parse(&buffer[..received.min(limit)], ParseConfig::default()) {
         Ok((header, len)) => {

@@ -83,7 +83,7 @@ impl Host {
         lines.map(sample).collect()
     }
 
-    /// Waits until every metric in `expected` has its value. A metric that `/metrics` does not list counts as 0.
+    /// Waits until every metric in `expected` has the given value. A metric that `/metrics` does not list counts as 0.
     fn wait_for_metrics(&self, expected: &[(&str, u64)]) {
         let mut metrics = BTreeMap::new();
         let differing = |metrics: &BTreeMap<String, f64>| {
@@ -211,7 +211,7 @@ fn requests_and_their_errors() {
     );
 }
 
-/// HEAD and GET get the same Content-Length. The server ignores a second request on the same connection.
+/// HEAD and GET responses have the same Content-Length. The server ignores a second request on the same connection.
 #[test]
 fn heads_and_second_requests() {
     let host = Host::start(&[]);
@@ -816,8 +816,8 @@ fn messages_that_are_not_published() {
     assert_eq!(parse_json(&host.publish("tea", r#"{"username":"bot","text":"1234567890"}"#))["id"], 1);
 }
 
-/// The server stores a published message like a client's message. The response waits until the message is on disk,
-/// or is 503 after 10 seconds.
+/// The server stores a published message like a client's message. The server responds as soon as the message is on
+/// disk. If that takes more than 10 seconds, the server responds 503.
 #[test]
 #[cfg(feature = "sqlite")]
 fn published_messages_are_durable() {
@@ -896,7 +896,7 @@ fn bans_are_durable() {
     for subject in ["username=ben%20x", "address=192.0.2.7", "address=2001:db8::7", "address=192.0.2.9"] {
         assert_eq!(host.json("POST", &format!("/ban?{subject}&seconds=60")), json!({"closed": 0}));
     }
-    host.json("POST", "/ban?username=ben%20x&seconds=7200"); // replaces the ban of 60 seconds
+    host.json("POST", "/ban?username=ben%20x&seconds=7200"); // replaces the 60-second ban
     assert_eq!(host.json("DELETE", "/ban?address=192.0.2.9"), json!({"lifted": 1}));
     assert_eq!(host.json("DELETE", "/ban?address=192.0.2.9"), json!({"lifted": 0}));
     let bans = host.json("GET", "/bans");
@@ -931,8 +931,8 @@ fn bans_are_durable() {
     assert_eq!(subjects.unwrap(), "address 192.0.2.7", "bans that are over are removed");
 }
 
-/// A server without `--admin` still enforces stored bans. A history file from an older version has no table `bans`;
-/// the server creates one.
+/// A server without `--admin` still enforces stored bans. A history file from an older version has no `bans`
+/// table, so the server creates the table.
 #[test]
 #[cfg(feature = "sqlite")]
 fn bans_without_the_admin_port_and_in_an_old_file() {
@@ -952,8 +952,8 @@ fn bans_without_the_admin_port_and_in_an_old_file() {
     assert_eq!(durable_host(&folder).json("GET", "/bans")[0]["address"], "192.0.2.7");
 }
 
-/// While the disk is stalled, a ban takes effect at once. The response waits until the ban is stored, or is 507
-/// after 10 seconds.
+/// Even while the disk is stalled, a ban takes effect at once. The server responds as soon as the ban is stored. If
+/// that takes more than 10 seconds, the server responds 507.
 #[test]
 #[cfg(feature = "sqlite")]
 fn a_ban_waits_for_the_disk() {
@@ -982,7 +982,7 @@ fn a_ban_waits_for_the_disk() {
     assert!(host.metrics()["storage_commit_duration_seconds_sum"] > 0.0);
 }
 
-/// When the server has no file descriptor left, `/ready` on an admin connection that is already open responds 503.
+/// When the server has no file descriptors left, `/ready` responds 503 on an admin connection that is already open.
 #[test]
 fn a_server_without_descriptors_is_not_ready() {
     let host = Host::start(&[]);

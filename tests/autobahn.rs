@@ -173,7 +173,8 @@ fn a_difference_is_seen() {
 }
 
 /// Runs the suite, and fails with a list of the cases whose results are unexpected. If only cases that measure time
-/// fail, runs the suite once more: a machine that was suspended passes the second run, a slow server does not.
+/// fail, runs the suite once more: if the machine was suspended, the second run passes. If the server is slow, the
+/// second run fails too.
 fn run_suite(mut command: Command, reports: &Path, expected: &Results) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|failed| failed.into_inner());
     let mut index = play(&mut command, reports);
@@ -209,7 +210,7 @@ fn is_by_the_clock(case: &str, got: &Value) -> bool {
     case.starts_with("6.4.") || got["behaviorClose"] == "FAILED BY CLIENT"
 }
 
-/// Ignores the exit status: `kosoku` fails even if all results are expected, and `wstest` always succeeds.
+/// Ignores the exit status: `kosoku` fails even if all results are as expected, and `wstest` always succeeds.
 fn run_to_its_end(command: &mut Command, output: &Path) {
     let mut child = command.spawn().expect("the suite starts");
     let end = Instant::now() + SUITE_DEADLINE;

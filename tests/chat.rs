@@ -77,7 +77,7 @@ impl Harness {
         (harness, control)
     }
 
-    /// Alice and Bob join room `general` with the dialect `events`.
+    /// Alice and Bob join the room `general` in the `events` dialect.
     fn two_join(&mut self) {
         self.join(ALICE, request(Dialect::Events, "alice", "general"));
         self.join(BOB, request(Dialect::Events, "bob", "general"));
@@ -131,7 +131,8 @@ impl Harness {
     }
 }
 
-/// Returns a join request with credential 1. The length of the username is the last byte of the client's IP address.
+/// Returns a join request with credential 1. The last byte of the client's IP address is the length of the username, so
+/// that tests can choose different addresses.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
     let identity = Identity { credential: CredentialId::new(1), ..Identity::default() };
     let address = [192, 0, 2, username.len() as u8].into();
@@ -168,7 +169,7 @@ fn json(dialect: Dialect, event: &Event) -> String {
     String::from_utf8(json).unwrap()
 }
 
-/// Returns the events that the chat sends, in the dialect `events`, with the recipients of each event.
+/// Returns the events that the chat sends, in the `events` dialect, with the recipients of each event.
 fn sent(effects: &[Effect]) -> Vec<(Recipients, String)> {
     let sent = effects.iter().filter_map(|effect| match effect {
         Effect::SetRoom { .. } => None,

@@ -55,10 +55,10 @@ fn a_file_sets_options_of_each_kind() {
         allow-origin = []
         ping-interval = 0.5
         quiet = true";
-    // Not `Server::command`: its `--listen` would override the `listen` in the file.
+    // Do not use `Server::command`: its `--listen` would override the `listen` in the file.
     let server =
         Server::launch(Command::new(env!("CARGO_BIN_EXE_wirechat")).env("WIRECHAT_CONFIG", file("kinds", text)));
-    assert_eq!(server.status(&handshake().target("/").set("Host: chat.example")), 101, "--open needs no token");
+    assert_eq!(server.status(&handshake().target("/").set("Host: chat.example")), 101, "a client needs no token");
     assert_eq!(server.status(&handshake().target("/echo").set("Host: evil.example")), 403);
     assert_eq!(server.status(&handshake().target("/echo")), 101);
     assert_eq!(server.log(), "", "--quiet logs no connections");

@@ -81,7 +81,7 @@ impl User {
         assert_eq!(names(&data), members);
     }
 
-    /// Checks that the server has sent this user no other event: the next event must be the reply to a `ping`.
+    /// Checks that the server has sent this user no further event: the next event must be the reply to a `ping`.
     fn receives_nothing(&mut self) {
         self.send(r#"{"event":"ping"}"#);
         self.receives("pong", json!({}));
@@ -250,7 +250,7 @@ fn switching_rooms() {
     new.receives("message", json!({"text": "still here", "id": 2}));
     moritz.receives("message", json!({"text": "still here", "id": 2}));
 
-    // The client is the only member of a new room, and the member list excludes the client itself.
+    // The client is the only member of the new room. The member list is empty, because it excludes the client itself.
     moritz.switch_room(" brand new ");
     moritz.receives("switched", json!({"room": "brand new", "members": []}));
     new.receives("left", json!({"username": "moritz"}));
@@ -594,8 +594,8 @@ fn room_names() {
         &rows,
         |(id, name, _)| format!("{id} {name:?}"),
         |(_, name, expected)| {
-            // Start a new server for each row: rows may use the same room, and the clients of the row before may still
-            // be members.
+            // Start a new server for each row: rows may use the same room, and the previous row's clients may still be
+            // members.
             let server = chat(&[]);
             let mut moritz = join(&server, "moritz", "start");
             moritz.receives("welcome", json!({}));

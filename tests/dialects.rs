@@ -221,7 +221,7 @@ fn rooms_word_for_word() {
     for user in [&mut ron, &mut rita] {
         user.receives(json!({"type": "private", "from": "Anonymous", "to": "ron", "text": "between  us"}));
     }
-    // A client of `rooms` may send each message under another username.
+    // A client of the `rooms` dialect may send each message under a different username.
     ron.send(r#"{"username":"ronald","text":"it is me"}"#);
     for user in [&mut ron, &mut rita] {
         user.receives(json!({"type": "message", "username": "ronald", "text": "it is me"}));
@@ -658,7 +658,7 @@ fn history_across_dialects() {
 
 // -------------------------------------------------------------------------------------------------------- names
 
-/// A client of `rooms` sends a username with each message. Its join and leave events show the username `Anonymous`.
+/// In the `rooms` dialect, a client sends a username with each message. Its join and leave events show `Anonymous`.
 #[test]
 fn names_of_rooms_belong_to_messages() {
     let server = chat(&[]);
@@ -675,7 +675,7 @@ fn names_of_rooms_belong_to_messages() {
     pat.receives(pat.room_message("ron", "hello", 1));
     eve.receives(event("joined", "pat"));
     ron.receives(system("joined"));
-    // A private message reaches a client of `rooms` only under the username in the client's last message.
+    // In the `rooms` dialect, a client receives private messages addressed to the username in its most recent message.
     pat.sends_message("/msg Anonymous psst");
     pat.receives(pat.error("No such user: Anonymous"));
     pat.sends_message("/msg ron psst");
@@ -737,8 +737,8 @@ fn the_username_of_a_token() {
     assert_eq!(server.status(&to("/ws?token=secret-any&client_id=2")), 400);
 }
 
-/// With `--unique-names`, a client of `rooms` reserves a username by sending a message under that username. Other
-/// clients that use the username get an error.
+/// With `--unique-names`, a client of the `rooms` dialect reserves a username by sending a message under that username.
+/// Other clients that use the username get an error.
 #[test]
 fn unique_names_of_messages() {
     let server = chat(&["--unique-names"]);

@@ -194,8 +194,8 @@ fn kills_while_the_file_is_created() {
 
 // ------------------------------------------------------------------------------------------- power failures, restores
 
-/// What a client knows of one room: all messages from the room's first to the last one seen, and the epoch for a
-/// resume.
+/// A client's knowledge of one room: every message up to the last one that the client has seen, and the epoch with
+/// which the client resumes.
 struct Seen {
     epoch: String,
     messages: Vec<Value>,
@@ -294,8 +294,8 @@ fn power_failures() {
 }
 
 /// Copies the file while the server is running or stopped, and restores copies after the server has stored more
-/// messages. A client resumes only if the restored file contains all messages that the client has seen, and its
-/// epoch.
+/// messages. A client resumes only if the restored file contains all messages that the client has seen, and the
+/// client's epoch.
 #[test]
 fn restored_copies() {
     let (mut random, _) = random();
@@ -449,7 +449,7 @@ fn a_full_disk() {
         }
         bob.client.send(&message("1", "1"));
         let error = json!({"event": "error", "data": {"message": "Message not stored", "nonce": "1"}});
-        assert_eq!(bob.receive(), error, "bob cannot repeat eve's message with its nonce");
+        assert_eq!(bob.receive(), error, "nonces are per user, so bob's message with eve's nonce is a new message");
         fs::remove_file(&filler).expect("a file");
         // The rejected messages have used up neither their nonces nor any ids.
         let again = publish(&mut eve, &rejected);
@@ -728,8 +728,9 @@ fn a_disk_that_stalls() {
     file.rows().check();
 }
 
-/// A room's only member leaves and rejoins while a message waits for the stalled disk. `--history-keep 1` deletes
-/// older messages, so the server does not send them again, and their nonces may be used again.
+/// A room's only member leaves and rejoins before the stalled disk has stored the member's message. With
+/// `--history-keep 1`, the server keeps only the room's last message, so the nonce of a deleted message may be used
+/// again.
 #[test]
 fn a_room_that_is_opened_again_beside_a_stall() {
     let directory = Directory::new("again");
@@ -1119,7 +1120,7 @@ fn a_file_on_a_read_only_disk() {
 }
 
 /// The server uses `--history-db` as a plain path, never as a URI or a special SQLite name such as `:memory:`. It
-/// creates exactly one file, with this name, and resumes from this file after a kill.
+/// creates exactly one file, with the given name, and resumes from this file after a kill.
 #[test]
 fn names_of_the_file() {
     let names: [&[u8]; 13] = [
@@ -1220,8 +1221,8 @@ fn the_last_messages_are_kept() {
     assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[8..].to_vec(), 11));
 }
 
-/// A restart with a lower `--history-keep` deletes old messages gradually: the server deletes a few with each new
-/// message, until only the new limit remains.
+/// After a restart with a lower `--history-keep`, the server deletes old messages gradually: a few with each new
+/// message, until the room is within the new limit.
 #[test]
 fn a_lower_limit_for_an_existing_file() {
     let directory = Directory::new("lower");
@@ -1294,7 +1295,7 @@ fn old_messages_are_deleted_at_start() {
 
 // ------------------------------------------------------------------------------------------------ dialects and pages
 
-/// After a restart, the server replays stored messages in the dialects `rooms` and `presence`, including messages
+/// After a restart, the server replays stored messages in the `rooms` and `presence` dialects, including messages
 /// that were sent in these dialects.
 #[test]
 fn all_dialects_after_a_restart() {

@@ -24,7 +24,7 @@ fn explain(args: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().expect("the program ends")
 }
 
-/// Runs `wirechat explain`, and checks the exit code. Returns the output, or for exit code 2 the error message.
+/// Runs `wirechat explain`, and checks the exit code. Returns the output, or the error message if the code is 2.
 fn output_of(args: &[&str], input: &[u8], code: i32) -> String {
     let output = explain(args, input);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
@@ -229,7 +229,7 @@ A server rejects this request: it breaks 3 rules.
 ";
     assert_eq!(output_of(&[], wrong.as_bytes(), 1), expected);
     assert!(output("GET / HTTP/1.1", 1).contains("\n! 400 The blank line that ends the head is missing"));
-    assert!(output("47 45 54 20 2f 20", 1).contains("\nHTTP request,"), "in hexadecimal digits too");
+    assert!(output("47 45 54 20 2f 20", 1).contains("\nHTTP request,"), "a request in hexadecimal is recognized too");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Injects faults on a real kernel: TCP resets, stopped clients, no free file descriptors, little memory, a broken
-//! stderr, a suspended server, and jumps of the system clock. Meanwhile, up to 1,000 clients chat. They check that
+//! stderr, a suspended server, and jumps of the system clock. Meanwhile, up to 1,000 clients chat. The tests check that
 //! ids have no gaps, that all clients in a room receive the same messages and member list, that a sender receives
 //! its own messages, and that a resume misses no message.
 
@@ -47,7 +47,7 @@ struct Client {
     session: String,
     last_id: u64,
     members: BTreeMap<String, usize>,
-    /// Nonce and text of each message that the client has sent and not yet received back.
+    /// Nonce and text of each message that the client has sent but not yet received back.
     unanswered: Vec<(String, String)>,
     /// Nonces of the messages that the client sent again after a reconnect.
     resent: Vec<String>,
@@ -402,7 +402,7 @@ fn little_memory() {
     let mut clients = Clients::join(&server, CLIENTS / 10);
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
     let attackers = crowd.join(&server, (0..CLIENTS).map(|_| "/echo?token=dev-token".to_owned()));
-    // The header announces 1 MiB, more than an attacker sends, so the server must buffer the payload.
+    // The header announces 1 MiB, more than an attacker sends, so the server must buffer the incomplete payload.
     let header = &masked(0x81, &vec![0; 1024 * 1024])[..14];
     attackers.clone().for_each(|id| crowd.send(id, header));
     let received: usize = crowd.members.iter().map(|member| member.received).sum();

@@ -1,5 +1,5 @@
-//! Checks the guided tour in `src/lib.rs`. The tour has the layers that `tests/layering.rs` enforces and the reading
-//! order of the README, and its exercises name existing code.
+//! Checks the guided tour in `src/lib.rs`: its layers must be those that `tests/layering.rs` enforces, its reading
+//! order must be that of the README, and its exercises must name existing code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -34,7 +34,7 @@ fn page(user: &mut User, room: &str, data: Value) -> Value {
     page
 }
 
-/// Starts a server on which Eve has sent `count` messages to one room. Returns the server and Eve.
+/// Starts a server, and lets Eve send `count` messages to one room. Returns the server and Eve.
 fn room_with(count: u64, args: &[&str]) -> (Server, User) {
     let server = chat(args);
     let mut eve = User::events(&server, "eve", "general");
@@ -101,7 +101,7 @@ fn edges_of_a_page() {
             assert_eq!((ids(&page), &page["more"]), (expected.clone().collect(), &json!(more)));
         },
     );
-    // An integer that does not fit in a `u64` is valid, because it is greater than `last_id`.
+    // An integer that does not fit in a `u64` is valid, like any other `before` greater than `last_id`.
     eve.send(r#"{"event":"history","data":{"before":100000000000000000000000}}"#);
     assert_eq!(ids(&eve.receives_event("history", json!({"more": true}))), (81..131).collect::<Vec<_>>());
 }
@@ -180,7 +180,7 @@ fn pages_keep_the_order_of_the_commands() {
 }
 
 #[test]
-fn a_message_in_a_page_is_as_its_event() {
+fn a_message_in_a_page_equals_its_event() {
     let server = chat(&[]);
     let mut eve = User::events(&server, "eve", "general");
     let mut ann = User::rooms(&server, "ann", "general");
@@ -217,8 +217,8 @@ fn a_page_counts_towards_the_rate_limit() {
     assert_eq!(eve.receives_error(), "Slow down");
 }
 
-/// If `limit` messages do not fit in the outbox, the server sends a shorter page. The next request continues from
-/// there.
+/// If `limit` messages do not fit in the outbox, the server sends a shorter page. The client gets the rest
+/// with further requests.
 #[test]
 fn long_messages_make_short_pages() {
     let server = chat(&["--history", "100", "--max-outbox", "16384"]);

@@ -138,7 +138,7 @@ fn check() {
     write_history(&folder);
     assert_eq!(folder.printed(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
     folder.printed(&["chat.db", "backup", "copy.db"]);
-    let path = folder.path("copy.db"); // has no WAL, from which SQLite could read undamaged pages
+    let path = folder.path("copy.db"); // without a WAL, SQLite must read the damaged page
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 4096].fill(0x55);

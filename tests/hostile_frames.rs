@@ -139,7 +139,7 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
     server.still_chats();
 }
 
-/// Returns the first 200 bytes at most, to keep an error message short.
+/// Returns at most the first 200 bytes, to keep an error message short.
 fn start(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(200)]
 }
@@ -272,8 +272,8 @@ fn frames() {
     run(&[frame_rows(), length_rows(), size_rows(), opcode_rows()]);
 }
 
-/// Masking keys, unmasked frames, binary frames on the chat, and lengths that are not in the shortest form
-/// (§5.1–§5.3).
+/// The server unmasks each frame with the frame's own masking key. The server fails the connection on an unmasked
+/// frame, a binary frame on the chat, or a length that is not in the shortest form (§5.1–§5.3).
 #[rustfmt::skip]
 fn frame_rows() -> Vec<Row> {
     vec![
@@ -293,8 +293,8 @@ fn frame_rows() -> Vec<Row> {
     ]
 }
 
-/// Messages with lengths around the bounds of the three length forms (7, 16 and 64 bits). `/echo` must use the
-/// shortest form.
+/// Messages with lengths around the bounds of the three length forms (7, 16 and 64 bits). `/echo` must send each
+/// message back with the length in its shortest form.
 fn length_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for len in [0, 1, 125, 126, 127, 128, 996, 997, 65535, 65536, 65537] {
@@ -320,7 +320,8 @@ fn size_rows() -> Vec<Row> {
     ]
 }
 
-/// Frames with RSV bits, which must be 0 without an extension, and with the ten reserved opcodes (§5.2).
+/// Frames with RSV bits that are set, or with one of the ten reserved opcodes. Without an extension, the server
+/// must fail the connection on each of these frames (§5.2).
 fn opcode_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for rsv in 1..8 {
@@ -409,7 +410,8 @@ fn fragments() {
     run(&[fragment_rows(), fragment_size_rows()]);
 }
 
-/// Fragments in a wrong order, and empty fragments (§5.4).
+/// The server fails the connection on fragments in a wrong order, even if the fragments are empty. In the right order,
+/// empty fragments are valid (§5.4).
 #[rustfmt::skip]
 fn fragment_rows() -> Vec<Row> {
     vec![
@@ -425,7 +427,8 @@ fn fragment_rows() -> Vec<Row> {
     ]
 }
 
-/// Messages of many 1 KiB fragments at and above the chat's size limit, and 1,000 Pings between two fragments.
+/// The server accepts 64 KiB in fragments, the chat's size limit, and fails the connection on one more byte. The server
+/// also replies to 1,000 Pings between two fragments.
 fn fragment_size_rows() -> Vec<Row> {
     let kib = [b' '; 1024];
     let mut full = masked(0x01, &kib);
@@ -554,7 +557,8 @@ fn close_rows() -> Vec<Row> {
     ]
 }
 
-/// Close codes at the bounds of each range in §7.4 and in the IANA registry.
+/// Close codes at the bounds of each range in §7.4 and in the IANA registry. The server replies to a valid code with
+/// the same code, and fails the connection on an invalid code.
 fn close_code_rows() -> Vec<Row> {
     let good = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999];
     let bad = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999, 5000, 65535];

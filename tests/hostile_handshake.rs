@@ -325,7 +325,7 @@ fn body_rows() -> Vec<Row> {
         row("Content-Length on a plain GET", get("/").add("Content-Length: 5").followed_by("hello"), bad()),
         row("Transfer-Encoding: identity", hs().add("Transfer-Encoding: identity"), bad()),
         row("Content-Length and Transfer-Encoding", hs().add("Content-Length: 0").add("Transfer-Encoding: chunked"), bad()),
-        // The client reads until TCP closes and checks Content-Length, so a second response would fail the test.
+        // The client reads to the end of the stream and checks Content-Length, so a second response fails the test.
         row("rejected, and another request", wrong().followed_by(hs().bytes()), rejects(&[400], &["§4.2.1"])),
         row("rejected, and the page", wrong().followed_by(get("/").bytes()), rejects(&[400], &["§4.2.1"])),
         row("health, twice", get("/health").followed_by(get("/health").bytes()), ok(Body::JsonObject)),
@@ -356,7 +356,7 @@ fn length_rows() -> Vec<Row> {
     ]
 }
 
-/// A server without a limit that parses the request head again after each read would spend minutes on 20 MB.
+/// Without a limit, a server that parses the request head again after each read would spend minutes on 20 MB.
 #[test]
 fn a_head_of_20_mb_is_rejected_after_8_kib() {
     let mut server = Watched::start(&[]);
@@ -553,7 +553,7 @@ fn plain_rows() -> Vec<Row> {
     ]
 }
 
-/// If a request breaks several rules, the response is for the first of them. The row names begin with the rules' step
+/// If a request breaks several rules, the response reports the first one. The row names begin with the rules' step
 /// numbers from the table in `src/chat/PROTOCOL.md`.
 #[test]
 #[rustfmt::skip]

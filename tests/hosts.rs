@@ -125,7 +125,7 @@ fn too_many_wrong_tokens() {
     assert_eq!(forwarded_status(&server, "192.0.2.2", "/?token=right"), 101, "another address");
 }
 
-/// All addresses of an IPv6 /64 network share one limit of wrong tokens.
+/// All addresses of an IPv6 /64 network share one limit on wrong tokens.
 #[test]
 fn an_ipv6_network_guesses_as_one_client() {
     let file = tokens("network", "right\n");
@@ -391,8 +391,8 @@ fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
     response.status == 429
 }
 
-/// A join counts as a message in a user's rate limit, and reconnecting does not reset the limit. Clients with the same
-/// access token and the same address are one user.
+/// A join counts as a message towards a user's rate limit, and reconnecting does not reset the limit. Clients with
+/// the same access token and the same address are one user.
 #[test]
 fn joins_draw_from_the_rate_limit() {
     let file = tokens("joins", "one\ntwo\n");
@@ -537,8 +537,8 @@ fn joins_are_free_on_a_local_server() {
 
 // ------------------------------------------------------------------------------------------------- reserved usernames
 
-/// If a token is bound to a username, the server rejects the username from other tokens, in any case or letter width.
-/// The username is the default username of clients with the bound token.
+/// If a token is bound to a username, the server rejects clients with other tokens that use the username, in any case
+/// or letter width. The username is the default username of clients with the bound token.
 #[test]
 fn reserved_usernames() {
     let file = tokens("reserved", "hers alice\nalso-hers alice\nany\n");
@@ -719,7 +719,8 @@ fn recorded(dir: &Path) -> String {
 
 // ----------------------------------------------------------------------------------------------------- trusted proxies
 
-/// The server ignores `X-Forwarded-For` from an untrusted peer, and logs once the `--trusted-proxy` option to add.
+/// The server ignores `X-Forwarded-For` from an untrusted peer. It logs a single warning, with the `--trusted-proxy`
+/// option that would trust the peer.
 #[test]
 fn headers_of_a_proxy_that_is_not_trusted() {
     let forwarded_join = |server: &Server| {
@@ -890,7 +891,7 @@ fn a_reload_without_a_file() {
 
 /// Only a local server accepts the demo tokens. Only a local server sends inspector tickets without `--inspect`.
 #[test]
-fn what_only_a_local_server_has() {
+fn privileges_of_a_local_server() {
     let has_ticket = |args: &[&str]| {
         let server = Server::start(&[args, &["--open"]].concat());
         server.upgrade("/").read_event("welcome")["ticket"].is_string()
@@ -1007,7 +1008,7 @@ fn lines_of_a_client_in_the_log() {
 
 // ------------------------------------------------------------------------------------------------------------- rooms
 
-/// `--max-rooms-per-user` limits the rooms that a user opened and that have members. `general` does not count.
+/// `--max-rooms-per-user` limits the number of non-empty rooms that a user opened. A user can always join `general`.
 #[test]
 fn rooms_of_one_user() {
     let limit = ["--open", "--max-rooms-per-user", "2"];
@@ -1039,8 +1040,8 @@ fn rooms_of_one_user() {
     join("127.0.0.2", "four").leaves();
 }
 
-/// If a user leaves more than `--max-empty-rooms` empty rooms, the server deletes histories of that user's rooms,
-/// not of rooms that other users left.
+/// If a user leaves behind more empty rooms than `--max-empty-rooms` allows, the server deletes histories of that
+/// user's rooms. It keeps the histories of rooms that other users opened.
 #[test]
 fn rooms_of_one_user_evict_no_others() {
     let limits = ["--open", "--max-empty-rooms", "5", "--max-rooms-per-user", "1000"];

@@ -160,7 +160,7 @@ fn read_close(client: &mut RawClient) -> (u16, String) {
 }
 
 /// Each Ping that an inspector requests has its own payload. A Pong repeats the payload of its Ping (RFC 6455 §5.5.3),
-/// so the inspector can match them.
+/// so the inspector can match each Pong to its Ping.
 #[test]
 fn the_pings_of_an_inspector_are_numbered() {
     let server = Server::start(&[]);
@@ -298,7 +298,8 @@ fn an_inspector_is_not_inspected() {
     assert!(of_inspector.iter().all(|line| !line.contains("TEXT")), "{of_inspector:#?}");
 }
 
-/// An inspector that does not read misses records. It receives their number, and does not delay the inspected client.
+/// If an inspector does not read, the server drops records and later sends their number. The inspected client sees no
+/// delay.
 #[test]
 fn an_inspector_that_never_reads() {
     let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
@@ -313,7 +314,7 @@ fn an_inspector_that_never_reads() {
             assert_eq!(alice.read_event("message")["text"].as_str().unwrap().len(), 400, "round {round}");
         }
     }
-    // The server reports the number of missed records only before another record. Pings cause more records.
+    // The server sends the number of missed records only before its next record, so send Pings to cause more records.
     let (sent, mut shown, mut missed) = (2 * 20 * ROUNDS as u64, 0, 0);
     while shown + missed < sent {
         alice.send(&masked(0x89, b""));
@@ -349,8 +350,8 @@ fn the_number_of_missed_records_comes_with_the_end() {
     assert_eq!(inspector.read_frame().close().0, 1000);
 }
 
-/// Browsers open connections in advance, so requests may arrive in a different order than the server accepted their
-/// connections. Each inspector must still receive the request of the inspected connection.
+/// Browsers open connections in advance, so the order of the requests may differ from the order in which the server
+/// accepted the connections. Each inspector must still receive the request of the inspected connection.
 #[test]
 fn the_handshake_is_kept_in_any_order_of_accepts() {
     let server = Server::start(&[]);
@@ -364,8 +365,8 @@ fn the_handshake_is_kept_in_any_order_of_accepts() {
     }
 }
 
-/// The server rejects an inspector for a connection that is closing. Commands of an earlier inspector do not delay the
-/// end of the connection.
+/// The server rejects an inspector for a connection that is closing. Commands of an inspector that attached earlier do
+/// not delay the end of the connection.
 #[test]
 fn a_closing_connection_is_removed_after_the_close_timeout() {
     let server = Server::start(&["--close-timeout", "0.5"]);
@@ -388,7 +389,7 @@ fn a_closing_connection_is_removed_after_the_close_timeout() {
 }
 
 /// An inspector that joins in the middle of a message waits for the end of that message. If the connection ends
-/// instead, the server closes the inspector.
+/// instead, the server closes the inspector's connection.
 #[test]
 fn a_waiting_inspector_is_closed_with_its_connection() {
     let server = Server::start(&[]);

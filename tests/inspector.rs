@@ -216,7 +216,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     choose(&alice, &["Request"]);
     let head = alice.text(&format!("{DETAIL}.querySelector('.head').textContent"));
     assert!(head.starts_with("GET /?"), "{head}");
-    assert!(head.ends_with("CRLFCRLF"), "its line ends are visible: {head}");
+    assert!(head.ends_with("CRLFCRLF"), "the line ends are visible: {head}");
     assert!(!head.contains("dev-token"), "tokens are redacted: {head}");
     let key = head.split_once("Sec-WebSocket-Key: ").unwrap().1.split_once("CRLF").unwrap().0.to_owned();
     choose(&alice, &["Response"]);
@@ -301,7 +301,8 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     assert!(detail(&alice).contains(&format!(": {} bytes of this frame", 6 + sent.len())), "{}", detail(&alice));
 }
 
-/// Checks that the page shows the unmasking of one byte: the byte under the mouse, or the byte that a key selects.
+/// Checks that the page shows the unmasking of one byte: the byte under the mouse, or the byte that the user selects
+/// with the keyboard.
 fn assert_each_byte_can_be_unmasked(tab: &Tab, masked: &[u8], key: &[u8], text: &str) {
     let sum = || tab.text("document.querySelector('.equation').textContent");
     let expected = |i: usize| {
@@ -362,7 +363,7 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    alice.press_button("Ask for a PING"); // the server runs commands in order: a PING follows the fragments command
+    alice.press_button("Ask for a PING"); // the PING confirms that the server has executed the command for fragments
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -648,7 +649,8 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     wait_for_row(&alice, &["client", "PONG"]);
     expect_pair(&["server", "PING"], &["client", "PONG"]);
     expect_pair(&["client", "PONG"], &["server", "PING"]);
-    // The PONGs arrive in reverse order, after 12 ms and 7 ms. A PONG belongs to the PING with the same payload.
+    // The PONGs arrive in reverse order: 12 ms after the first PING, and 7 ms after the second PING. A PONG belongs to
+    // the PING with the same payload.
     alice.eval(
         "const ping = (from, number, name, hex, ms) => sockets[1].onmessage({ data: JSON.stringify({ record: 'frame',
             connection: 1, from, number, header: '8901', fin: true, rsv: 0, opcode: name === 'PING' ? 9 : 10, name,
@@ -739,8 +741,8 @@ const REQUEST: &str = "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websock
 const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The reason in the server's Close after an unmasked frame. If a recorded Close has another reason, `wirechat replay`
-/// does not report the unmasked frame as a failure.
+/// The reason in the server's Close after an unmasked frame. `wirechat replay` reports the unmasked frame as a failure
+/// only if the recorded Close has this reason: another reason shows that the server closed for another cause.
 const REASON: &str = "client frames must be masked (RFC 6455 §5.1)";
 
 /// A scripted server: the test's ends of a page's chat connection and inspector connection.
@@ -797,7 +799,8 @@ impl Script {
         self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
     }
 
-    /// Sends the record of an unmasked frame. The HTTP head was read or write 1, so frame n is in read or write n + 1.
+    /// Sends the record of an unmasked frame. The first read or write of each direction was the HTTP head, so frame n
+    /// is in read or write n + 1.
     fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };
@@ -1278,7 +1281,7 @@ fn it_can_be_used_by_keyboard_alone() {
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
 }
 
-/// The Tab key reaches every control of the inspector once, and the focused control always has an outline.
+/// The Tab key reaches every control of the inspector exactly once, and the focused control always has an outline.
 #[test]
 fn every_control_can_be_reached_by_keyboard() {
     let browser = browser!();

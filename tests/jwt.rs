@@ -334,7 +334,7 @@ fn a_token_names_the_user() {
     assert_eq!(status("/?username=zoe", "plain"), 101);
     assert_eq!(status("/", "bound"), 101);
 
-    // A newer connection of the same user replaces the older one, even if different keys have signed their tokens.
+    // A newer connection of the same user replaces the older one, even if different keys have signed the tokens.
     let (older, welcome) = join(&server, &alice, "&room=den");
     assert_eq!(welcome["username"], "alice");
     let (mut newer, _) = join(&server, &alice2, "&room=den");
@@ -592,8 +592,8 @@ fn a_token_is_renewed_during_a_switch() {
     assert_eq!(client.read_frame().close(), (1008, "Not allowed in this room".to_owned()));
 }
 
-/// The server checks the expiry of a token against the system clock, even if the clock is set forward or back
-/// meanwhile.
+/// The server checks the expiry of a token against the system clock, even if somebody sets the clock forward or back
+/// while the token is in use.
 #[test]
 fn the_clock_is_set_while_a_token_is_in_use() {
     let Some(mut maker) = Maker::start("clock") else { return };
@@ -609,7 +609,7 @@ fn the_clock_is_set_while_a_token_is_in_use() {
     assert_eq!(pass(&mut world, &client, 30.0), [expired()]);
 }
 
-/// Tests expiry with the real clock: the server closes the connection on every endpoint.
+/// Tests with the real clock: on every endpoint, the server closes a connection when its token expires.
 #[test]
 fn a_short_life() {
     let Some(mut maker) = Maker::start("short") else { return };
@@ -735,7 +735,7 @@ fn tokens_and_keys_are_reloaded_together() {
     assert_eq!(server.status(&request("/", &jwt)), 401);
 }
 
-/// Without `--jwt-key`, the server does not know the event `token`.
+/// Without `--jwt-key`, the server does not know the `token` event.
 #[test]
 fn without_the_option() {
     let mut world = World::new(&UNLIMITED);

@@ -222,7 +222,7 @@ impl<'ast> Visit<'ast> for Names {
 /// Returns the violations of the rules for modules in a file, each with its line number.
 fn wall_faults(source: &Source) -> Vec<String> {
     let module = source.name.split(['/', '.']).next().unwrap_or_default();
-    // `lib.rs` declares all modules, and only unit tests use `pictures`.
+    // Skip `lib.rs`, which declares all modules, and `pictures.rs`, which only unit tests use.
     if ["lib", "pictures"].contains(&module) {
         return Vec::new();
     }

@@ -31,8 +31,8 @@ fn an_echo_of_16_mib() {
 
 // ------------------------------------------------------------------------------------------- rate limit and floods
 
-/// Allows each client one message every ten seconds, with a burst of one. Without history, a join receives no
-/// messages.
+/// Allows each client one message every ten seconds, with a burst of one. Turns the history off, so that a
+/// client receives no messages when it joins.
 const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
 /// Sends all texts in one write, so that no time passes between them.

@@ -47,7 +47,7 @@ fn listen_option(path: &Path) -> String {
     format!("--listen=unix:{}", path.display())
 }
 
-/// A running server, which need not listen on TCP, unlike [`Server`]. Dropping a `Process` kills the server.
+/// A running server. Unlike a [`Server`], a `Process` need not listen on TCP. Dropping a `Process` kills the server.
 struct Process {
     child: Child,
     banner: String,
@@ -83,8 +83,8 @@ impl Drop for Process {
     }
 }
 
-/// Connects to a Unix socket. The `TcpStream` of the returned client holds the descriptor of the Unix socket, because
-/// reading and writing are the same for both kinds of sockets.
+/// Connects to a Unix socket. The `TcpStream` of the returned client wraps the descriptor of the Unix socket, which
+/// works because reads and writes are the same for both kinds of sockets.
 fn unix_client(path: &Path) -> RawClient {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -184,7 +184,8 @@ fn the_command_in_the_banner_works() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "{\"status\":\"ok\"}\n");
 }
 
-/// A proxy may forward connections from anywhere to a Unix socket. So the server must not start with the demo tokens.
+/// A proxy may forward connections from anywhere to a Unix socket. So a server on a Unix socket counts as public, and
+/// must not start with the demo tokens, which everybody knows.
 #[test]
 fn a_unix_socket_makes_the_server_public() {
     let folder = Folder::new("public");
@@ -314,7 +315,8 @@ fn no_other_file_is_deleted() {
         .check(FAILURE, &["unix:/", "--listen"]);
 }
 
-/// An operator replaces a server: the new server binds the path of the socket before the old server stops.
+/// A new server binds the path of a Unix socket before the old server stops. The old server must not delete the new
+/// server's socket file.
 #[test]
 fn a_stop_leaves_the_file_of_another_server() {
     let folder = Folder::new("another");
@@ -378,7 +380,7 @@ fn hosts_on_a_unix_socket() {
 // --------------------------------------------------------------------------------------------------- socket activation
 
 /// Returns a command that passes `descriptor` to the server as file descriptor 3, as systemd does. `pid` is the value
-/// of `LISTEN_PID`, in which the shell replaces `$$` by the process id of the server.
+/// of `LISTEN_PID`, in which the shell replaces `$$` with the process id of the server.
 fn activated(descriptor: OwnedFd, pid: &str, args: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("exec 3<&0 </dev/null; LISTEN_PID={pid} LISTEN_FDS=1 exec \"$0\" \"$@\"");

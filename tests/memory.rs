@@ -1154,8 +1154,8 @@ fn a_flood_is_closed() {
     listener.expect_nothing();
 }
 
-/// The server rejects ten messages (five bursts of two) within ten seconds with an error. Instead of the next
-/// rejection, it closes the client.
+/// Within ten seconds, the server responds with an error to ten excess messages (five bursts of two). At the next
+/// excess message, it closes the client.
 #[test]
 fn a_flood_of_five_bursts() {
     let mut world = World::new(&["--rate-limit", "1"]);
@@ -1335,7 +1335,7 @@ fn broadcasts_are_held_for_a_bounded_time() {
     assert_eq!(held.collect::<Vec<_>>(), [true, true, true, false, false]);
 }
 
-/// Joins a room with a witness (the first client) and `count` other members. All have read what they received so far.
+/// Makes a witness (the first client) and `count` other members join a room, and reads all bytes that they receive.
 fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
     let mut crowd = Vec::new();
     for first in (0..=count).step_by(50) {
@@ -1350,7 +1350,7 @@ fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
     crowd
 }
 
-/// Reads all events. Returns how often the client received each event, by name.
+/// Reads all events. Returns how many times the client received each event, by name.
 fn count_events(client: &Client) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for frame in client.read_frames() {
@@ -1496,7 +1496,7 @@ fn random_scenario(seed: u64) -> Vec<Vec<u8>> {
     clients.iter().map(|(_, client)| client.received()).collect()
 }
 
-/// Two runs with the same seed send the same bytes to every client.
+/// In two runs with the same seed, the server sends the same bytes to every client.
 #[test]
 fn one_seed_has_one_outcome() {
     let mut outcomes = Vec::new();

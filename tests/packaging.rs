@@ -180,7 +180,7 @@ fn the_unit_is_valid_and_hardened() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
     }
-    // The commented-out settings of wirechat.socket are valid, too, instead of the active `ListenStream`.
+    // The commented-out settings of wirechat.socket must also be valid when they replace the active `ListenStream`.
     let alternative = SOCKET
         .replace("\nListenStream=127", "\n;ListenStream=127")
         .replace("\n#ListenS", "\nListenS")
@@ -248,7 +248,7 @@ fn the_environment_file_names_options() {
     assert_options(&suggested);
     let active = variables(ENVIRONMENT.lines());
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
-    // Comments in wirechat.env may name only the file's own settings, WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
+    // Besides the file's own settings, comments in wirechat.env may name only WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_mentioned = ["WIRECHAT_MAX_TEXT", "WIRECHAT_LISTEN"].contains(&word);
         let is_option = || suggested.iter().any(|(name, _)| *name == word) || is_mentioned;

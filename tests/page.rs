@@ -72,7 +72,7 @@ fn times_are_in_the_zone_of_the_reader() {
            const shown = {minutes}(time.textContent), utc = {minutes}(time.dateTime.slice(11, 16));
            return (shown - utc + 1440) % 720; }})()"
     ));
-    assert_eq!(ahead, 345, "whether the clock has 12 hours or 24");
+    assert_eq!(ahead, 345, "the page shows local time, on a 12-hour or a 24-hour clock");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn switching_rooms_updates_both_rooms() {
     wait_for_members(&alice, &["alice you", "bob"]);
     type_message(&bob, "there you are");
     wait_for_log(&alice, "there you are");
-    assert_eq!(messages(&alice), json!([["bob", "there you are"]]), "no message of the other room");
+    assert_eq!(messages(&alice), json!([["bob", "there you are"]]), "alice receives no message of her old room");
 }
 
 #[test]
@@ -207,7 +207,11 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
         "alice you",
         "the member list is unchanged"
     );
-    assert_eq!(alice.text("getComputedStyle(document.querySelector('#members')).fontStyle"), "italic", "outdated");
+    assert_eq!(
+        alice.text("getComputedStyle(document.querySelector('#members')).fontStyle"),
+        "italic",
+        "marked as outdated"
+    );
     wait_until("the page announces the next attempt", || words(&alice).contains("Trying again in"));
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
     wait_for_log(&alice, "Reconnected to #general.");
@@ -245,7 +249,7 @@ fn a_wrong_token_is_explained_and_not_retried() {
     assert!(words.starts_with("The token is wrong or missing. Check the token for typos."), "{words}");
     let tries = alice.eval("sockets");
     alice.eval("dispatchEvent(new Event('online')), document.dispatchEvent(new Event('visibilitychange'))");
-    assert_eq!(alice.eval("sockets"), tries, "no attempt after it has stopped");
+    assert_eq!(alice.eval("sockets"), tries, "the page does not retry after it has stopped");
     alice.fill("Token", "token-alice");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "Welcome to #general, alice!");
@@ -292,13 +296,21 @@ fn fields_are_checked_before_connecting() {
         assert_eq!(tab.text(&format!("{field}.ariaInvalid")), (!error.is_empty()).to_string());
         if !error.is_empty() {
             tab.press_button("Connect");
-            assert_eq!(tab.eval(&format!("document.activeElement === {field}")), true, "the focus is on the problem");
+            assert_eq!(
+                tab.eval(&format!("document.activeElement === {field}")),
+                true,
+                "the focus is on the invalid field"
+            );
         }
     }
     assert_eq!(tab.eval("sockets"), 0);
     tab.press_button("Connect");
     wait_for_state(&tab, "joined");
-    assert_eq!(tab.text("document.querySelector('h1').textContent"), "#tea", "the # of the title is not in the name");
+    assert_eq!(
+        tab.text("document.querySelector('h1').textContent"),
+        "#tea",
+        "the page ignores the # that the user typed"
+    );
 }
 
 /// While the server is unreachable, the page retries forever, with backoff.
@@ -309,7 +321,7 @@ fn attempts_never_end_and_become_rare() {
     let script = format!("{COUNT_SOCKETS};{SHORT_WAITS}");
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
-    alice.wait_for("sockets >= 12"); // more would take long: Chromium delays attempts after failures
+    alice.wait_for("sockets >= 12"); // 12 are enough: after failures, Chromium delays new attempts
     assert!(
         words(&alice).contains("Is it running? To start a server, use the command cargo run --release."),
         "{}",
@@ -496,7 +508,7 @@ fn the_policy_lists_the_scripts_and_styles() {
         contents.map(|content| format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(content)))).collect()
     };
     let (scripts, styles) = (elements("script"), elements("style"));
-    assert_eq!((scripts.len(), styles.len()), (5, 2), "one for each part of the page");
+    assert_eq!((scripts.len(), styles.len()), (5, 2), "client.html has five scripts and two style sheets");
     let expected =
         format!("script-src\n    {};\n  style-src\n    {}\">", scripts.join("\n    "), styles.join("\n    "));
     assert!(page.contains(&expected), "the policy of client.html must end with:\n  {expected}");

@@ -57,7 +57,7 @@ fn wait_for_texts(tab: &Tab, expected: &[String]) {
     });
 }
 
-/// Waits until smooth scrolling has ended. Smooth scrolling would override the scrolling of a button.
+/// Waits until smooth scrolling has ended. Smooth scrolling would override the jump that a button press causes.
 fn wait_until_still(tab: &Tab) {
     let top = format!("{LOG}.scrollTop");
     wait_until("the log has stopped scrolling", || {

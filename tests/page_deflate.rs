@@ -41,7 +41,8 @@ fn visitors_talk_through_compressed_messages() {
     assert_eq!(browser.page_errors(), Vec::<String>::new());
 }
 
-/// The inspector shows the inflated text of a compressed message, even if it misses earlier messages of the connection.
+/// The inspector shows the inflated text of a compressed message, even if earlier messages were sent before the
+/// inspector opened.
 #[test]
 fn the_inspector_inflates() {
     let browser = browser!();

@@ -17,7 +17,7 @@ fn texts(tab: &browser::Tab) -> serde_json::Value {
     tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)")
 }
 
-/// Starts a server on this address with this history file. Dropping the `Server` kills the process.
+/// Starts a server that listens on `listen` and stores its history in `file`. Dropping the `Server` kills the process.
 fn start_on(listen: &str, file: &str) -> Server {
     Server::start_at(listen, &["--rate-limit", "0", "--history-db", file])
 }

@@ -1,5 +1,5 @@
-//! Tests in Firefox what most visitors of the page do. The other tests of the page run in Chromium. The tests wait
-//! for conditions, never for a fixed time.
+//! Tests the page's main features in Firefox. The other tests of the page run in Chromium. The tests wait for
+//! conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -61,8 +61,8 @@ fn a_text_over_the_limits_is_not_sent() {
     assert_eq!(next_text(&mut bob).1, "short", "the page did not send the long texts");
 }
 
-/// This server's `welcome` states no limits, so the page sends any text. If the server closes the connection because
-/// of a message, the page does not resend the message.
+/// The `welcome` of the scripted server states no limits, so the page sends any text. If the server closes the
+/// connection because of a message, the page does not resend the message.
 #[test]
 fn a_message_that_the_server_closes_for_has_failed() {
     let browser = browser!();

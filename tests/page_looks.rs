@@ -211,7 +211,7 @@ fn open_connection(tab: &Tab, width: u32) {
     edit_connection(tab);
 }
 
-/// Lets two guests and the page exchange a few messages. Returns the guests who are still connected.
+/// Lets bob, carol and the page exchange a few messages. Then bob leaves, and Renée joins. Returns carol and Renée.
 fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
     wait_for_log(tab, "carol joined");
@@ -246,8 +246,8 @@ fn stress_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     guests
 }
 
-/// Checks that a username is legible in each of the 360 hues: the contrast to the background is at least 4.5:1
-/// (WCAG).
+/// Checks that a username is legible in each of the 360 hues: the contrast with the background is at least
+/// 4.5:1 (WCAG).
 fn assert_names_are_legible(tab: &Tab) {
     let worst = tab.eval(
         "(() => {

@@ -221,7 +221,7 @@ fn a_large_room_stays_small() {
     wait_for_members(&alice, &["member 2777"]);
     alice.press_button("member 2777");
     alice.wait_for("document.querySelector('#recipient').innerText.includes('To member 2777 only')");
-    // A member whose name the server never sent to the page can leave, too.
+    // The count also decreases when the page does not know the name of the member that leaves.
     for _ in 0..10 {
         send(&mut peer, "left", json!({"username": "an unlisted one"}));
     }
@@ -273,8 +273,8 @@ fn a_proxy_that_answers_is_not_final() {
     }
 }
 
-/// If `GET /check` reports that the server would accept a connection, the browser or a proxy causes the failures.
-/// Then the backoff grows only to 8 s.
+/// If `GET /check` reports that the server would accept the connection, the browser or a proxy prevents the connection.
+/// In this case, the page retries with a backoff of at most 8 s.
 #[test]
 fn the_backoff_stays_short_while_the_server_would_accept() {
     let browser = browser!();
@@ -345,7 +345,7 @@ fn a_reload_takes_over_its_own_connection() {
     assert!(words(&stranger).contains("Choose another name, then reconnect."), "{}", words(&stranger));
 }
 
-/// A proxy may serve the chat under a path. The page finds its server with and without a trailing slash.
+/// A proxy may serve the chat under a path. The page finds its server whether or not the path ends in a slash.
 #[test]
 fn a_page_under_a_path_finds_its_server() {
     let browser = browser!();
@@ -428,7 +428,7 @@ fn the_chat_is_dense_and_has_one_column() {
 
 /// On a phone, the form does not move when an error message appears, and every control is large enough for a finger.
 #[test]
-fn a_phone_is_easy_to_hit() {
+fn controls_on_a_phone_are_large() {
     let browser = browser!();
     let server = start_unlimited(&[]);
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -38,7 +38,7 @@ fn the_page_has_a_policy_and_is_cached_until_it_changes() {
         assert_eq!(response.header("ETag"), tag);
     }
     assert_eq!(response(&server, &get("/").method("HEAD").add(format!("If-None-Match: {tag}"))).status, 304);
-    // The server forbids caching of all other responses than the page.
+    // The server forbids caching of every response except the page.
     assert_eq!(response(&server, &get("/health")).header("Cache-Control"), "no-store");
 }
 

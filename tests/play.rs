@@ -40,7 +40,7 @@ impl Inspected {
         self.inspector.send_text(&json!({ "do": "play", "case": case }).to_string());
     }
 
-    /// Reads records up to the first one of this kind. Returns all of them, including the last.
+    /// Reads and returns the records up to and including the first record of this kind.
     fn read_up_to(&mut self, kind: &str) -> Vec<Value> {
         let mut records = Vec::new();
         loop {
@@ -321,7 +321,6 @@ fn on_ipv6() {
     assert_eq!(Inspected::start(&server).play("hello").last().unwrap()["passed"], true);
 }
 
-/// The connection of a played case counts towards `--max-per-address`.
 #[test]
 fn a_played_connection_counts_towards_the_limits() {
     let server = Server::start_at("0.0.0.0:0", &["--open", "--inspect", "--max-per-address", "2"]);

@@ -17,7 +17,7 @@ use Dialect::{Events, Presence, Rooms};
 const IN_USE: &str = "username already in use";
 const REPLACED: &str = "replaced by a newer connection";
 
-/// Connects one user per name with the dialect `events`. Each user joins a separate room, and so receives no other
+/// Connects one user per name with the `events` dialect. Each user joins a separate room, and so receives no other
 /// user's joins and room messages.
 fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
     let mut room = 0;
@@ -44,7 +44,7 @@ fn a_private_message_is_for_two() {
 
     ann.sends_message("/msg bob psst");
     bob.sends_event("private", json!({"to": "ann", "text": "  what? \n"}));
-    // Each user receives both messages, in either order.
+    // Both ann and bob receive both private messages, in either order.
     for user in [&mut ann, &mut bob] {
         let mut received = [user.receive(), user.receive()];
         received.sort_by_key(|event| event["data"]["from"].to_string());
@@ -82,7 +82,7 @@ fn each_connection_of_a_name_receives_it_once() {
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
         user.receives_nothing();
     }
-    // Only the connection `pat` still has the name bob. The server delivers its message to bob once.
+    // Only the connection `pat` still has the name bob. The server delivers a message from pat to bob once.
     bob.leaves();
     other_bob.leaves();
     pat.sends_message("/msg bob a note");
@@ -324,7 +324,7 @@ fn typing(dialect: Dialect, name: &str) -> Value {
     }
 }
 
-/// Returns the typing event that a client of this dialect sends. Only the dialect `rooms` puts a name into the event.
+/// Returns the typing event that a client of this dialect sends. Only the `rooms` dialect puts a name into the event.
 fn types(dialect: Dialect, name: &str) -> String {
     if dialect == Rooms { typing(Rooms, name).to_string() } else { r#"{"event":"typing"}"#.to_owned() }
 }

@@ -360,7 +360,7 @@ fn expects_same(name: &str) -> bool {
     name == "EPOCH"
 }
 
-/// Replaces every RFC 3339 time in UTC with milliseconds by [`TIME`].
+/// Replaces every RFC 3339 time (in UTC, with milliseconds) with [`TIME`].
 fn without_times(text: &str) -> String {
     let mut parts: Vec<&str> = text.split('"').collect();
     for part in &mut parts {

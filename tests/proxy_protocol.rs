@@ -61,7 +61,7 @@ fn status(client: &mut RawClient) -> u16 {
     Response::parse(client.read_head().as_bytes()).status
 }
 
-/// Sends a request after this header. Asserts that the server accepts the request, and logs this client address.
+/// Sends the header and then a request. Asserts that the server accepts the request and logs `address`.
 fn check_address(server: &Server, header: &[u8], address: &str) {
     let lines = || server.log().matches(&format!("CLOSE {address}")).count();
     let before = lines();
@@ -96,8 +96,8 @@ fn the_header_names_the_client() {
     );
 }
 
-/// The server skips everything in a header after the addresses: a field that makes the header as long as the server
-/// accepts, truncated fields, and bytes that are not a field.
+/// The server skips everything in a header after the addresses: a field that fills the header to its maximum length,
+/// truncated fields, and bytes that are not a field.
 #[test]
 fn fields_behind_the_addresses_are_skipped() {
     let server = start(&[]);
@@ -296,8 +296,8 @@ fn headers_without_the_option() {
     assert!(!names_client(&server), "{}", server.log());
 }
 
-/// `--max-per-address` counts the client address in the PROXY header, and not the one in `X-Forwarded-For`. If the
-/// address in the PROXY header is that of another trusted proxy, the limit counts the address in `X-Forwarded-For`.
+/// `--max-per-address` limits the connections from each client address in a PROXY header, not in `X-Forwarded-For`. If
+/// a PROXY header contains the address of another trusted proxy, the limit applies to the address in `X-Forwarded-For`.
 #[test]
 fn limits_count_the_client() {
     let server = start(&["--max-per-address", "2", "--trusted-proxy", "10.0.0.0/8"]);

@@ -1,6 +1,6 @@
-//! Tests several instances with one Redis (PROTOCOL.md, "Several instances"). They must act as one chat: rooms,
-//! members, message ids, histories, resuming, nonces, private messages, typing events and usernames work across all
-//! instances.
+//! Tests several instances with one Redis (PROTOCOL.md, "Several instances"). The instances must act as one chat:
+//! rooms, members, message ids, histories, resuming, nonces, private messages, typing events and usernames work across
+//! all instances.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -92,7 +92,7 @@ fn joins_and_leaves_have_a_place_in_the_order() {
         let (guest, welcome) = join(cluster.at(round % 3), &format!("guest-{round}"), "r", "");
         assert_eq!(names(&welcome["members"]), ["watcher-0", "watcher-1", "watcher-2"], "{welcome}");
         guest.leaves();
-        // Wait for the leave: otherwise, the next guest might join on another instance before Redis has the leave.
+        // Wait for `left`: otherwise, the next guest might join on another instance before the leave reaches Redis.
         next(&mut watchers[0], "left");
     }
     publishes(&mut watchers[0], "the end");
@@ -155,7 +155,7 @@ fn dialects_meet_across_instances() {
     eve.receives(event("left", "Anonymous"));
     ann.receives(event("left", "Anonymous"));
     pia.receives(active("left", "Anonymous", &["eve", "ann", "pia"]));
-    // Both instances send the history, in each dialect.
+    // Clients of every dialect, on either instance, receive the history.
     for (i, dialect) in DIALECTS.into_iter().enumerate() {
         let mut late = User::joins(cluster.at(i % 2), dialect, "late", "general");
         let first = late.receive();
@@ -411,7 +411,7 @@ fn private_messages() {
     }
 }
 
-/// In the dialect `rooms`, a private message reaches a client under the username of the client's last message.
+/// In the `rooms` dialect, a client receives private messages to the username that its most recent message used.
 #[test]
 fn private_messages_to_names_in_use() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -479,7 +479,7 @@ fn unique_names() {
     }
     // Several clients may have the default username.
     let _anonymous = [User::events(a, "anonymous", "x"), User::events(b, "anonymous", "x")];
-    // In the dialect `rooms`, a client reserves a username by sending a message under that username.
+    // In the `rooms` dialect, a client reserves a username by sending a message under that username.
     let mut ron = User::rooms(b, "alice", "general");
     witness.receives(event("joined", "Anonymous"));
     ron.sends_message("I am not Alice");
@@ -547,8 +547,8 @@ fn a_takeover_by_session() {
     User::joins(a, Events, "Alice", "general").receives_close(1008, IN_USE);
 }
 
-/// A connection with a token that is bound to a username replaces an older connection with that username, without a
-/// session.
+/// A connection whose token is bound to a username replaces an older connection with that username, even without the
+/// session of the older connection.
 #[test]
 fn a_takeover_by_a_bound_token() {
     let tokens = token_file("redis-bound", "secret-any\nsecret-ann Ann\n");

@@ -41,7 +41,7 @@ const DUMP: &str = "
     end
     return keys";
 
-/// The system clock, for the model. The real Redis reads the system clock itself.
+/// Returns the system time, for the model. The real Redis reads the system clock itself.
 fn milliseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
 }
@@ -81,7 +81,7 @@ fn dump(store: &Store) -> Vec<Value> {
 }
 
 /// Removes differences that are allowed: sorts the members and recipients in inbox events, and replaces remaining
-/// times to live and scores that are times by fixed words.
+/// times to live, and scores that are times, with fixed words.
 fn normalize(dump: &mut [Value]) {
     for key in dump.iter_mut() {
         let left = key[3].as_i64().expect("a time");

@@ -393,7 +393,7 @@ fn readiness() {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Outage {
-    /// Redis does not run: the kernel refuses connections.
+    /// Redis is not running: the kernel refuses connections.
     Killed,
     /// Redis is suspended: connections stay open, but Redis does not reply.
     Stopped,
@@ -594,7 +594,8 @@ fn messages_of_unknown_fate() {
     }
 }
 
-/// If Redis does not execute a join in time, the server closes the connection with 1013, and the room has no ghost.
+/// If Redis does not execute a join in time, the server closes the connection with 1013, and the client never appears
+/// as a member after the outage.
 #[test]
 fn a_join_on_its_way() {
     let Some(mut cluster) = Cluster::start(2, &["--unique-names"]) else { return };
@@ -769,7 +770,7 @@ fn a_restart_with_the_data() {
         sent.push(message);
         wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
         for server in &cluster.servers {
-            // Both instances have reconnected without a loss, so the first epoch is valid for later messages too.
+            // Both instances have reconnected without losing data, so clients can resume with the first epoch.
             for seen in 0..=sent.len() {
                 let back = welcome(server, "general", &since(&first["epoch"], seen as u64));
                 assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!(sent[seen..])), "{seen}");
@@ -817,7 +818,7 @@ fn loss(kind: Loss) {
         let last = data["last_id"].as_u64().unwrap();
         assert!(history.len() as u64 <= last && history.last().is_none_or(|message| message["id"] == last), "{data}");
         epochs.push((data["epoch"].clone(), last));
-        // A member that joins again after this `switched` is announced with `joined`.
+        // A member that had not rejoined yet is missing from the list, and its `joined` event follows.
         for _ in listed.len()..others.len() {
             user.receives_event("joined", json!({}));
         }
@@ -850,8 +851,8 @@ fn data_that_is_flushed() {
     loss(Loss::Flush);
 }
 
-/// A client of `rooms` takes a username with a private message. After Redis has lost its data, the client still
-/// receives private messages to that username.
+/// In the `rooms` dialect, a private message also sets its sender's username. After Redis has lost its data, the sender
+/// still receives private messages to that username.
 #[test]
 fn a_name_from_a_private_message_outlives_a_loss() {
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };

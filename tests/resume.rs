@@ -44,8 +44,8 @@ fn ids(data: &Value) -> Vec<u64> {
     history.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// Sends a message for each id, with the id as its text, and waits until the server sends it back. Returns the data
-/// of all messages.
+/// Sends a message for each id, with the id as its text, and waits until the server sends the message back. Returns
+/// the data of all messages.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) -> Vec<Value> {
     let send = |id: u64| {
         user.sends_message(&id.to_string());
@@ -69,7 +69,7 @@ fn a_room_without_a_message() {
     assert_eq!((&first["last_id"], &first["history"], &first["resumed"]), (&json!(0), &json!([]), &json!(false)));
     let epoch = epoch(&first);
     assert!(!epoch.is_empty());
-    // The room has no message after id 0, so a client can resume from there.
+    // The room has no messages yet, so a client that resumes after id 0 has missed nothing.
     let again = welcome(&server, "general", &since(&epoch, 0));
     assert_eq!((&again["last_id"], &again["history"], &again["resumed"]), (&json!(0), &json!([]), &json!(true)));
     let ahead = welcome(&server, "general", &since(&epoch, 1));
@@ -311,7 +311,7 @@ fn limit_of_empty_rooms() {
     }
 }
 
-/// A user joins room `a` a second time, so `b` becomes the room that has been empty longest, and loses its history.
+/// A user joins room `a` a second time, so `b` has been empty longest, and loses its history when `c` becomes empty.
 #[test]
 fn the_empty_room_that_was_used_last_is_kept() {
     let server = chat(&["--max-empty-rooms", "2"]);
@@ -567,14 +567,14 @@ struct Peer<'a> {
     session: String,
     /// The data of each received message, ordered by id.
     list: Vec<Value>,
-    /// Text and nonce of each message that the client has sent and not received back, oldest first.
+    /// Text and nonce of each message that the client has sent but not received back, oldest first.
     unseen: VecDeque<(String, String)>,
     sent: usize,
     /// Connections that the client no longer uses, but has not closed.
     abandoned: Vec<Connection>,
     /// Number of times that the client resumed.
     resumed: usize,
-    /// Number of resent messages that the client had already received.
+    /// Number of messages that the client received a second time.
     duplicates: usize,
 }
 
@@ -628,7 +628,7 @@ impl<'a> Peer<'a> {
     }
 
     /// Joins or resumes. A hasty client resends its unacknowledged messages together with the upgrade request.
-    /// Another client waits for `welcome`, because the history in `welcome` may acknowledge some of these messages.
+    /// Any other client waits for `welcome`, because the history in `welcome` may acknowledge some of these messages.
     fn connect(&mut self, is_hasty: bool) {
         let resume = self
             .epoch
@@ -672,7 +672,8 @@ impl<'a> Peer<'a> {
         connection.buffer = rest.to_vec();
         for frame in frames {
             if frame.opcode() == 8 {
-                // A client that resumes is never rejected: it replaces its own older connection.
+                // Only a client that does not resume can be rejected: a client that resumes replaces its own older
+                // connection.
                 assert_eq!(frame.close(), (1008, "username already in use".to_owned()));
                 assert!(self.epoch.is_none(), "{} resumed and was rejected", self.name);
                 self.connection = None;
@@ -739,7 +740,7 @@ impl<'a> Peer<'a> {
             0 => socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap(),
             1 => drop(client.stream.shutdown(Shutdown::Write)),
             2 => client.try_send(&masked(0x88, &1000u16.to_be_bytes())),
-            // A client without an epoch could not replace the abandoned connection.
+            // Without the session from a `welcome` event, the client could not replace the abandoned connection.
             3 if self.epoch.is_some() => self.abandoned.push(connection),
             _ => {}
         }

@@ -38,7 +38,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Returns the README's configuration in this language, with another port for the server.
+/// Returns the README's code block in this language, with port 3000 replaced by the port `server`.
 fn from_readme(language: &str, server: u16) -> String {
     let (_, rest) = include_str!("../README.md").split_once(&format!("```{language}\n")).expect(language);
     let (block, _) = rest.split_once("```").expect("the end of the block");

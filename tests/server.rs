@@ -173,7 +173,8 @@ fn a_reader_that_stops_receives_a_close() {
     server.finish(&[]);
 }
 
-/// If 100 members do not read, the server closes each of them at `--max-outbox`, so its memory grows only a little.
+/// If 100 members do not read, the server closes each member whose outbox exceeds `--max-outbox`. The server's memory
+/// grows only a little.
 #[test]
 fn a_hundred_readers_that_stop() {
     let mut server = Watched::start(&[&BIG_TEXTS[..], &SHORT_CLOSE].concat());

@@ -36,7 +36,7 @@ const CALM: [&str; 10] = [
 ];
 const STALL: Duration = Duration::from_secs(10);
 
-/// A server whose disk executes nothing until [`Stalled::execute`].
+/// A server whose disk executes nothing until the test calls [`Stalled::execute`].
 struct Stalled {
     world: World,
     disk: ManualDisk,
@@ -180,7 +180,7 @@ fn a_failed_disk_closes_every_connection() {
     assert!(stalled.world.is_stopped && stalled.world.storage_failed());
 }
 
-/// Messages that wait for the disk may use half of `--max-buffered`. Above that, the server pauses all reads.
+/// Messages that wait for the disk may use up to half of `--max-buffered`. Above that, the server pauses all reads.
 #[test]
 fn a_stalled_disk_does_not_fill_memory() {
     const MESSAGES: usize = 300;

@@ -136,7 +136,8 @@ fn limits_that_exclude_each_other() {
             Server::start(&[args[0], value, args[2], args[3]]);
         },
     );
-    // The server accepts a `--max-text` that exceeds `--max-message` (in bytes) only if the text is not ASCII.
+    // The server accepts a `--max-text` of 20,000 characters, although a non-ASCII text of that length may exceed
+    // `--max-message` (65,536 bytes).
     Server::start(&["--max-text", "20000"]);
 }
 
@@ -303,7 +304,7 @@ fn no_advice_from_the_bytes_of_a_peer() {
         &rows,
         |(header, value)| format!("{header}: {value}"),
         |(header, value)| {
-            let server = Server::start(&["--open"]); // one server per row: a server logs five rejections per address
+            let server = Server::start(&["--open"]); // one server per row: each logs up to five rejections per address
             let body = request_rejected(&server, &request_with(header, value));
             assert!(body.ends_with(" cannot name it.\n") && body.matches("--allow-").count() == 1, "{body:?}");
             server.wait_for_log(body.trim_end());

@@ -574,7 +574,7 @@ fn incomplete_records_are_bounded() {
     fixture.upgrade(ECHO).echoes("not affected");
 }
 
-/// Overwrites the certificate and the key that the server reads with another pair.
+/// Overwrites the server's certificate and key files, `to`, with the pair `from`.
 fn install(from: &Certificate, to: &Certificate) {
     fs::copy(&from.cert, &to.cert).unwrap();
     fs::copy(&from.key, &to.key).unwrap();

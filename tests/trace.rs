@@ -1,5 +1,5 @@
-//! Tests the tap and its text output: known frames give the exact records, the records do not depend on where the
-//! stream is cut, and the tap agrees with `ws::protocol`.
+//! Tests the tap and its text output: the trace of known frames is exactly as expected, the records do not depend on
+//! where the stream is cut, and the tap agrees with `ws::protocol`.
 //!
 //! If a change alters a golden text, check that a person can read the new text at least as well.
 
@@ -67,7 +67,7 @@ fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
     );
 }
 
-/// The example frames of §5.7. If the RFC does not show a payload, the payload is zeros.
+/// The example frames of §5.7. If the RFC does not show a payload, the payload consists of zeros.
 #[test]
 fn golden_the_frames_of_rfc_5_7() {
     let (short, long) = ([0; 256], [0; 65536]);
@@ -370,7 +370,7 @@ fn a_terminal_adds_only_colours() {
     };
     let (plain, coloured) = (written(false), written(true));
     assert!(!plain.contains('\x1b') && coloured.contains('\x1b'));
-    // A colour escape sequence ends with the first `m`.
+    // A colour escape sequence ends at its first `m`.
     let mut parts = coloured.split('\x1b');
     let first = parts.next().unwrap_or_default().to_owned();
     let stripped = parts.fold(first, |text, part| text + part.split_once('m').expect("a colour").1);

@@ -15,7 +15,7 @@ use support::{Server, masked, wait_until};
 
 const CHAT: &str = "/?token=dev-token&username=alice&room=general";
 
-/// Deletes the folder that an earlier run of a test has left, and returns the path of this folder.
+/// Deletes the folder that an earlier run of the test left behind, and returns the path of the folder.
 fn folder(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&path);

@@ -35,7 +35,7 @@ struct Witness {
 impl Witness {
     fn new(client: RawClient, dialect: Dialect, name: &str) -> Witness {
         let user = User::new(client, dialect, name);
-        // Other users see a client of `rooms` under the default name.
+        // Other users see a client of the `rooms` dialect under the default name.
         let name = if dialect == Rooms { "Anonymous" } else { name };
         Witness { user, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
     }
@@ -136,7 +136,7 @@ fn settle(guest: &mut Witness, stays: bool) {
     }
 }
 
-/// Joins three members, one of each dialect, who stay for the whole test.
+/// Connects three members, one in each dialect, who stay for the whole test.
 fn residents(server: &Server) -> [Witness; 3] {
     let mut residents = DIALECTS.map(|dialect| {
         let name = format!("{dialect:?}");
@@ -163,7 +163,7 @@ fn round(server: &Server, residents: &mut [Witness; 3], random: &mut Rng, number
     let [events, rooms, presence] = residents;
     let happened = events.receive_until(&end);
     assert_eq!(presence.receive_until(&end), happened, "round {number}");
-    // In the dialect `rooms`, the events for joins and leaves do not name the user.
+    // In the `rooms` dialect, the events for joins and leaves do not name the user.
     let nameless = |what: &str| if what.contains(" sends ") { what.to_owned() } else { last_word(what) };
     let received: Vec<String> = rooms.receive_until(&end).into_iter().map(|(what, _)| what).collect();
     assert_eq!(received, happened.iter().map(|(what, _)| nameless(what)).collect::<Vec<_>>(), "round {number}");
@@ -200,14 +200,14 @@ fn everything_at_once() {
     }
 }
 
-/// Once a room's batch is full, the server reads from the other members of the room in the next turn of the event loop.
+/// Once a room's batch is full, the server reads from the room's other members only in the next turn of the event loop.
 #[test]
 fn a_turn_that_ends_early() {
     let server = Server::start(&[]);
     let mut clients: Vec<RawClient> =
         (0..8).map(|number| server.upgrade(&format!("/?token=dev-token&username=p{number}"))).collect();
     let message = json!({"event": "message", "data": {"text": format!("a{}b", "\u{1}".repeat(498))}}).to_string();
-    // Suspend the server while the clients send, so that all input is there in one turn.
+    // Suspend the server while the clients send, so that the server finds all input in one turn.
     server.signal("STOP");
     for client in &mut clients {
         client.send(&masked(0x81, message.as_bytes()).repeat(10));

@@ -1,4 +1,4 @@
-//! Tests the server with `wscat` from npm, the tool that people try first: in a pipe and on a terminal.
+//! Tests the server with `wscat`, a popular command-line client from npm, in a pipe and on a terminal.
 //! `tests/npm/package.json` pins the version of wscat. To install wscat:
 //! `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
 //!

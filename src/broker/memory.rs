@@ -17,7 +17,7 @@ pub struct MemoryConfig {
     pub bytes: usize,          // maximum memory for the histories of all rooms, in bytes
     pub backlog: usize,        // maximum size in bytes of the backlog for a client that joins a room or switches rooms
     pub rooms: usize,          // maximum number of rooms with members; users can always join the default room
-    pub rooms_per_user: usize, // maximum number of rooms with members that one user opened; the default room is exempt
+    pub rooms_per_user: usize, // maximum number of non-empty rooms that one user opened
     pub empty_rooms: usize,    // maximum number of empty rooms whose history the broker keeps
     pub ttl: Duration,         // time until the history of an empty room expires
     pub default_room: &'static str,
@@ -109,7 +109,8 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Queues `Opened` if the room has exactly one member: the chat forgets empty rooms, so it does not know the room.
+    /// Queues `Opened` if the room has exactly one member: the room was empty until now, and the chat forgets empty
+    /// rooms.
     fn announce_room(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };

@@ -101,7 +101,7 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the access token is bound to `username`; if so, the client replaces any other holder
+    pub is_bound: bool, // whether the token is bound to `username`; if so, the client replaces others with that name
     pub session: Option<Session>, // session of the client's older connection, whose username the client may take over
     pub room: Rc<str>,
     pub user: User, // a room that the join creates counts towards the room limit of the user
@@ -185,7 +185,7 @@ pub enum RoomEvent {
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// A room that opened only for a message of the operator has no members, and closes again.
+    /// The broker closes a room that it opened only to publish a message of the operator. The room has no members.
     Closed { room: RoomId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },

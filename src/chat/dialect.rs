@@ -198,7 +198,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Rejects repeated keys: a filter in front of the server could read another value than the server (RFC 8259 §4).
+    /// Rejects repeated keys: the server and a filter in front of the server could read different values (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
         Err(self.error_at("", &format!("duplicate field `{}`", excerpt(key))))

@@ -76,7 +76,7 @@ pub struct ActiveUsers {
 pub struct ClientLimits {
     pub max_text: usize,    // maximum length of a chat text, in characters
     pub max_message: usize, // maximum length of a WebSocket message, in bytes
-    pub rate_limit: f64,    // maximum number of messages of a user per second, on average; 0 means no limit
+    pub rate_limit: f64,    // maximum average number of messages per second from one user; 0 means no limit
 }
 
 pub type ErrorText = Cow<'static, str>;

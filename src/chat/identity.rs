@@ -15,7 +15,7 @@ pub struct Identity {
     pub claims: Option<Rc<Claims>>,       // `None` if the token is not a JWT
 }
 
-/// The claims of a JWT that limit what its client may do.
+/// The claims of a JWT that limit what the client may do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claims {
     pub rooms: Option<HashSet<Box<str>>>, // `None`: all rooms

@@ -118,7 +118,7 @@ impl Chat {
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
         let JoinRequest { dialect, identity, address, mut join, extra } = request;
         if self.config.is_local() {
-            join.user = User::Connection(client); // each connection is a user of its own, so joins need no limit
+            join.user = User::Connection(client); // every connection is a new user, so a limit per user has no effect
         } else {
             self.limiter.take_token(&join.user, now.monotonic);
         }
@@ -147,7 +147,7 @@ impl Chat {
         self.effects.clear();
     }
 
-    /// Publishes a message of the operator, which the caller has validated. The reply will be in
+    /// Publishes the operator's message, which the caller has validated. The reply will appear in
     /// `self.operator.announcing`, under the token `operator`.
     pub fn announce(&mut self, operator: Token, room: Rc<str>, message: Message, now: Now) {
         self.operator.announcing.insert(operator, None);
@@ -262,8 +262,8 @@ impl Chat {
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
         }
-        // Check the username of every command: a command may carry another username than the join, and a reload of the
-        // tokens or a ban may have made a username invalid.
+        // Check the username of every command: the username may differ from the one in the join, and a reload of the
+        // tokens or a ban may have made the username invalid.
         if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
@@ -358,7 +358,7 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        // `false` if the client has renewed its JWT since the command, and the new JWT does not allow the room.
+        // `false` if the client has renewed its JWT since it requested the room, and the new JWT excludes the room.
         let is_allowed = record.identity.allows_room(&self.rooms[&to].name);
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
         let new = self.room_mut(to);
@@ -409,7 +409,8 @@ impl Chat {
         }
     }
 
-    /// Replaces a room's members of other instances, and sends the room's new state to its members on this server.
+    /// Replaces a room's list of members on other instances, and sends the room's new state to its members on this
+    /// server.
     fn resynchronize(&mut self, id: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog) {
         let room = self.room_mut(id);
         room.usernames.retain(|member, _| matches!(member, MemberId::Local(_)));
@@ -462,8 +463,8 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Lists a room's users, or only counts them in a large room. Does neither if no member has the `presence` dialect,
-    /// the only dialect that sends the result.
+    /// Lists a room's users, or only counts them in a large room. Does neither if no member uses the `presence`
+    /// dialect, the only dialect that sends the result.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

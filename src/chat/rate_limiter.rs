@@ -24,8 +24,8 @@ pub enum Decision {
     Flood,    // the chat closes the connection
 }
 
-/// Limits each user, so that a new connection does not reset the limit. On a local server, each connection is a user of
-/// its own.
+/// Limits each user rather than each connection, so that a new connection does not reset the limit. On a local server,
+/// each connection counts as a separate user.
 pub struct RateLimiter {
     rate: f64,  // messages per second; 0 means no limit
     burst: f64, // capacity of a bucket, in messages

@@ -69,7 +69,7 @@ impl Access {
     }
 }
 
-/// Parses the values of `--allow-origin` or `--allow-host`. Returns `Ok(None)` if a value is `*`: all are allowed.
+/// Parses the values of `--allow-origin` or `--allow-host`. Returns `Ok(None)`, which allows all, if a value is `*`.
 fn parse_allowed(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
@@ -195,7 +195,8 @@ mod tests {
         assert!(default.allows_origin("https://chat.example", "https://chat.example"), "behind a proxy with TLS");
     }
 
-    /// An operator may paste an origin or host from a log into a shell, so both functions reject shell metacharacters.
+    /// An operator may paste an origin or host from a log into a shell, so `normalize_origin` and `normalize_host`
+    /// reject shell metacharacters.
     #[test]
     fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
         for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"]

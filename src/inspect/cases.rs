@@ -251,9 +251,9 @@ mod tests {
     fn the_result_follows_the_removal_of_the_connection() {
         let (mut plays, player) = plays();
         plays.start(ALICE, Some("hello")).unwrap();
-        assert!(plays.accept(Token(5), address(2)).is_none(), "another address");
+        assert!(plays.accept(Token(5), address(2)).is_none(), "no case expects a client at this address");
         assert!(plays.accept(Token(6), "[::ffff:127.0.0.1]:1".parse().unwrap()).is_some());
-        assert!(plays.accept(Token(7), address(1)).is_none(), "the address is expected once");
+        assert!(plays.accept(Token(7), address(1)).is_none(), "a case expects only one connection");
         assert!(plays.contains(Token(6)) && !plays.contains(Token(7)));
         finish(&player, passed());
         assert_eq!(plays.next_finished(NOW), None);
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(plays.start(ALICE, Some("hello")).unwrap_err(), ALREADY_PLAYING);
         assert_eq!(plays.start(Token(100), Some("hello")).unwrap_err(), TOO_MANY_PLAYS);
         finish(&player, passed());
-        assert_eq!(plays.next_finished(NOW).unwrap().0, Token(0), "the server never accepted the connection");
+        assert_eq!(plays.next_finished(NOW).unwrap().0, Token(0), "a case can finish without a connection");
         plays.start(Token(100), Some("hello")).unwrap();
     }
 

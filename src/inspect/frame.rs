@@ -141,7 +141,7 @@ impl Header {
         self.byte(1) & 0x80 != 0
     }
 
-    /// The low seven bits of the header's second byte, the length; 126 and 127 mean that an extended length follows.
+    /// The low seven bits of the header's second byte: the payload length, or 126 or 127 before an extended length.
     pub fn length_7(&self) -> u8 {
         self.byte(1) & 0x7f
     }

@@ -232,7 +232,8 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames passed before the inspector attached. A tap that `Attach` creates reports the number.
+        // Report how many frames passed before the inspector attached. If `Attach` creates a new tap, that tap reports
+        // the number.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -379,8 +380,8 @@ impl Handshakes {
     }
 }
 
-/// Captures the handshake of one connection, but no frames, for a later inspector. Frames would cost too much: each
-/// stored frame takes memory, and scanning a small message takes about as long as delivering it.
+/// Captures one connection's handshake, so that an inspector that attaches later can show it. Does not capture frames:
+/// storing them takes memory, and scanning a small message takes about as long as delivering it.
 #[derive(Debug)]
 pub struct HandshakeCapture {
     connection: Token,
@@ -399,7 +400,8 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // `upgrade` sets `has_ticket` before the server sends a 101, so the response is not a 101: end the capture.
+            // `upgrade` sets `has_ticket` before the server sends a 101. Without a ticket, this response is not a 101:
+            // end the capture.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

@@ -128,7 +128,7 @@ impl Observers for InspectObservers {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
-        // This tap need not redact any frame: only `welcome` contains secrets, and the server has already sent it.
+        // This tap need not redact the secrets in `welcome`: the server has already sent that event.
         tap.set_limits(limits);
         tap.report_earlier_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
@@ -427,7 +427,7 @@ mod tests {
             (vec!["frame", "frame"], &3.into(), &4.into())
         );
         server.remove(alice, "hung up");
-        assert!(matches!(server.action(), Some(Action::Send(..))), "CLOSED");
+        assert!(matches!(server.action(), Some(Action::Send(..))), "the change to CLOSED");
         let Some(Action::Send(_, text)) = server.action() else { panic!("the end") };
         assert!(text.contains("\"record\":\"end\"") && text.contains("hung up"), "{text}");
         let close = server.action();

@@ -77,7 +77,7 @@ pub struct Recorder {
     response: Head,
     client: Direction,
     welcome: Option<WelcomeRedactor>,
-    /// Redacts JWTs in the client's `token` commands. `None` unless the client has the dialect `events`.
+    /// Redacts JWTs in the client's `token` commands. `None` unless the client uses the `events` dialect.
     tokens: Option<TokenRedactor>,
     is_private: bool,
 }
@@ -319,7 +319,7 @@ impl Recorder {
                 (Some(frame @ Frame { inflated: Some(inflated), .. }), Some(_)) => {
                     let start = passed.len() - (frame.received - offset) as usize;
                     let is_only = frame.position.is_some_and(|position| position.fragment == 1 && position.is_last);
-                    // A part of a message does not show whether the rest of it contains a token.
+                    // A part of a message does not show whether the rest of the message contains a token.
                     let is_whole = is_only && offset == 0 && frame.is_complete();
                     if !is_whole || inflated.has_token || inflated.is_broken {
                         secret::replace_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);

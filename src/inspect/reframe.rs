@@ -1,4 +1,4 @@
-//! §5.4: splits a message into fragments on request, so that a learner can see fragmentation.
+//! §5.4: splits a message into fragments at an inspector's request, so that a learner can see fragmentation.
 
 use crate::ws::deflate::RSV1;
 use crate::ws::frame::{self, FrameHeader, Opcode, Role};

@@ -1,5 +1,5 @@
-//! Splits one direction of a connection into an HTTP head and frames. The frame scanner unmasks nothing and stores only
-//! the start of the current frame. [`FrameHeader::parse`] validates headers; [`checker`] validates the order of frames.
+//! Splits one direction of a connection into an HTTP head and frames. The frame scanner stores only the start of the
+//! current frame, still masked. [`FrameHeader::parse`] validates headers; [`checker`] validates the order of frames.
 //!
 //! [`checker`]: super::checker
 //!
@@ -103,7 +103,7 @@ pub struct FrameScanner {
     fragments: u64,
     /// The maximum size of an inflated message in bytes, if the endpoints negotiated compression.
     deflates: Option<usize>,
-    /// Created with the first compressed message.
+    /// `None` until the first compressed message.
     inflater: Option<Box<MessageInflater>>,
     is_compressed: bool, // whether the current message is compressed
 }
@@ -137,7 +137,7 @@ impl FrameScanner {
         self.deflates = limits.deflates.then_some(limits.message);
     }
 
-    /// Memory of the inflater, in bytes.
+    /// The inflater's memory in bytes; 0 before the first compressed message.
     pub fn buffered_bytes(&self) -> usize {
         if self.inflater.is_some() { Inflater::SIZE } else { 0 }
     }
@@ -247,7 +247,7 @@ impl FrameScanner {
             self.is_compressed = header.is_compressed;
         }
         if self.is_compressed {
-            // RFC 7692 §7.1.1.2: the server always requires `client_no_context_takeover`.
+            // A client's messages share no context: the server requires `client_no_context_takeover` (RFC 7692 §7.1).
             let resets = self.from == Role::Client;
             let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(resets)));
             if header.is_compressed {

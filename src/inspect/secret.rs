@@ -10,7 +10,7 @@ use crate::ws::handshake::find_access_token;
 use crate::ws::mask;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words: many products define custom header names.
+/// A header is secret if its name contains one of these words. Custom headers, such as `X-Api-Key`, have many names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS
@@ -163,9 +163,9 @@ impl TokenRedactor {
     }
 }
 
-/// Replaces payload bytes of a client's compressed frame, starting at `offset`, with other compressed bytes, so that a
-/// replay of the recording can still inflate the message. In DEFLATE, the first `*` begins a block with fixed Huffman
-/// codes, and each further `*` is a literal.
+/// Redacts the payload bytes at `offset` of a client's compressed frame: replaces these bytes with other compressed
+/// bytes, so that a replay of the recording can still inflate the message. In DEFLATE, the first `*` begins a block
+/// with fixed Huffman codes, and each further `*` is a literal.
 pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
         *byte = match payload_len - at {

@@ -39,7 +39,7 @@ pub struct Tap {
     lifecycle: Lifecycle,
     /// Redacts the secrets in the `welcome` event, the server's first text frame. `None` if there is nothing to redact.
     welcome: Option<WelcomeRedactor>,
-    /// Redacts JWTs in the client's `token` commands. `None` unless the client has the dialect `events`.
+    /// Redacts JWTs in the client's `token` commands (`events` dialect). `None` if there is nothing to redact.
     tokens: Option<TokenRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
@@ -98,8 +98,8 @@ impl Tap {
         self.server.frames.set_limits(Limits { message: usize::MAX, ..limits });
     }
 
-    /// Makes the tap report a client's protocol error only once the server sends its Close or TCP closes. If the Close
-    /// has another reason, the tap does not report the error: the server began to close before it read the bad frame.
+    /// Makes the tap hold a client's protocol error until the server sends its Close or TCP closes. If the Close has
+    /// another reason, the tap does not report the error: the server began to close before it read the bad frame.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self

@@ -244,7 +244,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
         Some(value) if value == accept => "  equals Sec-WebSocket-Accept".into(),
         Some(value) => format!("  but Sec-WebSocket-Accept is {}", quote(value)),
     };
-    // How the server computes the accept value from the key (§4.2.2, item 5.4), one step per line.
+    // Show how the server computes the accept value from the key (§4.2.2, item 5.4), one step per line.
     for (name, value) in [
         ("key", escape(&steps.key)),
         ("key + GUID", escape(&steps.key_and_guid)),

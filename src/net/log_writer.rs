@@ -16,16 +16,18 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
-/// Priority events and errors may fill the log queue, other lines only half: rejections must not crowd out a `JOIN`.
+/// Only lines about these events and errors may fill the second half of the log queue: rejections must not crowd out a
+/// `JOIN`.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// Log lines wait up to this long to share a write: a write per loop turn takes 5 % of a short connection's CPU time.
+// Log lines wait up to this long, so that several lines share a write. One write per loop turn would take 5 % of the
+// CPU time that the server spends on a short connection.
 const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
 #[derive(Clone)]
 pub struct LogWriter(Arc<Mutex<Lines>>);
 
-/// Writes to stderr and returns the number of bytes written. May block only where stderr has no non-blocking mode.
+/// Writes to stderr and returns the number of bytes written. May block only if stderr cannot be made non-blocking.
 pub type WriteFn = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
 
 pub struct Lines {

@@ -1,5 +1,5 @@
-//! Connects the server to the operating system. The modules `server`, `http`, `chat` and `ws` neither poll, handle
-//! signals nor read a clock.
+//! Connects the server to the operating system. The modules `server`, `http`, `chat` and `ws` do not poll, handle
+//! signals or read a clock.
 
 pub mod event_loop;
 pub mod listener;

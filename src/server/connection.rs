@@ -93,9 +93,9 @@ pub struct ColdFields {
     pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
     pub service: Option<Service>,   // `None` before the upgrade
     pub stage: Stage,
-    pub last_received: Duration, // monotonic time of the last received byte, plus the delays of late timers
+    pub last_received: Duration, // when the last byte arrived; a late timer adds its delay, which is not silence
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
-    pub close_code: Option<u16>, // code of the first Close frame, from either peer
+    pub close_code: Option<u16>, // code of the first Close frame, sent or received
     pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
     pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies
 }
@@ -197,7 +197,8 @@ impl<S: Socket> Connection<S> {
         self.outbox.is_empty() && !self.socket.has_pending(Role::Server)
     }
 
-    /// Reads once: `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, `Err` if the socket has failed.
+    /// Reads once. Returns `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, and
+    /// `Err` if the socket has failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let (input, len) = match self.socket.read(buffer) {
             Ok(0) => (Input::Ended, Some(0)),
@@ -304,7 +305,8 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { .. } => 0,
         };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
-        // Exclude the socket's buffers of an aborted connection: nothing can free them before the connection's removal.
+        // Exclude the socket's buffers of an aborted connection: the removal of the connection will free them, so
+        // no other connection needs to be closed.
         let transport = if self.is_queued(Work::Remove) { 0 } else { self.socket.buffered_bytes() };
         received + observer + transport + self.cold.unprocessed.len() + self.outbox.owned_len()
     }

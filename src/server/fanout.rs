@@ -33,7 +33,7 @@ pub type Format = (Dialect, Variant); // members with the same format share a re
 pub struct Fanout {
     pub deflater: Deflater<(RoomId, Dialect)>,
     rooms: RoomMap<Batch>,
-    order: VecDeque<RoomId>, // rooms in the order of their first events; a listed room's batch may have been sent
+    order: VecDeque<RoomId>, // rooms in order of first event; the batch of a listed room may already have been sent
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
@@ -44,7 +44,7 @@ pub struct Fanout {
 #[derive(Debug, Default)]
 pub struct Batch {
     pub frames: [[Vec<u8>; Variant::COUNT]; Dialect::ALL.len()],
-    pub cursors: TokenMap<usize>, // a member without an entry has received nothing of the batch
+    pub cursors: TokenMap<usize>, // a member without an entry has received none of the batch
 }
 
 impl Fanout {
@@ -224,6 +224,6 @@ mod tests {
         };
         assert_eq!(rendered(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);
         assert_eq!(rendered(Dialect::Rooms), r#"{"type":"typing","username":"a"}"#);
-        assert_eq!(rendered(Dialect::Presence), "", "`presence` omits `typing`");
+        assert_eq!(rendered(Dialect::Presence), "", "the `presence` dialect omits `typing`");
     }
 }

@@ -15,7 +15,7 @@ use crate::ws::request::{Rejection, Request, bad_request};
 use crate::ws::{close::CloseCode, deflate::Agreement, protocol::Limits};
 use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect, chat::event::describe};
 
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // how long a shutdown waits for replies to the Close
 const SHUTDOWN_REASON: &str = "the server is shutting down";
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has yet to read
 
@@ -29,7 +29,7 @@ impl<S: Socket> Server<S> {
         matches!(self.shutdown, None | Some(Shutdown::Announced { .. }))
     }
 
-    /// Whether a shutdown has begun, so that a load balancer should send new clients elsewhere.
+    /// Whether a shutdown has begun. If so, a load balancer should send new clients to other servers.
     pub fn is_draining(&self) -> bool {
         self.shutdown.is_some()
     }
@@ -39,7 +39,7 @@ impl<S: Socket> Server<S> {
         self.connections.next_token
     }
 
-    /// `peer` is `None` on a Unix socket. The server trusts such a peer, a program on this machine, as a proxy.
+    /// `peer` is `None` on a Unix socket. The server trusts every peer on a Unix socket as a proxy.
     pub fn accept(&mut self, socket: S, peer: Option<SocketAddr>) {
         let (is_local, peer) = (peer.is_none(), peer.unwrap_or((Ipv4Addr::LOCALHOST, 0).into()));
         // An IPv6 listener reports IPv4 clients as `::ffff:192.0.2.1`. Count both forms as one address.
@@ -235,7 +235,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // if the timer fired late, do not count the delay
+        connection.cold.last_received = self.now.monotonic - silent; // do not count a late timer's delay as silence
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };

@@ -1,6 +1,6 @@
-//! Server-wide limits on clients, connections and new connections per address, wrong access tokens, logged rejections
-//! and buffered bytes. On a local server, the limits per address do not apply to loopback clients, except the limit on
-//! logged rejections.
+//! Server-wide limits on clients and buffered bytes, and limits per address on connections, new connections, wrong
+//! access tokens and logged rejections. On a local server, the limits per address do not apply to loopback clients,
+//! except the limit on logged rejections.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};

@@ -217,7 +217,7 @@ impl<S: Socket> Server<S> {
                 self.set_peer(token, client, is_trusted_proxy(client.ip(), &self.config.trusted_proxy));
             }
             Err(error) if !connection.cold.expects_header => self.handle_read_error(token, &error),
-            Ok(None) | Err(_) => {} // the header has no client's address, or is incomplete
+            Ok(None) | Err(_) => {} // the header names no client, or is incomplete
         }
     }
 
@@ -309,7 +309,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(token, bytes);
     }
 
-    /// Applies the chat's queued effects. With an asynchronous broker, call `apply_effects` after each broker event.
+    /// Applies the effects that the chat has queued, and the effects of broker events that have arrived.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {

@@ -42,8 +42,8 @@ pub trait Observers {
     /// Returns `false` if the client needs no access token even on a server that requires access tokens.
     fn needs_token(&self, connection: Token) -> bool;
 
-    /// Returns an observer for an open connection. `received` and `sent` are the numbers of frames so far. The server
-    /// calls `attach` only between two messages.
+    /// Returns an observer for an open connection. `received` and `sent` count the frames so far. The server calls
+    /// `attach` only between two messages.
     fn attach(&mut self, connection: Token, limits: Limits, received: u64, sent: u64) -> Option<Box<dyn Observer>>;
 
     fn forget(&mut self, connection: Token);

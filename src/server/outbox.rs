@@ -15,7 +15,8 @@ use std::{borrow::Cow, cell::Cell, collections::VecDeque, rc::Rc};
 use super::{connection::Socket, observer::Observer};
 use crate::ws::frame::{self, Role};
 
-/// The outbox adds no frames to a [`Chunk::Owned`] of this size in bytes: a chunk is freed after its last byte is sent.
+/// Size in bytes at which the outbox starts a new [`Chunk::Owned`]. Short chunks free memory early: a chunk is freed
+/// only after its last byte is sent.
 const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 

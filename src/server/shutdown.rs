@@ -4,7 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use mio::Token;
 
-/// Connections close in steps. The `left` events of a step share a write; otherwise n leaving members cost n² writes.
+/// Interval between the steps in which connections close. A member receives all `left` events of a step in one write.
+/// If each connection closed separately, n leaving members would cost about n² writes.
 const STEP: Duration = Duration::from_millis(100);
 
 pub enum Shutdown {

@@ -1,5 +1,5 @@
-//! `wirechat history FILE` reads the file of `--history-db` while no server uses it: it exports the messages as text or
-//! JSON, checks the file, or copies it.
+//! `wirechat history FILE` exports the messages in a `--history-db` file as text or JSON, checks the file, or copies
+//! the file. These commands fail while a server holds its lock on the file.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -70,7 +70,7 @@ struct Line<'a> {
 /// Runs one `wirechat history` command. Returns `Ok(false)` only if the `check` command finds a damaged file.
 ///
 /// # Errors
-/// A one-line message, for example if a server uses the file.
+/// Returns a one-line message, for example if a server holds its lock on the file.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let name = arguments.file.display();
     let print_damage = |damage: &str| {

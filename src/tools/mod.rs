@@ -96,7 +96,7 @@ impl Tracer {
         Tracer::from_parts(Tap::open(1, records.clone()), records)
     }
 
-    /// A tracer of endpoints that have negotiated permessage-deflate.
+    /// A tracer for frames between endpoints that have negotiated permessage-deflate.
     pub fn open_with_deflate() -> Tracer {
         let mut tracer = Tracer::open();
         tracer.tap.set_limits(Limits { message: 16 << 20, deflates: true, ..TOOL_LIMITS });

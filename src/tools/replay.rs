@@ -191,7 +191,11 @@ mod tests {
             None,
             "the server closed first"
         );
-        assert_eq!(compare(&[("client", &[0x81, 0x05]), ("server", b"\x88\x02\x03\xea")]), None, "1002");
+        assert_eq!(
+            compare(&[("client", &[0x81, 0x05]), ("server", b"\x88\x02\x03\xea")]),
+            None,
+            "the replay sends 1002 too"
+        );
         for (sent, recorded, expected) in [
             (ping, &b"\x8a\x01q"[..], "Pong 1 was \"q\", and is now \"p\""),
             (b"", b"\x8a\x01q", "Pong 1 was \"q\", and is now missing"),

@@ -54,7 +54,8 @@ impl Screen {
         drawn
     }
 
-    /// Like [`Screen::format_record`], but without the time, for bytes that did not come from a connection.
+    /// Like [`Screen::format_record`], but without the time and the connection number, for bytes that did not come from
+    /// a connection.
     pub fn format_without_time(&self, record: &Record) -> String {
         let mut drawn = String::new();
         text::write_without_time(record, self.style, &mut drawn);

@@ -89,7 +89,7 @@ impl Url {
         self.scheme == "https"
     }
 
-    /// The URL's path and query, in the form for an HTTP request line.
+    /// The request target in origin-form (RFC 9112 §3.2.1): the URL's path and query.
     pub fn target(&self) -> &str {
         &self.target
     }

@@ -53,7 +53,8 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
-/// The rule of RFC 6455, or the limit of this server, that the peer broke (§10.7). `Display` writes the Close reason.
+/// The rule of RFC 6455 or RFC 7692 that the peer broke, or the limit of this server that the peer exceeded (§10.7).
+/// `Display` writes the Close reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolError {
     ReservedBits,

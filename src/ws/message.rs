@@ -54,11 +54,11 @@ impl Assembler {
         }
     }
 
-    /// Appends `payload`, or fails on invalid text. `remaining`: bytes of the frame from the start of `payload` on.
+    /// Appends `payload`. Fails on text that is not UTF-8. `remaining`: bytes left in the frame, including `payload`.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.len_and_capacity();
-        // §10.4: the buffer's capacity is at most twice the *received* size: an announced length must not cost memory.
+        // §10.4: limit the capacity to twice the *received* size, so that an announced length alone costs no memory.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {

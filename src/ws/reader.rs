@@ -41,7 +41,7 @@ impl FrameReader {
         self.frame.is_none() && self.header_len == 0
     }
 
-    /// Takes a frame's next chunk from `input`. If `validate` fails, the caller can still skip past the frame.
+    /// Takes a frame's next chunk from `input`. If `validate` fails, further calls can skip the frame.
     pub fn next<'a>(
         &mut self,
         input: &mut &'a mut [u8],

@@ -43,7 +43,7 @@ impl HeadReader {
             self.check_first_byte()?;
             let end = before + newline + 1;
             let line = &self.bytes[self.line..end];
-            // Reject a bare LF, which RFC 9112 §2.2 allows: a proxy may split lines differently (request smuggling).
+            // RFC 9112 §2.2 allows a bare LF. Reject it: a proxy may split lines differently (request smuggling).
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }

@@ -43,7 +43,8 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
 const ROOM_SIZES: [usize; 3] = [1, 100, 1000];
 
-/// A socket that accepts every write. Reads return the elements from last to first, then element 0 forever.
+/// A socket that accepts every write. Each read returns one element of the list, from the last to the first. All
+/// further reads return the first element again.
 struct MemorySocket(Vec<Vec<u8>>);
 
 impl Read for MemorySocket {

@@ -21,12 +21,12 @@ use crate::support::{masked, upgrade_request, whole_frames};
 const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must be able to resume, because one `welcome` can hold them all.
 const CERTAINLY_FIT: u64 = 500;
-/// When a client resumes, it records its newest messages under the new epoch too: at most twice this many.
+/// When a client resumes, it records its newest messages under the new epoch too: at most `2 * CARRIED` messages.
 const CARRIED: usize = 200;
 /// How long a client waits for its `welcome` before it reconnects. Half of the clients also wait only this long for the
 /// reply to a message.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// How long the other half of the clients wait for the reply to a message.
+/// Half of the clients wait this long, instead of `PATIENCE`, for the reply to a message.
 const LONG_PATIENCE: Duration = Duration::from_secs(15);
 
 struct Connection {
@@ -44,7 +44,7 @@ struct Pending {
     nonce: String,
     text: String,
     sent: Instant,
-    /// How often the client has sent the message.
+    /// How many times the client has sent the message.
     count: u32,
     is_rejected: bool,
 }
@@ -175,7 +175,7 @@ impl Pool {
         }
     }
 
-    /// Resends all rejected messages: a run ends only when no client has a message without a reply.
+    /// Resends all rejected messages: a run ends only when no message is pending, and rejected messages stay pending.
     pub fn resend_rejected(&mut self) {
         for number in 0..self.clients.len() {
             if self.clients[number].has_joined() {

@@ -31,8 +31,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Returns a number for the process or connection that fails. Two simultaneous faults never have the same
-    /// number: the end of one would also end the other.
+    /// Returns a number that identifies the process or connection that fails. Two active faults never have the same
+    /// number, because the end of one fault would also end the other.
     fn target(self) -> usize {
         match self {
             Fault::KillInstance(i) | Fault::StopInstance(i) | Fault::DrainInstance(i) => i,
@@ -57,12 +57,12 @@ pub struct Machines {
     proxies: Vec<Proxy>,
     args: Vec<String>,
     current: Vec<Current>,
-    /// The faults that this round has not used yet. The last fault is the next one.
+    /// The faults that this round has not used yet. [`Machines::fail`] takes faults from the end.
     deck: Vec<Fault>,
     next: Instant,
     pub counts: Vec<(String, usize)>,
     keeps_data: bool,
-    /// Whether Redis was killed since the caller last cleared this flag.
+    /// Whether Redis has been killed since the caller last cleared this flag.
     pub has_restarted: bool,
     /// When the last fault of Redis ended; `None` after the next delivered message or the next fault.
     pub repaired: Option<Instant>,
@@ -128,7 +128,7 @@ impl Machines {
         let is_free = |fault: &Fault| self.current.iter().all(|current| current.fault.target() != fault.target());
         let Some(at) = self.deck.iter().rposition(is_free) else { return };
         let fault = self.deck.remove(at);
-        // A third of the faults last so long that the other instances count an instance as dead, or that a timeout
+        // A third of the faults last so long that the other instances consider an instance dead, or that a timeout
         // expires.
         let length = match fault {
             Fault::KillConnections | Fault::Flush => 0,
@@ -151,7 +151,7 @@ impl Machines {
         let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
         let losses = [Fault::EraseRedis, Fault::Flush];
         let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
-        // Each kind of Redis fault is as frequent as each kind of instance fault.
+        // Add each Redis fault once per instance, so that it is as frequent as each kind of instance fault.
         (0..self.count()).for_each(|_| kinds.extend(of_redis));
         if !self.keeps_data {
             kinds.extend(losses.repeat(2));
@@ -200,8 +200,8 @@ impl Machines {
     fn end_until(&mut self, now: Instant) {
         while let Some(at) = self.current.iter().position(|current| current.end <= now) {
             let fault = self.current.swap_remove(at).fault;
-            // The instance still waits for Redis to confirm its last messages. Do not block: the clients must
-            // continue meanwhile.
+            // The instance is still draining. Check again in 100 ms: waiting here would stall the clients, which run on
+            // the same thread.
             if let Fault::DrainInstance(i) = fault
                 && self.servers[i].as_mut().is_some_and(Server::is_running)
             {

@@ -37,8 +37,8 @@ use faults::Machines;
 use redis_server::{Persistence, RedisServer};
 use serde_json::{Value, json};
 
-/// How long the clients may take after the last fault until they agree on the members and messages of their rooms.
-/// Instances alone need up to five seconds to detect that another instance is dead and to remove its members.
+/// Maximum time after the last fault until all clients agree on the members and messages of their rooms. Up to five
+/// seconds pass before the instances detect that another instance is dead and remove its members.
 const SETTLE: Duration = Duration::from_secs(60);
 
 struct Arguments {
@@ -47,7 +47,7 @@ struct Arguments {
     instances: usize,
     clients: usize,
     rooms: usize,
-    /// Actions of all clients together, per second. Most actions send messages.
+    /// Number of actions per second, of all clients together. Most actions send a message.
     rate: u64,
     /// Redis has no persistence, and some faults erase its data.
     is_volatile: bool,
@@ -94,7 +94,7 @@ struct Run {
     machines: Machines,
     rate: u64,
     last_action: Instant,
-    /// For each repair of Redis, the time until the next message was delivered.
+    /// For each fault of Redis, the time from the end of the fault until the next message was delivered.
     repairs: Vec<Duration>,
 }
 
@@ -148,8 +148,9 @@ impl Run {
         }
     }
 
-    /// Compares the stored messages with those that the clients received. Then joins once more for each client, with
-    /// the client's epoch and last id: the server must resume there, with an empty backlog.
+    /// Compares the stored messages with the messages that the clients received. Then joins once more for each client,
+    /// with the client's epoch and last id. The server must resume with an empty backlog, unless the client has
+    /// messages that may be newer than its epoch.
     fn check_end(&mut self) {
         let rooms: BTreeSet<String> = self.pool.clients.iter().map(|client| client.room.clone()).collect();
         for (i, room) in rooms.iter().enumerate() {
@@ -205,7 +206,7 @@ fn main() -> ExitCode {
             });
             restarted += 1;
         } else if arguments.has_faults && run.machines.turn() && Instant::now() + Duration::from_secs(1) < end {
-            // Let up to 200 clients act, so that many messages are in flight when the fault begins.
+            // Let the clients perform up to 199 actions, so that many messages are in flight when the fault begins.
             (0..random.usize(..200)).for_each(|_| run.pool.act());
             (0..random.usize(..3)).for_each(|_| run.turn());
             run.machines.fail(&mut random);

@@ -10,7 +10,8 @@ use serde_json::Value;
 /// The JSON text of a message, as a client received it.
 pub type Text = Rc<str>;
 
-/// The messages of a room in one epoch, including older messages of clients that resumed in the epoch.
+/// The messages of a room in one epoch, and messages of earlier epochs that clients kept when they resumed in this
+/// epoch.
 #[derive(Default)]
 struct History {
     messages: BTreeMap<u64, Text>,
@@ -20,10 +21,11 @@ struct History {
 #[derive(Default)]
 pub struct Record {
     histories: HashMap<(String, String), History>,
-    /// The messages of each room in all epochs. Recorded only if Redis keeps its data, because ids then continue.
+    /// The messages of each room in all epochs. Recorded only if Redis keeps its data, because ids then continue across
+    /// epochs.
     all: HashMap<String, History>,
     keeps_data: bool,
-    /// Sender and nonce of each rejected message that its client sent once and gave up.
+    /// Sender and nonce of each message that the server rejected and that the client did not resend.
     rejected: HashSet<(String, String)>,
     pub violations: Vec<String>,
     /// Number of distinct messages that clients have received.
@@ -98,14 +100,15 @@ impl Record {
         }
     }
 
-    /// The highest message id that a client has received in `room`; in `epoch` only, unless Redis keeps its data.
+    /// The highest message id that any client has received in `room`. If Redis does not keep its data, only messages of
+    /// `epoch` count.
     pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
         let history =
             if self.keeps_data { self.all.get(room) } else { self.histories.get(&(room.to_owned(), epoch.to_owned())) };
         history.and_then(|history| history.messages.keys().next_back().copied()).unwrap_or_default()
     }
 
-    /// Reports messages that clients have received and that are missing in `stored`, the server's messages at the end.
+    /// Reports messages that clients have received and that are missing from `stored`, the room's history at the end.
     pub fn check_end(&mut self, room: &str, epoch: &str, stored: &[Value]) {
         let first = stored.first().and_then(|message| message["id"].as_u64()).unwrap_or(1);
         for message in stored {

@@ -1,4 +1,5 @@
-//! Releases delayed events: of a broker that holds events back, or of a broker that waits for its disk.
+//! Releases the delayed events of a test broker that holds events back, or of the SQLite broker, whose events wait for
+//! the disk.
 
 use crate::delayed_broker::Control;
 #[cfg(feature = "sqlite")]
@@ -21,7 +22,8 @@ impl Late {
         }
     }
 
-    /// Releases one event of the broker, or executes all operations that wait for the disk. `false`: none was pending.
+    /// Releases one event of the broker, or executes all operations that wait for the disk. Returns `false` if nothing
+    /// was pending.
     pub fn release_one(&self) -> bool {
         match self {
             Late::Broker(control) => control.release_one(),

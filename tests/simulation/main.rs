@@ -9,7 +9,7 @@
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-#![cfg_attr(not(feature = "sqlite"), allow(dead_code))] // code for a broker that stores messages
+#![cfg_attr(not(feature = "sqlite"), allow(dead_code))] // code that only a broker with storage needs
 #![allow(clippy::too_many_lines)] // the longest functions have one arm for each action, event or option
 
 mod broker;
@@ -119,7 +119,7 @@ struct Arguments {
     seed: Option<u64>,
     seeds: u64,
     from: u64,
-    /// Whether to reduce a failing script to actions that suffice for the failure.
+    /// Whether to reduce a failing script to fewer actions that still cause the failure.
     shrinks: bool,
     /// Whether every seed simulates several instances, and nothing else.
     instances: bool,

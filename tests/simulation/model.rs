@@ -1,6 +1,6 @@
 //! A model of the chat that shares no code with the server. The model reads the chat's requests to the broker, the
-//! broker's decisions, and the events that the chat receives. From the decisions, the model checks the broker: ids,
-//! nonces, resumes, pages, recipients. From the events, the model derives the exact frames of each client.
+//! broker's decisions, and the events that the chat receives. The model checks the decisions: ids, nonces, resumes,
+//! pages, recipients. From the events, the model derives the exact frames that each client must receive.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -322,8 +322,8 @@ impl Model {
         self.decided.runs.push(name.into());
     }
 
-    /// Records a crash of the server. The file must contain every message that a client received, in the same order. It
-    /// may also contain messages that clients sent but whose events were still pending.
+    /// Records a crash of the server. The file must contain every message that a client received, in the same order.
+    /// The file may also contain messages that clients sent but whose events were still pending.
     pub fn crash(&mut self, file: BTreeMap<&'static str, (u64, Vec<Message>)>) {
         self.check_file(&file);
         for (name, (last_id, messages)) in file {
@@ -603,8 +603,8 @@ impl Model {
                     }
                     BrokerError::Unavailable => false,
                     BrokerError::NotStored => {
-                        // The sender takes the message's username when the message starts to wait for the disk, even
-                        // if the disk does not store the message.
+                        // A client takes the username of its message as soon as the broker queues the message, even
+                        // if the disk then fails to store the message.
                         let seat = self.decided.members.get_mut(&client).zip(username);
                         seat.into_iter().for_each(|(seat, name)| seat.username = Rc::clone(name));
                         self.rules.durable.is_some()
@@ -943,8 +943,8 @@ impl Model {
         self.members.insert(client, member);
     }
 
-    /// Removes and returns the next expected frame if its text equals `text`. If it returns `None`, the caller checks
-    /// `text` as a reply to one of the client's commands.
+    /// Removes and returns the next expected frame if its text equals `text`. Otherwise returns `None`, and the caller
+    /// checks `text` as a reply to one of the client's commands.
     pub fn receive(&mut self, client: Token, text: &str) -> Option<Expected> {
         let member = self.members.get_mut(&client)?;
         let expected = member.expected.pop_front_if(|front| *front.text == *text)?;

@@ -32,7 +32,8 @@ pub struct Script {
     pub is_public: bool,
     /// One client is rude. The other clients must receive the same bytes in a run without the rude client.
     pub is_independent: bool,
-    /// The rude client joins a shared room. In a run without it, the other clients miss only its joins and leaves.
+    /// The rude client joins a room of other clients. In a run without the rude client, the other clients must receive
+    /// the same events, except the rude client's joins and leaves.
     pub shares_room: bool,
     pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
@@ -194,7 +195,8 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        // The rude client's events would change the other clients' random faults, and its turns their spurious edges.
+        // The random faults depend on the reads, writes and turns so far. A rude client in a shared room changes the
+        // other clients' reads and writes, and any rude client changes the turns.
         let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
         let spurious = if is_independent { 0.0 } else { spurious };
         let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
@@ -238,8 +240,7 @@ impl Script {
         script
     }
 
-    /// Turns half of the shutdowns into drains. `random` is a separate generator, so nothing else
-    /// in a script changes.
+    /// Turns half of the shutdowns into drains. `random` is a separate generator, so nothing else in a script changes.
     fn drain_clients(&mut self, random: &mut Rng) {
         if random.bool() {
             return;
@@ -258,8 +259,8 @@ impl Script {
         }
     }
 
-    /// Gives one script in three a history file. `random` is a separate generator, so all other scripts
-    /// are the same with and without the feature `sqlite`.
+    /// Gives one script in three a history file. `random` is a separate generator, so all other scripts are the same
+    /// with and without the `sqlite` feature.
     fn store_messages(&mut self, random: &mut Rng) {
         if random.u8(..3) > 0 {
             return;
@@ -311,7 +312,8 @@ impl Script {
             weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SendLong, 20)]);
         }
         if self.is_independent {
-            // Exclude actions that let handshakes pile up: the server's limits per turn make clients delay each other.
+            // Exclude actions that let handshakes pile up: because of the server's limits per turn, the clients would
+            // then delay each other.
             weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
         }
         if self.shares_room {

@@ -120,7 +120,7 @@ fn connect(active_port: &Path) -> WebSocket<TcpStream> {
     process::connect(&text.trim_end().replace('\n', ""))
 }
 
-/// A tab. It stays open until the browser exits.
+/// A tab, which stays open until the browser exits.
 pub struct Tab<'a> {
     browser: &'a Browser,
     session: String,

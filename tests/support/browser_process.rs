@@ -33,8 +33,8 @@ impl Drop for BrowserProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // The browser's child processes exit a moment later and may still write to the profile, so try several
-        // times.
+        // The browser's child processes exit a moment after the browser, and may still write to the profile, so try
+        // several times to remove the profile.
         (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(20));
             std::fs::remove_dir_all(&self.profile).is_ok()

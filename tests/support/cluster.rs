@@ -74,7 +74,7 @@ pub fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     welcome
 }
 
-/// Returns the URL's resume parameters of a client that has received message `id` in this epoch.
+/// Returns the URL parameters for resuming after message `id` of this epoch.
 pub fn since(epoch: &Value, id: u64) -> String {
     format!("&epoch={}&since={id}", encode(epoch.as_str().expect("an epoch")))
 }

@@ -157,7 +157,6 @@ impl Member {
         self.received >= 12
     }
 
-    /// The status code of the response.
     pub fn status(&self) -> &str {
         std::str::from_utf8(&self.response).expect("ASCII").strip_prefix("HTTP/1.1 ").expect("HTTP")
     }

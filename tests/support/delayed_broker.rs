@@ -1,7 +1,7 @@
 //! A test broker that wraps another broker and holds back its events. A test releases the events one by one: in random
 //! order across rooms, but in order within each room and for each client. The test broker can also fail a message,
 //! reject a join, and simulate members on other instances.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only a part of this module
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};

@@ -69,8 +69,8 @@ impl Browser {
 
     /// Returns the uncaught exceptions, dialogs, policy violations and console errors so far, of all tabs.
     pub fn page_errors(&self) -> Vec<String> {
-        // If the WebSocket cannot connect, the page sends the server an HTTP request. Firefox logs this error if the
-        // server is down.
+        // If the WebSocket cannot connect, the page sends the server an HTTP request. If the server is down, that
+        // request fails too, and Firefox logs a CORS error.
         let is_expected = |error: &&String| error.contains("CORS request did not succeed");
         self.page_errors.borrow().iter().filter(|error| !is_expected(error)).cloned().collect()
     }
@@ -104,7 +104,7 @@ impl Browser {
     }
 }
 
-/// Waits until Firefox has written the port of WebDriver BiDi to this file, and connects to the port.
+/// Waits until Firefox has written the port of WebDriver BiDi to `server_file`, and connects to the port.
 fn connect(server_file: &Path) -> WebSocket<TcpStream> {
     let mut port = Value::Null;
     wait_until("Firefox writes its BiDi port", || {
@@ -169,7 +169,7 @@ impl Tab<'_> {
         self.click(&process::button(text));
     }
 
-    /// Replaces the content of the field with this label.
+    /// Replaces the content of the field labelled `label`.
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&process::field(label));
         self.press_together(&["\u{e009}", "a"]); // Ctrl+A: select all

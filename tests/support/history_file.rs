@@ -52,7 +52,6 @@ pub struct HistoryFile {
     pub path: PathBuf,
 }
 
-/// The rows of a history file.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Rows {
     /// The data of each `message` event, by room and id.

@@ -132,8 +132,8 @@ impl Read for MemorySocket {
         let was_ended = link.is_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // After a short read, the server assumes that no bytes are left. If bytes are left, or if the end of the
-        // stream has come within the capacity, report a new edge.
+        // After a short read, the server assumes that no bytes are left, so report a new edge if bytes are left. Also
+        // report an edge if the read made room in the socket's buffer for the end of the stream.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
         match (len, link.client_end) {
@@ -230,7 +230,7 @@ impl Client {
         self.send(&masked(0x81, text.as_bytes()));
     }
 
-    /// Lets the client read, or stops it. While the client does not read, the server's bytes fill a queue. Once the
+    /// Starts or stops the client's reading. While the client does not read, the server's bytes fill a queue. Once the
     /// queue is full, the server's writes block.
     pub fn set_reading(&self, is_reading: bool) {
         self.link().is_reading = is_reading;

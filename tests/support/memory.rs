@@ -112,7 +112,7 @@ impl World {
         client
     }
 
-    /// Connects a client and upgrades its connection to `path`. Reads no frames.
+    /// Connects a client and upgrades its connection, with `path` as the request target. Reads no frames.
     pub fn upgrade(&mut self, path: &str) -> Client {
         let client = self.connect();
         client.send(upgrade_request(path).as_bytes());
@@ -217,12 +217,12 @@ impl World {
         self.now.time = SystemTime::UNIX_EPOCH + time;
     }
 
-    /// Runs a turn in which the signal to stop arrives.
+    /// Runs a turn in which SIGINT arrives: the server shuts down without draining.
     pub fn shut_down(&mut self) {
         self.turn_with(|server| _ = server.shut_down(false));
     }
 
-    /// Runs a turn in which the signal to drain arrives.
+    /// Runs a turn in which SIGTERM arrives: the server drains, and then shuts down.
     pub fn drain(&mut self) {
         self.turn_with(|server| _ = server.shut_down(true));
     }
@@ -300,7 +300,7 @@ pub struct Backlog {
     has_edge: Cell<bool>,
     /// While true, every accept fails with EMFILE, even if no client waits.
     pub is_out_of_descriptors: Cell<bool>,
-    /// The random generator of failed and interrupted accepts, and the probability of one.
+    /// The random generator that decides whether an accept fails, and the probability that an accept fails.
     pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
 }
 

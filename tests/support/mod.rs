@@ -211,7 +211,7 @@ impl Frame {
         std::str::from_utf8(&self.payload).expect("text is UTF-8")
     }
 
-    /// Returns the code and the reason of a Close frame, and code 1005 for an empty Close (RFC 6455 §7.1.5).
+    /// Returns the code and the reason of a Close frame. The code of an empty Close is 1005 (RFC 6455 §7.1.5).
     pub fn close(&self) -> (u16, String) {
         assert_eq!(self.first, 0x88, "a close frame: {self:?}");
         match self.payload.as_slice() {

@@ -1,5 +1,5 @@
 //! A real `redis-server` process for one test, with its own port and directory. A test can kill, suspend and restart
-//! the process, with or without its data. Another Redis on the machine does not matter.
+//! the process, with or without its data. Another Redis on the machine does not interfere.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{require_tool, signal, wait_until};
 
-/// Linux chooses ephemeral ports from here up. So a lower port stays free for Redis while Redis is down.
+/// Linux chooses ephemeral ports from this number up, so a lower port stays free for Redis while Redis is down.
 const FIRST_ASSIGNED_PORT: u16 = 32768;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl RedisServer {
         self.url_by(self.addr())
     }
 
-    /// Returns the URL of this Redis at another address: the address of a proxy.
+    /// Returns the URL of this Redis with another address, such as the address of a proxy.
     pub fn url_by(&self, addr: SocketAddr) -> String {
         let password = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         format!("redis://{password}{addr}")

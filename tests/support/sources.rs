@@ -1,5 +1,5 @@
 //! The sources of this repository as text, for tests that compare the documentation with the code.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only a part of this module
 
 use std::fs;
 use std::path::Path;

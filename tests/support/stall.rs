@@ -33,7 +33,7 @@ impl Stall {
     pub fn begin(server: &Server) -> Option<Stall> {
         let python = require_tool("python3", &[])?;
         let mut thread = None;
-        // The thread sets its own name, perhaps after the server has printed the address on which the server listens.
+        // Wait for the name: the thread sets its own name, perhaps after the server has printed its listen address.
         wait_until("the thread that writes has its name", || {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
             let mut tasks = tasks.map(|task| task.expect("a thread").path());
@@ -55,7 +55,7 @@ impl Stall {
         None
     }
 
-    /// Lets the thread continue.
+    /// Lets the suspended thread continue: `drop` ends the Python script.
     pub fn end(self) {}
 }
 

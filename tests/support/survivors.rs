@@ -1,4 +1,4 @@
-//! Clients of the dialect `events` that outlive their server. A client keeps each text until the server acknowledges
+//! Clients of the `events` dialect that outlive their server. A client keeps each text until the server acknowledges
 //! the message, and resends unacknowledged messages to the next server. A checker compares the events that each
 //! client receives with PROTOCOL.md, sections 5 and 5.1.
 #![allow(dead_code)] // each test binary uses its own part
@@ -202,8 +202,8 @@ impl Survivors {
         }
         (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
         client.has_joined = true;
-        // `receive_message` checks that the ids of the messages follow the client's last id, so a resume returns
-        // exactly the missed messages.
+        // `receive_message` checks that each id follows the client's last id, and so that a resume returns exactly the
+        // missed messages.
         for message in history {
             self.receive_message(number, message);
         }

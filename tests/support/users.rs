@@ -71,7 +71,7 @@ pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
 }
 
 impl User {
-    /// Upgrades a connection to `path`. Reads no frames.
+    /// Upgrades a new connection, with `path` as the request target. Reads no frames.
     pub fn at(server: &Server, dialect: Dialect, path: &str, name: &str) -> User {
         User::new(server.upgrade(path), dialect, name)
     }
@@ -163,7 +163,7 @@ impl User {
         }
     }
 
-    /// Reads the next frame other than a Ping. Replies to Pings. A Ping does not extend the deadline of the read.
+    /// Reads the next frame other than a Ping. Replies to Pings. Fails if only Pings arrive for [`DEADLINE`].
     pub fn frame(&mut self) -> Frame {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -181,7 +181,7 @@ impl User {
         serde_json::from_str(self.frame().text()).expect("JSON")
     }
 
-    /// Asserts that the next message equals `expected`, as [`same`] compares them.
+    /// Asserts that the next message equals `expected`, according to [`same`]. Returns the message.
     pub fn receives(&mut self, expected: Value) -> Value {
         let received = self.receive();
         assert!(same(&expected, &received), "received {received}\nexpected {expected}");
@@ -212,8 +212,8 @@ impl User {
         message
     }
 
-    /// Asserts that the server has sent nothing that the user has not read: the reply to a Ping is the next frame.
-    /// Pings do not count toward the rate limit.
+    /// Asserts that no unread message is left: sends a Ping, and expects the Pong as the next frame. Pings do not count
+    /// toward the rate limit.
     pub fn receives_nothing(&mut self) {
         self.pings += 1;
         let ping = format!("nothing? {}", self.pings);

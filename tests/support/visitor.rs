@@ -58,13 +58,13 @@ pub fn type_message(tab: &Tab, text: &str) {
     tab.press_key("Enter", false);
 }
 
-/// Switches to a room with the form in the sidebar.
+/// Uses the form in the sidebar to switch to a room.
 pub fn switch_room(tab: &Tab, room: &str) {
     tab.fill("Room name", room);
     tab.press_key("Enter", false);
 }
 
-/// Opens the form with the connection settings, from the chat.
+/// Leaves the chat view, and opens the form with the connection settings.
 pub fn edit_connection(tab: &Tab) {
     tab.click("document.querySelector('#edit')");
     tab.wait_for("document.body.dataset.view === 'start'");

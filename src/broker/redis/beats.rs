@@ -1,25 +1,25 @@
-//! Heartbeats: whether Redis responds to this instance, and whether the other instances are alive.
+//! Heartbeats show whether Redis responds to this instance, and whether the other instances are alive.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-// An instance counts as dead once another one has sent this many beats since its last beat: after 3.5 to 4.5 s. The
-// count does not grow while Redis does not respond.
+// An instance treats another instance as dead after sending this many beats (about 4 s) without seeing a new beat of
+// the other instance. Beats count only while Redis responds.
 const SILENT_BEATS: u32 = 7;
-const MAX_WAIT: Duration = Duration::from_secs(2); // Redis counts as unavailable once a call has waited this long
+const MAX_WAIT: Duration = Duration::from_secs(2); // Redis is unavailable if the events of a call take this long
 
 #[derive(Default)]
 pub struct Beats {
     pub next_at: Duration,
-    pub is_calling: bool,                   // a call is in flight: no reply, no events
-    pub calls: VecDeque<(u64, Duration)>,   // last request and time of each call whose events have not arrived
+    pub is_calling: bool,                   // a call has received neither its reply nor its events
+    pub calls: VecDeque<(u64, Duration)>,   // per call whose events have not arrived: last request number, call time
     pub rejection: Option<String>,          // why there is no connection, or why Redis rejects calls
-    others: HashMap<String, (String, u32)>, // per instance: its newest beat, and our beats since
+    others: HashMap<String, (String, u32)>, // per instance: its newest beat, and how many beats we have sent since
     was_available: Option<bool>,
 }
 
 impl Beats {
-    /// The events of all requests up to `number` have arrived.
+    /// Records that the events of all requests up to `number` have arrived.
     pub fn confirm(&mut self, number: u64) {
         while self.calls.front().is_some_and(|(last, _)| *last <= number) {
             self.calls.pop_front();
@@ -37,8 +37,8 @@ impl Beats {
         self.others.clear();
     }
 
-    /// Counts our beats since the newest beat of each other instance. Returns the silent instances and their last
-    /// beats. In `beats`, each instance is followed by its beat.
+    /// Counts this instance's beats since the newest beat of each other instance. Returns the silent instances and
+    /// their last beats. In `beats`, each instance is followed by its newest beat.
     pub fn compare(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
         if beats.is_empty() {
             return Vec::new(); // the reply to a call without a beat

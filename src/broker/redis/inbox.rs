@@ -1,4 +1,4 @@
-//! The events in an instance's inbox, as the script writes them: one JSON value per line.
+//! The events in an instance's inbox. The script on the Redis server writes each event as one line of JSON.
 
 use std::rc::Rc;
 
@@ -31,13 +31,13 @@ impl Payload {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InboxEvent {
-    /// All events of the requests up to this number have arrived.
+    /// The inbox has delivered all events of the requests up to this number.
     Executed(u64),
     /// A request failed because of a bug in the script.
     Failed(Box<str>),
     /// The room has a new epoch, but the same messages.
     Renewed(Rc<str>, Rc<str>),
-    /// The room now has a member on this instance. Lists its members on other instances.
+    /// The room now has a member on this instance. Lists the room's members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
     /// A client of this instance has joined: client, previous room, room, history of the room.
     Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>),
@@ -45,18 +45,18 @@ pub enum InboxEvent {
     /// A client of another instance has joined: room, instance, client, username.
     Arrived(Rc<str>, u32, u64, Rc<str>),
     Left(Rc<str>, u32, u64),
-    /// Room, instance and client of the sender, id.
+    /// A message to a room: room, the sender's instance and client number, message id.
     Message(Rc<str>, u32, u64, u64, Payload),
-    /// The reply to a message of the operator: room, instance, client, id.
+    /// A message of this instance's operator was published: room, instance, announcement token, message id.
     Announced(Rc<str>, u32, u64, u64, Payload),
     Duplicate(u64, u64, Payload),
-    /// Recipients, message, and the sender if it is a client of this instance.
+    /// A private message: recipients, message, and the sender if the sender is a client of this instance.
     Private(Vec<u64>, PrivateMessage, Option<u64>),
-    /// Client, room, the `before` of the request, whether there are older messages.
+    /// A page of a room's history: client, room, the request's `before`, whether older messages exist.
     Page(u64, Rc<str>, u64, bool, Vec<(u64, Payload)>),
     Typing(Rc<str>, u32, u64, Rc<str>),
     /// A request other than a join failed: client, reason, detail, nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
-    /// The state of a room of which this instance may have missed events: name, history, members.
+    /// The state of a room, because this instance may have missed events of the room: name, history, members.
     Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>, Vec<(u32, u64, Rc<str>)>),
 }

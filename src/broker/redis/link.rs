@@ -1,5 +1,5 @@
-//! The threads that talk to Redis, so that the event loop never waits for it. One thread calls the script, and the
-//! other reads the instance's inbox. Each reconnects when its connection fails.
+//! The threads that talk to Redis, so that the event loop never waits for it. One thread calls the Lua script, and
+//! the other reads the instance's inbox. Each thread reconnects when its connection fails.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle};
@@ -10,8 +10,8 @@ use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, Serv
 pub const DONE: &str = "done"; // the reply to a call whose results are all in the inboxes
 
 const MAX_ENTRIES: usize = 256; // maximum number of inbox entries per read
-// A read of more than two messages shows that they arrive fast. A pause lets the next ones gather, so that the event loop
-// turns less often and writes more at once: at 8,000 messages/s, the pause halves the CPU time.
+// If one read returns more bytes than this (about two messages), messages arrive fast. The thread then pauses, so that
+// more messages gather and the event loop wakes less often: at 8,000 messages/s, the pause halves the CPU time.
 const MANY_BYTES: usize = 512;
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -22,14 +22,14 @@ const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resum
 pub trait Link {
     /// Calls the script with these arguments, after all earlier calls.
     fn call(&mut self, arguments: Vec<String>);
-    /// Reads the entries of the inbox `key` that follow `after`, while the Redis data has this lineage.
+    /// Keeps reading the entries of inbox `key` that follow entry `after`, while the data in Redis has this lineage.
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
     fn next_event(&mut self) -> Option<LinkEvent>;
 }
 
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// `lineage` identifies the server process and the data that it holds.
+    /// `lineage` identifies the Redis process and the data that the process holds.
     Connected { lineage: String, warning: Option<String> },
     /// The reply to a call. `Err`: Redis rejected the call and executed none of it.
     Reply(Result<Vec<String>, String>),
@@ -40,7 +40,7 @@ pub enum LinkEvent {
 }
 
 pub struct Threads {
-    calls: Option<Sender<(u64, Vec<String>)>>, // `None` stops the thread
+    calls: Option<Sender<(u64, Vec<String>)>>, // set to `None` to stop the `caller` thread
     reads: Sender<Read>,
     events: Receiver<(u64, LinkEvent)>, // each event with the number of its session or `Read`
     caller: Option<JoinHandle<()>>,
@@ -116,7 +116,7 @@ impl Link for Threads {
 }
 
 impl Drop for Threads {
-    /// Waits for the thread that sends the calls, so that Redis gets the last one. The other thread ends by itself.
+    /// Waits until the `caller` thread has ended, so that Redis gets the last call. The inbox thread ends by itself.
     fn drop(&mut self) {
         self.calls = None;
         self.caller.take().into_iter().for_each(|thread| _ = thread.join());
@@ -204,12 +204,12 @@ fn send_calls(
     }
 }
 
-/// Whether Redis rejected a call without executing it. Other errors end the connection: a script may fail after its
-/// first writes (`ResponseError`), and if this server is a replica (`ReadOnly`), the master is elsewhere.
+/// Whether Redis rejected a call without executing it. Other errors end the connection: after `ResponseError`, the
+/// script may already have written data, and after `ReadOnly`, the Redis server is a replica and not the master.
 fn was_rejected(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => kind != ServerErrorKind::ReadOnly && kind != ServerErrorKind::ResponseError,
-        ErrorKind::Extension => true, // an error that the crate does not know, such as OOM or MISCONF
+        ErrorKind::Extension => true, // an error that the `redis` crate does not know, such as OOM or MISCONF
         _ => false,
     }
 }
@@ -241,7 +241,7 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
                 }
             }
         }
-        // If the lineage has changed, the broker registers again, and then sends a new `Read`.
+        // Wait before reconnecting. If the lineage has changed, the broker registers again, and sends a new `Read`.
         loop {
             match reads.recv_timeout(wait) {
                 Ok(newer) => read = newer,

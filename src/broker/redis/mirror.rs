@@ -1,4 +1,4 @@
-//! The state of the rooms and of this instance's clients, as of the last entry that was read from the inbox.
+//! The state of the rooms and of this instance's clients, as of the last entry read from the instance's inbox.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -23,13 +23,13 @@ pub struct Mirror {
 
 /// A client of this instance.
 pub struct Client {
-    pub room: Option<Rc<str>>, // `None` until its join takes effect
-    pub target: Rc<str>,       // the room it will be in once all its requests have taken effect
+    pub room: Option<Rc<str>>, // `None` until the client's join takes effect
+    pub target: Rc<str>,       // the client's room once all its requests have taken effect
     pub join: Join,
     pub session: Session,
     pub username: Rc<str>, // from the client's last message, or from its join
     pub is_leaving: bool,
-    pub is_hidden: bool, // its join took too long, and the chat has forgotten it
+    pub is_hidden: bool, // the join timed out and was rejected, but Redis may still execute it
 }
 
 impl Mirror {
@@ -38,7 +38,7 @@ impl Mirror {
         Mirror { instance, limits, clients, client_ids, rooms: Rooms::default(), opened, events: VecDeque::new() }
     }
 
-    /// Adds a client that asks to join.
+    /// Adds a client whose join Redis has not executed yet.
     pub fn add(&mut self, client: Token, join: Join, session: Session) {
         self.count_in(&join.room, &join.user);
         self.client_ids.extend(join.client_id.iter().map(|id| (Rc::clone(id), client)));
@@ -55,7 +55,8 @@ impl Mirror {
         members
     }
 
-    /// Removes the clients that are about to leave, whether or not Redis has executed their requests.
+    /// Removes the members that are leaving or hidden, so that they do not rejoin. Redis may not have executed their
+    /// leave requests yet.
     pub fn remove_leaving(&mut self) {
         for client in self.members() {
             if self.clients.get(&client).is_some_and(|record| record.is_leaving || record.is_hidden) {
@@ -72,7 +73,8 @@ impl Mirror {
         })
     }
 
-    /// Whether the client is the last one in a room that its user opened, so that a switch frees the room.
+    /// Whether a switch would empty a room that the client's user opened. At a room limit, only such a switch may open
+    /// a room.
     pub fn switch_frees_room(&self, record: &Client) -> bool {
         let opened = self.opened.get(&record.target);
         opened.is_some_and(|(opener, count)| *count == 1 && *opener == record.join.user)
@@ -81,7 +83,7 @@ impl Mirror {
 
     pub fn apply(&mut self, event: InboxEvent) {
         match event {
-            InboxEvent::Executed(_) => {} // the broker handles it
+            InboxEvent::Executed(_) => {} // the broker handles `Executed`
             InboxEvent::Failed(error) => log::error!("REDIS a request failed: {error}"),
             InboxEvent::Renewed(name, epoch) => {
                 self.rooms.synced(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));
@@ -175,7 +177,8 @@ impl Mirror {
         }
     }
 
-    /// Replies to the operator, who is not a member of the room.
+    /// Queues the events of the operator's message. If the chat does not know the room, opens a room for the message
+    /// and closes the room again, so that the operator gets a reply.
     fn apply_announcement(&mut self, name: &Rc<str>, client: Token, message: Message) {
         let message = Rc::new(message);
         if let Some(room) = self.rooms.by_name.get_mut(name) {
@@ -201,7 +204,7 @@ impl Mirror {
         self.events.push_back(RoomEvent::Private { recipients, message: Rc::new(message) });
     }
 
-    /// Applies the state of a room of which this instance may have missed events, and queues what the members missed.
+    /// Replaces a room's state after this instance may have missed events of the room, and queues the missed events.
     fn apply_sync(&mut self, name: &Rc<str>, backlog: Backlog, members: BTreeMap<MemberId, Rc<str>>) {
         let Some(room) = self.rooms.by_name.get_mut(name) else { return };
         (room.is_synced, room.epoch, room.last_id) = (true, Rc::clone(&backlog.epoch), backlog.last_id);
@@ -225,7 +228,7 @@ impl Mirror {
         remote.map(|(instance, connection, username)| (MemberId::Remote { instance, connection }, username)).collect()
     }
 
-    /// Removes a client of this instance that Redis has removed.
+    /// Removes a client of this instance. Queues `Left` if the chat knew the client as a member.
     pub fn remove_local(&mut self, client: Token) {
         let Some(record) = self.clients.get(&client) else { return };
         let (room, is_visible) = (record.room.clone(), !record.is_hidden);

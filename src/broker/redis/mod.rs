@@ -9,14 +9,15 @@
 //!   next_event ◀─ Mirror ◀─ inbox 1 ┘
 //! ```
 //!
-//! Nothing takes effect before its event arrives in the inbox. Three cases need care:
+//! A request takes effect on an instance when the request's event arrives in the instance's inbox, not earlier. Three
+//! cases need care:
 //!
 //! - *A call has no reply.* Redis may have executed it or not. After a reconnect, Redis reports the last request that
 //!   it executed, and from then on rejects calls of earlier connections. So every request is executed exactly once.
-//! - *The instance was silent.* The others have removed its clients from the rooms. It reads the rest of its inbox,
-//!   makes its clients members again (`rejoin`) and requests what it missed in each room (`sync`).
+//! - *The instance was silent.* Other instances have removed its clients from the rooms. The instance reads the rest of
+//!   its inbox, makes its clients members again (`rejoin`) and requests the missed events of each room (`sync`).
 //! - *Redis has lost data*, or another Redis server has taken over. A new generation begins, in which every room has a
-//!   new epoch. An instance that has seen more than Redis still has proceeds like a silent one.
+//!   new epoch. If an instance has seen events that Redis has lost, the instance proceeds like a silent instance.
 
 mod beats;
 pub mod inbox;
@@ -39,7 +40,7 @@ use mirror::Mirror;
 use requests::{Kind, QueuedRequest, Requests, flag};
 
 pub const SCRIPT: &str = include_str!("script.lua");
-const PROTOCOL: &str = "1"; // instances with different versions of the script or of its keys must not share data
+const PROTOCOL: &str = "1"; // version of the script and its keys: instances with different versions must not share data
 
 const BEAT: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(200);
@@ -47,8 +48,8 @@ const EXPIRY: Duration = Duration::from_secs(600); // Redis forgets an instance 
 
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub prefix: String,       // of all keys
-    pub timeout: Duration,    // how long a request waits for Redis
+    pub prefix: String,       // of all keys in Redis
+    pub timeout: Duration,    // a request expires if Redis does not confirm it within this time
     pub limits: MemoryConfig, // `bytes` does not apply: Redis has its own memory limit
 }
 
@@ -65,23 +66,25 @@ pub struct RedisBroker {
     now: Duration,
 }
 
-/// This instance's stream of events.
+/// This instance's stream of events in Redis.
 struct Inbox {
-    instance: u32, // a random number
+    instance: u32, // this instance's id, a random number
     generation: String,
     lineage: String,
-    connection: String, // number of the connection, from Redis
-    read: u64,          // id of the last entry that was read
+    connection: String, // the number that Redis gave to this instance's connection
+    read: u64,          // id of the last entry that the instance has read
     has_gap: bool,      // entries are missing: the inbox was full, so Redis trimmed it
 }
 
 enum Stage {
     Lost,
-    /// `open_at`: when to register again, after Redis rejected a call.
+    /// The connection is open, but the instance is not registered. `open_at`: when to register again, if Redis has
+    /// rejected a call.
     Connected {
         open_at: Option<Duration>,
     },
-    /// The others have declared this instance dead. It first reads the rest of its inbox, up to this entry.
+    /// Other instances have declared this instance dead. The instance first reads the rest of its inbox, up to the
+    /// entry `until`.
     CatchingUp {
         until: u64,
     },
@@ -89,7 +92,8 @@ enum Stage {
 }
 
 impl RedisBroker {
-    /// Connects to the Redis server at `url`. If it does not respond, the broker keeps trying. `Err` is an error text.
+    /// Connects to the Redis server at `url`. If the server does not respond, the broker keeps trying. `Err` is an
+    /// error text.
     pub fn open(
         url: &str,
         settings: Settings,
@@ -97,7 +101,7 @@ impl RedisBroker {
         names: NameRules,
         wake: impl Fn() + Clone + Send + 'static,
     ) -> Result<RedisBroker, String> {
-        // Do not quote the error of the crate: it may contain the password.
+        // Do not quote the error of the `redis` crate: the error may contain the password.
         let error = "--redis is not a URL of the form redis://[USER:PASSWORD@]HOST:PORT";
         let client = redis::Client::open(url).map_err(|_| error)?;
         let link = Threads::start(client, SCRIPT, settings.timeout, wake)?;
@@ -125,7 +129,8 @@ impl RedisBroker {
         }
     }
 
-    /// Sends the next call once the previous one is executed. Meanwhile, requests gather for it.
+    /// Sends the queued requests to Redis in one call. While an earlier call is pending, sends nothing: the requests
+    /// wait for the next call.
     fn flush(&mut self) {
         if !matches!(self.stage, Stage::Registered) || self.beats.is_calling {
             return;
@@ -160,7 +165,7 @@ impl RedisBroker {
 
     // ---- Time ----
 
-    /// Gives up the requests that have waited too long.
+    /// Gives up on requests that Redis has not confirmed in time.
     fn expire_requests(&mut self) {
         while let Some(request) = self.requests.pop_expired(self.now, self.settings.timeout) {
             let QueuedRequest { client, kind, is_sent, .. } = request;
@@ -169,7 +174,7 @@ impl RedisBroker {
                 Kind::Join => self.give_up_join(client, is_sent),
                 Kind::Message { .. } if is_sent => {
                     self.mirror.events.push_back(RoomEvent::FateUnknown { client });
-                    self.requests.drop_requests(client); // a later message must not overtake this one
+                    self.requests.drop_requests(client); // also drop later messages, which must not overtake this one
                 }
                 Kind::Message { nonce } => {
                     let error = BrokerError::NotStored;
@@ -189,7 +194,7 @@ impl RedisBroker {
         }
     }
 
-    /// Rejects a join that has waited too long. If Redis may still execute the join, a leave follows it.
+    /// Rejects a join that Redis has not confirmed in time. If Redis may still execute the join, also requests a leave.
     fn give_up_join(&mut self, client: Token, is_sent: bool) {
         let Some(record) = self.mirror.clients.get_mut(&client) else { return };
         record.is_hidden = true;
@@ -229,13 +234,13 @@ impl RedisBroker {
         self.inbox.has_gap |= id != self.inbox.read + 1;
         self.inbox.read = id;
         if self.inbox.has_gap {
-            return; // `flush` registers the instance again, as one that knows nothing
+            return; // `flush` registers the instance again, without a generation, so that the instance starts anew
         }
         for event in events.lines() {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    self.beats.confirm(number); // so the reply need not wake the event loop
+                    self.beats.confirm(number); // do not wait for the reply, which need not wake the event loop
                 }
                 Ok(event) => self.mirror.apply(event),
                 Err(error) => log::error!("REDIS an event is invalid: {error}"),
@@ -246,7 +251,7 @@ impl RedisBroker {
         }
     }
 
-    /// Registers the instance, on a new connection or after Redis has removed it.
+    /// Registers the instance with Redis: on each new connection, and again if Redis has removed the instance.
     fn register(&mut self) {
         let mut name = [0; 8];
         (self.random)(&mut name);
@@ -296,8 +301,8 @@ impl RedisBroker {
         }
     }
 
-    /// Makes all clients members of their rooms again, and requests what they missed. `is_lost`: Redis no longer knows
-    /// which of the sent requests it executed.
+    /// Makes all clients members of their rooms again, and requests the missed events of each room. `is_lost`: Redis no
+    /// longer knows which of the sent requests it executed.
     fn rejoin(&mut self, is_lost: bool) {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();
@@ -387,10 +392,10 @@ impl Broker for RedisBroker {
 }
 
 impl Drop for RedisBroker {
-    /// Removes this instance from Redis, so that the others see its clients leave at once.
+    /// Removes this instance from Redis, so that other instances see its clients leave at once.
     fn drop(&mut self) {
         if self.is_available() {
-            self.beats.is_calling = false; // do not wait for the reply: the link keeps the order of calls
+            self.beats.is_calling = false; // do not wait for a pending call: the link keeps calls in order
             self.requests.take();
             self.push_internal("close", Vec::new());
             self.flush();

@@ -10,14 +10,14 @@ use mio::Token;
 use super::super::{CredentialId, Message};
 
 const MAX_REQUESTS: usize = 256; // maximum number of requests per call of the script, which blocks Redis while it runs
-const MAX_BYTES: usize = 256 * 1024; // maximum size of the arguments of a call; one request may be larger
+const MAX_BYTES: usize = 256 * 1024; // maximum size of a call's arguments, in bytes; a larger request is sent alone
 
 /// Decides what happens to a request that Redis does not confirm in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     Join,
     Message { nonce: Option<Rc<str>> }, // a message to a room or to a user
-    Query,                              // a switch or a page of the history: the client gets an error
+    Query,                              // a switch or a history page: the client gets an error if the request expires
     Typing,
     Internal, // never expires
 }
@@ -38,7 +38,7 @@ pub struct Requests {
     queue: VecDeque<QueuedRequest>, // the sent requests come first
     sent: usize,                    // number of sent requests
     last_number: u64,
-    pub bytes: usize, // see `QueuedRequest::bytes`
+    pub bytes: usize, // sum of `QueuedRequest::bytes` over the queue
 }
 
 impl QueuedRequest {
@@ -51,7 +51,8 @@ impl QueuedRequest {
         matches!(self.name, "rejoin" | "retain" | "sync" | "reap" | "probe")
     }
 
-    /// Internal requests never expire, so they do not count: a server that shuts down waits until 0 bytes are queued.
+    /// Returns 0 for internal requests. A server that shuts down waits until 0 bytes are queued, and internal requests
+    /// never expire, so counting them could block the shutdown.
     fn bytes(&self) -> usize {
         if self.kind == Kind::Internal { 0 } else { self.size() }
     }
@@ -73,7 +74,7 @@ impl Requests {
         self.sent < self.queue.len()
     }
 
-    /// Returns the arguments of the next call of the script, and the number of its last request.
+    /// Returns the arguments of the next call of the script, and the number of the last request in the call.
     pub fn take_batch(&mut self) -> (Vec<String>, u64) {
         let (mut arguments, mut bytes, mut last) = (Vec::new(), 0, 0);
         for request in self.queue.range_mut(self.sent..).take(MAX_REQUESTS) {
@@ -97,20 +98,21 @@ impl Requests {
         }
     }
 
-    /// Redis has executed the requests up to `number`, and earlier calls will execute no further ones.
+    /// Marks the requests after `number` as unsent. Redis has executed the requests up to `number`, and will reject any
+    /// calls of earlier connections.
     pub fn set_executed(&mut self, number: u64) {
         self.sent = self.queue.partition_point(|request| request.number <= number);
         self.queue.range_mut(self.sent..).for_each(|request| request.is_sent = false);
     }
 
-    /// Removes and returns a request that has waited too long.
+    /// Removes and returns the oldest expired request, if any.
     pub fn pop_expired(&mut self, now: Duration, timeout: Duration) -> Option<QueuedRequest> {
         self.next_expiry(timeout).filter(|at| *at <= now)?;
         let oldest = self.queue.iter().position(|request| request.kind != Kind::Internal)?;
         self.remove(oldest)
     }
 
-    /// Drops the requests of a client that must reconnect and resend them. Its leave stays.
+    /// Drops the requests of a client that must reconnect and resend them. Keeps the client's leave, which is internal.
     pub fn drop_requests(&mut self, client: Token) {
         let is_dropped = |request: &QueuedRequest| request.client == client && request.kind != Kind::Internal;
         while let Some(at) = self.queue.iter().position(is_dropped) {
@@ -134,7 +136,6 @@ impl Requests {
         self.queue.iter().any(|request| request.client == client && request.name == name)
     }
 
-    /// Removes and returns all requests.
     pub fn take(&mut self) -> VecDeque<QueuedRequest> {
         (self.sent, self.bytes) = (0, 0);
         std::mem::take(&mut self.queue)
@@ -143,7 +144,7 @@ impl Requests {
 
 // ---- Arguments ----
 
-/// Serializes a value. This cannot fail, because no value has a map with keys that are not strings.
+/// Serializes a value. Serialization cannot fail, because every map in these values has string keys.
 pub fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
@@ -156,7 +157,8 @@ pub fn format_credential(credential: Option<CredentialId>) -> String {
     credential.map(|id| id.to_string()).unwrap_or_default()
 }
 
-/// The key of a message's nonce in the hash of its room. No username contains a line feed.
+/// The key of a message's nonce in the room's Redis hash of nonces. Usernames contain no line feed, so different
+/// username and nonce pairs have different keys.
 pub fn nonce_key(message: &Message) -> String {
     message.nonce.as_ref().map(|nonce| format!("{}\n{nonce}", message.username)).unwrap_or_default()
 }

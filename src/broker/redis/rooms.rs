@@ -6,13 +6,13 @@ use std::rc::Rc;
 use super::super::{MemberId, RoomEvent, RoomId};
 
 pub struct Room {
-    pub id: RoomId, // a new one each time the room opens
+    pub id: RoomId, // new each time the room opens on this instance
     pub epoch: Rc<str>,
     pub last_id: u64,
     pub is_synced: bool, // if not, events may be missing, and a `sync` request is pending
     remote: BTreeMap<MemberId, Rc<str>>,
-    visible: usize, // clients here that the chat knows as members
-    hidden: usize,  // clients here whose join took too long; they will leave
+    visible: usize, // number of this instance's clients that the chat knows as members
+    hidden: usize,  // number of this instance's clients whose join expired: their leave is pending
 }
 
 #[derive(Default)]
@@ -53,18 +53,18 @@ impl Rooms {
         }
     }
 
-    /// Returns a room whose events are complete.
+    /// Returns the room, or `None` if events of the room may be missing.
     pub fn synced(&mut self, name: &str) -> Option<&mut Room> {
         self.by_name.get_mut(name).filter(|room| room.is_synced)
     }
 
-    /// From now on, the events of the rooms may be incomplete. Returns each room's name, epoch and last id.
+    /// Marks all rooms as not synced. Returns the name, the epoch and the last message id of each room.
     pub fn start_sync(&mut self) -> Vec<(Rc<str>, Rc<str>, u64)> {
         self.by_name.values_mut().for_each(|room| room.is_synced = false);
         let rooms = self.by_name.iter();
         let rooms = rooms.map(|(name, room)| (Rc::clone(name), Rc::clone(&room.epoch), room.last_id));
         let mut rooms: Vec<_> = rooms.collect();
-        rooms.sort_unstable(); // so that a simulation can repeat its course
+        rooms.sort_unstable(); // a hash map has a random order, but simulations must be reproducible
         rooms
     }
 
@@ -83,7 +83,7 @@ impl Room {
         self.remote.iter().map(|(member, username)| (*member, Rc::clone(username))).collect()
     }
 
-    /// Adds a member of another instance. Returns the event for the chat, if the chat knows the room.
+    /// Adds a member of another instance. Returns an event if the member is new and the chat knows the room.
     pub fn add_remote(&mut self, member: MemberId, username: Rc<str>) -> Option<RoomEvent> {
         let is_new = self.remote.insert(member, Rc::clone(&username)).is_none();
         (is_new && self.is_visible()).then_some(RoomEvent::RemoteJoined { room: self.id, member, username })
@@ -94,7 +94,7 @@ impl Room {
         (was_member && self.is_visible()).then_some(RoomEvent::Left { room: self.id, member })
     }
 
-    /// Replaces the members of other instances. Returns the events for those that left and those that joined.
+    /// Replaces the members of other instances. Returns an event for each member that left and for each new member.
     pub fn replace_remote(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
         let gone: Vec<MemberId> = self.remote.keys().filter(|member| !members.contains_key(member)).copied().collect();
         let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote(member)).collect();

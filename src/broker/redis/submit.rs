@@ -45,7 +45,7 @@ impl RedisBroker {
         self.requests.push(QueuedRequest::new(Token(0), Kind::Internal, name, arguments, self.now));
     }
 
-    /// Rejects a request by way of Redis, so that the error comes after the events of earlier requests.
+    /// Sends a rejection through Redis, so that the client receives the error after the events of earlier requests.
     fn push_rejection(&mut self, client: Token, nonce: Option<&Rc<str>>) {
         self.push(client, Kind::Query, "reject", vec!["rooms".into(), json(&nonce)]);
     }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::database::Operation;
 
-const MAX_END: u64 = 253_402_300_800; // Unix time of the year 10000; an edited file must not overflow `SystemTime`
+const MAX_END: u64 = 253_402_300_800; // Unix time of the year 10000; a later time could overflow `SystemTime`
 
 /// The server also adds this table to files of earlier versions. An earlier version can still use such a file, but
 /// ignores the bans.
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS bans (
 /// The subject and the end of each ban.
 pub type Bans = Vec<(String, SystemTime)>;
 
-/// Sets or lifts one ban.
+/// A request to set or lift one ban.
 #[derive(Debug)]
 pub struct BanChange {
     pub subject: String,

@@ -66,9 +66,9 @@ pub enum Operation {
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
-    /// Changes the operator's bans. Has no outcome: the change contains the channel for its result.
+    /// Changes the operator's bans. Adds no `Outcome` to the batch: the result goes to the channel in `BanChange`.
     Ban(BanChange),
-    /// Does not use the file. Makes a join wait for earlier messages, and adds the join's `cost` to the batch.
+    /// Does not use the file. Delays a join until earlier messages are stored, and adds the join's `cost` to the batch.
     Wait,
 }
 
@@ -136,8 +136,8 @@ pub struct Database {
     options: DatabaseOptions,
     run: i64,
     changes: usize,   // number of messages stored or expired since the last checkpoint
-    is_full: bool,    // whether the last commit failed on a full disk, to log each full disk only once
-    is_trusted: bool, // whether the last batch succeeded
+    is_full: bool,    // whether the last commit failed on a full disk; suppresses repeated warnings
+    is_trusted: bool, // whether the last batch succeeded; if not, the file may be damaged
     next_sweep: Option<SystemTime>,
     swept_room: i64, // id of the last room that the current expiry sweep has finished; 0 if none
 }
@@ -164,7 +164,7 @@ impl Database {
         open(path).map_err(|error| describe(explain(&error)))
     }
 
-    /// Like `open`, at the current time. Also returns the operator's bans, each with its end.
+    /// Like `open`, with the current time as `now`. Also returns the operator's bans.
     pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, Bans), String> {
         let now = SystemTime::now();
         let database = Database::open(path, options, run, now)?;
@@ -188,7 +188,7 @@ impl Database {
         }
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.execute_batch(bans::SCHEMA)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // until `Database::drop`
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // `drop` may change this option
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
@@ -264,7 +264,8 @@ impl Database {
         for operation in operations {
             let outcome = if let Operation::Store { room, message } = operation {
                 let mut original = find_duplicate(&transaction, room, message)?;
-                // This batch may have pushed the original beyond `keep`. Deleting the original frees its nonce.
+                // The new messages of this batch may have pushed the original out of the newest `keep` messages. If so,
+                // delete the original, so that its nonce is free.
                 if original.is_some() {
                     update_rooms(&transaction, &mut rooms, keep)?;
                     original = find_duplicate(&transaction, room, message)?;

@@ -82,7 +82,7 @@ pub fn explain(error: &rusqlite::Error) -> String {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
         Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
-        // Join the lines: SQLite's integrity check reports damage in several lines.
+        // Join the lines: SQLite's integrity check reports damage on several lines.
         Some(ErrorCode::DatabaseCorrupt) => format!("{DAMAGED}: {}", error.to_string().replace('\n', " ")),
         Some(ErrorCode::SystemIoFailure) => format!("cannot read or write the file and its directory: {error}"),
         Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),

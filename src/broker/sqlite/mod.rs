@@ -56,11 +56,11 @@ pub trait Disk {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub messages: usize, // maximum number of messages in a room's log; a client that resumes may receive more
-    pub backlog: usize,  // maximum total JSON of the messages sent on a join or switch, in bytes
+    pub backlog: usize,  // maximum total JSON size, in bytes, of the messages sent on a join or switch
     pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
 }
 
-/// The operator's bans that the file contains, each with its end, and a function that submits changes.
+/// The operator's bans that the file contains, each with its end time, and a function that submits changes.
 pub struct StoredBans {
     pub bans: Bans,
     pub submit: SubmitBan,
@@ -85,7 +85,7 @@ struct Room {
     name: Rc<str>,
     log: RoomLog, // only the room's newest messages; the database file may contain older ones
     members: usize,
-    openings: usize, // number of queued `Opened` events: replacing the only member closes and reopens the room
+    openings: usize, // number of queued `Opened` events; may exceed 1, as replacing the only member reopens the room
 }
 
 struct Queued {

@@ -1,11 +1,11 @@
-//! Queries of a history file: a room's newest messages, pages, the messages that a client missed, and duplicates.
+//! Queries on the history file: a room's newest messages, pages, the messages that a client missed, and duplicates.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::database::{Operation, Outcome, StoredMessage};
 use crate::broker::log::JSON_OVERHEAD;
 
-/// Executes an operation without writing to the file. The outcome of a new message is `DiskFull`.
+/// Executes an operation without writing to the file. A new message is not stored, and its outcome is `DiskFull`.
 pub fn execute_read(connection: &Connection, operation: &Operation) -> rusqlite::Result<Outcome> {
     match operation {
         Operation::Store { room, message } => {

@@ -1,4 +1,4 @@
-//! Reads a history file that no server uses, for `wirechat history`.
+//! Reads a history file for `wirechat history`, while no server is using the file.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -20,7 +20,8 @@ impl FileReader {
         check_header(path)?;
         let open = || {
             let connection = connect(path)?;
-            connection.query_row("SELECT count(*) FROM rooms", [], |_| Ok(()))?; // fails if a server uses the file
+            // This query fails while a server holds its lock on the file.
+            connection.query_row("SELECT count(*) FROM rooms", [], |_| Ok(()))?;
             Ok(FileReader(connection))
         };
         open().map_err(|error| explain(&error))

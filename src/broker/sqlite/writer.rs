@@ -82,7 +82,7 @@ fn run(
         let has_failed = batch.is_err();
         if batch.as_ref().is_ok_and(|batch| batch.outcomes.is_empty() && batch.deletions.is_empty()) {
             if !waiting.is_empty() {
-                wake(); // only bans have changed, and the console waits for their results
+                wake(); // the batch had only bans, and the operator waits for their results
             }
             continue;
         }

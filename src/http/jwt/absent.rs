@@ -1,4 +1,4 @@
-//! Replaces `http::jwt` in a build without the feature `jwt`: accepts no JWT.
+//! Replaces `http::jwt` in a build without the `jwt` feature: accepts no JWT.
 
 #[path = "proof.rs"]
 pub mod proof;
@@ -19,7 +19,7 @@ pub fn read_key_files(_: &Config) -> Vec<Result<Vec<u8>, String>> {
 
 impl JwtKeys {
     pub fn load(&mut self, _: &Config, _files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
-        (Vec::new(), String::new()) // `FeatureOptions::validate` has rejected the JWT options
+        (Vec::new(), String::new()) // `FeatureOptions::validate` has already rejected the JWT options
     }
 
     pub fn reload(&mut self, _: &Config, _files: Vec<Result<Vec<u8>, String>>) -> String {

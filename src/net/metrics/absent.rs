@@ -1,4 +1,5 @@
-//! Replaces `net::metrics` in a build without the feature `metrics`. [`Admin`] is uninhabited.
+//! Replaces `net::metrics` in a build without the `metrics` feature. [`Admin`] is uninhabited, because
+//! such a build has no admin listener.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -26,9 +26,9 @@ pub struct AdminConnection {
 enum Stage {
     Head(HeadReader),
     Body { head: Vec<u8>, body: Vec<u8>, length: usize },
-    Waiting(Token), // waits until the storage has the message or ban that the token identifies
+    Waiting(Token), // waits until the message or ban with this token is stored
     Sending { response: Vec<u8>, sent: usize },
-    Draining, // discards input: closing with unread input resets TCP, and the peer may lose the response
+    Draining, // discards input: a close with unread input sends a TCP reset, and the peer may lose the response
 }
 
 type HeadAndBody = (Vec<u8>, Vec<u8>);
@@ -49,7 +49,7 @@ impl AdminConnection {
         matches!(self.stage, Stage::Head(_) | Stage::Body { .. })
     }
 
-    /// The token of the message or ban that the connection waits for, if any.
+    /// Returns the token of the message or ban whose storage the response is waiting for, if any.
     pub fn announcement(&self) -> Option<Token> {
         if let Stage::Waiting(token) = self.stage { Some(token) } else { None }
     }

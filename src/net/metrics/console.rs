@@ -26,7 +26,8 @@ use crate::{config::Config, http::format_response, net::listener::Listener, net:
 const REASON: &str = "removed by the operator";
 const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // maximum length of a ban in seconds: 100 years
 const STALL: Duration = Duration::from_secs(5); // the storage is stalled if it makes no progress for this long
-// `/ready` fails for this long after a listener logged a failed accept. A listener logs at most one failure per second.
+// `/ready` fails for this long after a listener logged a failed accept. While accepts keep failing, a listener logs one
+// failure per second, so `/ready` keeps failing too.
 const ACCEPT_FAILURE: Duration = Duration::from_secs(2);
 const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far above the tokens of connections, which count up from 1
 
@@ -92,7 +93,7 @@ impl Storage {
 
 impl Console {
     pub fn new(config: &Config, address: SocketAddr) -> Result<Console, String> {
-        // Against DNS rebinding, check `Host` as a client listener on this address does. Requests need no access token.
+        // Against DNS rebinding, check `Host` as if clients connected to this address. Requests need no access token.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (Access::new(&config, None)?, config.max_text);

@@ -1,5 +1,6 @@
-//! The admin listener: a second port, for the operator only, in the same poll loop (PROTOCOL.md, "Administration").
-//! `connection` reads one HTTP request per connection, `console` responds to it, and `text` writes the metrics.
+//! The admin listener: a second port, for the operator only, in the poll loop of the chat clients (PROTOCOL.md,
+//! "Administration"). `connection` reads one HTTP request per connection, `console` responds to it, and `text` writes
+//! the metrics.
 //!
 //! Everything is bounded: the number of connections, the size of a request, and the lifetime of a connection. A
 //! connection that the listener cannot serve waits in the kernel's accept queue and does not delay the clients.
@@ -24,7 +25,7 @@ use console::{Console, Reply};
 
 pub const ADMIN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
 const MAX_CONNECTIONS: usize = 24; // enough for a few terminals, a monitoring system and a load balancer
-/// The number of descriptors that the admin listener may use.
+/// The number of file descriptors that the admin listener may use.
 pub const DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
 
 pub struct Admin {
@@ -63,7 +64,7 @@ impl Admin {
         deadlines.chain(accept).chain(self.is_ready.then_some(Duration::ZERO)).min()
     }
 
-    /// Serves the operator's requests. `clients`: the clients' listeners, empty once the server shuts down.
+    /// Serves the operator's requests. `clients` are the listeners for chat clients; there are none during a shutdown.
     pub fn begin_turn(&mut self, server: &mut Server<Transport>, clients: &[Listener], now: Now) {
         self.accept(now.monotonic);
         let is_waiting = |connection: &AdminConnection| connection.announcement().is_some();

@@ -98,8 +98,8 @@ impl Acceptor {
     }
 }
 
-/// Lets the clients that a case player starts in this process connect without TLS. No other process can use a client's
-/// address while the client's socket is bound.
+/// Runs test cases whose clients connect without TLS. The server recognizes these clients by their addresses: no other
+/// process can use such an address while the client's socket is bound.
 struct PlainPlayer {
     player: BoxedPlayer,
     peers: Rc<PlainPeers>,

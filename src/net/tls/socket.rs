@@ -20,9 +20,9 @@ const MAX_PLAINTEXT: usize = 16 * 1024; // bytes per record (RFC 8446 §5.1)
 const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // TLS 1.2 allows a larger expansion than 1.3 (RFC 5246 §6.2.3)
 const MAX_READ: usize = 64 * 1024; // maximum bytes per read(2)
 const MIN_READ: usize = 1024; // minimum buffer size for read(2)
-const MAX_READS: usize = 4; // maximum reads from TCP in one `read` that yield no plaintext, as in a handshake
-/// Time that one turn spends on handshakes, so that the private-key operations of many clients do not delay the rooms.
-/// With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about 2 ms.
+const MAX_READS: usize = 4; // maximum reads from TCP per call of `read` while none yields plaintext
+/// Time that one turn may spend on handshakes, so that the private-key operations of many clients do not delay the
+/// rooms. With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about 2 ms.
 const HANDSHAKE_TIME: Duration = Duration::from_millis(2);
 /// A fatal alert, `internal_error` (RFC 8446 §6.2), for a client that the server rejects before the handshake.
 const REJECTION_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
@@ -39,7 +39,7 @@ pub enum Transport {
 pub struct Shared {
     input: RefCell<Box<[u8]>>,
     output: RefCell<Box<[u8]>>,
-    plaintext: RefCell<Vec<u8>>, // joins short chunks into one record
+    plaintext: RefCell<Vec<u8>>, // a buffer to join short slices into one record
     handshake_time: Cell<Duration>,
 }
 
@@ -237,7 +237,7 @@ impl TlsSocket {
         }
     }
 
-    /// Decrypts `received`, which continues the record in `self.input`, into `buffer`, and sends handshake messages.
+    /// Decrypts the bytes of `self.input` and `received` into `buffer`, and sends handshake messages.
     fn process(&mut self, received: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
         let mut joined = std::mem::take(&mut self.input);
         let records = if joined.is_empty() {
@@ -280,8 +280,8 @@ impl TlsSocket {
             self.input = rest.to_vec();
         } else {
             self.mode = Mode::Failed;
-            // The session may have queued messages and an alert that names the error. Fetch queued messages only: after
-            // an error, rustls must not parse the same input again.
+            // The session may have queued messages, and an alert that names the error. Call the session only while
+            // something is queued: after an error, rustls must not parse the same input again.
             while self.session.wants_write()
                 && let Ok(ConnectionState::EncodeTlsData(data)) = self.session.process_tls_records(rest).state
             {
@@ -294,15 +294,15 @@ impl TlsSocket {
         result.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
     }
 
-    /// Encrypts and sends until the kernel accepts no more. Returns the number of encrypted bytes.
+    /// Encrypts and sends plaintext until the kernel accepts no more. Returns the number of plaintext bytes consumed.
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let total = slices.iter().map(|slice| slice.len()).sum();
         match self.mode {
             Mode::Plain => return self.tcp.write_vectored(slices),
             Mode::Failed => return Ok(total),
             Mode::New | Mode::Session if self.session.is_handshaking() => {
-                // The server rejects the client before the handshake is complete. A handshake costs far more than
-                // the HTTP response, so the client gets an alert instead.
+                // The server rejects the client before the handshake is complete. Send an alert instead of the HTTP
+                // response: the response would require the rest of the handshake, which costs far more CPU time.
                 self.mode = Mode::Failed;
                 self.output.extend_from_slice(&REJECTION_ALERT);
                 self.send_output()?;

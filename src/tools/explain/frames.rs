@@ -1,5 +1,5 @@
 //! Explains captured bytes: an optional handshake, the frames, and any missing or invalid bytes. The tracer decodes
-//! frames and reports violations, but checks only the headers of a server's frames. So an [`Inbox`] also checks a
+//! frames and reports violations, but checks only the headers of a server's frames. An [`Inbox`] therefore checks a
 //! server's frames completely, as a client would (RFC 6455 §5, §7).
 
 use std::time::SystemTime;
@@ -52,8 +52,8 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     Explanation { handshake: handshake.lines, records, notes, is_valid: is_valid && handshake.is_valid }
 }
 
-/// Returns a note for each frame that is compressed if permessage-deflate was negotiated. The frames do not show
-/// whether the endpoints negotiated permessage-deflate.
+/// Returns a note for each frame that may be compressed. The frames do not show whether the endpoints negotiated
+/// permessage-deflate.
 fn describe_compression(records: &[Record], bytes: &[u8], role: Role) -> Vec<String> {
     let has_rsv1 = |frame: &Frame| frame.header.rsv() == 4 && matches!(frame.header.opcode(), 1 | 2);
     if !cfg!(feature = "deflate") || !records.iter().filter_map(as_frame).any(has_rsv1) {

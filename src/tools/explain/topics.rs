@@ -107,8 +107,8 @@ fn is_section_number(word: &str) -> bool {
         && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// Lists the sections that mention `word`. Returns `None` if no section does, or if `word` is short, not alphabetic, or
-/// could be hexadecimal digits.
+/// Lists the sections that mention `word`. If exactly one title contains `word`, shows that section in full. Returns
+/// `None` if no section mentions `word`, or if `word` is short, not alphabetic, or could be hexadecimal digits.
 fn find_mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');

@@ -29,7 +29,8 @@ pub fn is_likely_dump(text: &str) -> bool {
 /// Reads a hex dump, and detects the notation of its bytes and offsets.
 ///
 /// # Errors
-/// A one-line message, for example about an offset out of sequence, or a column that is neither bytes nor their text.
+/// A one-line message, for example about an offset out of sequence, or a column that is neither bytes nor the ASCII
+/// text of the bytes.
 pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;

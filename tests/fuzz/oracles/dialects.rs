@@ -27,7 +27,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// All keys of a JSON object. Of several equal keys, a `Value` keeps only one.
+/// All keys of a JSON object, including duplicates: of several equal keys, a `Value` keeps only one.
 struct Keys(Vec<String>);
 
 impl<'de> Visitor<'de> for Keys {
@@ -96,7 +96,7 @@ fn check_events_dialect(text: &str) {
     };
     let is_fraction = |name| data.is_ok_and(|data| data.get(name).is_some_and(Value::is_f64));
     if is_fraction("before") || is_fraction("limit") {
-        return; // a `Value` stores a very large integer as a fraction
+        return; // a `Value` stores a very large integer as a floating-point number
     }
     let expected = string(&message, "event").and_then(|event| expect_command(event.as_deref(), data?));
     match (command, expected) {
@@ -107,7 +107,7 @@ fn check_events_dialect(text: &str) {
 
 type Expected<'a> = Result<(Command<'a>, Option<Cow<'a, str>>), ()>;
 
-/// Returns the expected command and nonce.
+/// Returns the command and the nonce that PROTOCOL.md defines for an event, or an error if the event is invalid.
 fn expect_command<'a>(event: Option<&str>, data: &'a Map<String, Value>) -> Expected<'a> {
     match event {
         Some("message") => Ok((text_command(data, None)?, valid_nonce(data)?)),

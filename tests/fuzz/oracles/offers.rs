@@ -12,7 +12,7 @@ pub fn check(data: &[u8]) {
     if value.contains(|c: char| c.is_control() && c != '\t')
         || request.header_values("Sec-WebSocket-Extensions").count() != 1
     {
-        return; // the input is not the value of exactly one header
+        return; // the input is not a valid value of one header
     }
     let found = negotiate(&request);
     assert_eq!(found, expected(value), "{value:?}");

@@ -41,7 +41,8 @@ fn write(recording: &Recording) -> String {
     std::iter::once(first).chain(lines).map(|line| line + "\n").collect()
 }
 
-/// Lets a client and a server send the input in turns. A replay must not depend on the reads that a turn is split into.
+/// Lets a client and a server send the input in turns. A replay must not depend on how a turn is split into reads or
+/// writes.
 fn check_cuts(data: &[u8]) {
     let &[turns, read_cuts, ref bytes @ ..] = data else { return };
     let record = |read_cuts| {
@@ -74,8 +75,8 @@ fn check_cuts(data: &[u8]) {
     }
 }
 
-/// Compares only the sender and the number of an invalid or incomplete frame, because the bytes that such a record
-/// shows depend on the size of the reads.
+/// Whether two records are the same. For an invalid or incomplete frame, compares only the sender and the number: the
+/// record's bytes depend on the size of the reads.
 fn are_same(one: &Record, other: &Record) -> bool {
     let is_partial = |frame: &Frame| {
         let is_wrong = FrameHeader::parse(frame.from, frame.header.bytes()).is_err();
@@ -94,7 +95,8 @@ fn are_same(one: &Record, other: &Record) -> bool {
     }
 }
 
-/// Returns the records of a replay with empty `parts`: the lists of the reads and writes that carried the bytes.
+/// Returns the records of a replay, with empty `parts`. `parts` lists the reads and writes that carried a record's
+/// bytes, and these lists differ if the bytes are split differently.
 fn replay(recording: &Recording) -> Vec<Record> {
     let mut records = Vec::new();
     recording.replay(|record| {

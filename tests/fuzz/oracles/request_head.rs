@@ -1,5 +1,5 @@
 //! Compares the server's parser of request heads with a line-based parser that does not use `httparse`. The server
-//! must accept an upgrade request that obeys all rules of the handshake, and must not upgrade for any other request.
+//! must accept an upgrade request that obeys all rules of the handshake, and must not upgrade any other request.
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;

@@ -1,6 +1,5 @@
-//! Compares the server's UTF-8 validation of text messages and close reasons with `std::str::from_utf8`. Invalid
-//! text must fail the connection (RFC 6455 §8.1) at the first byte that makes the text invalid, before later bytes
-//! arrive.
+//! Compares the server's UTF-8 validation of text messages and close reasons with `std::str::from_utf8`. The server
+//! must fail the connection at the first byte that makes a text invalid, before later bytes arrive (RFC 6455 §8.1).
 
 use std::str::from_utf8;
 
@@ -43,8 +42,8 @@ fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
     }
 }
 
-/// Passes a text frame to the protocol byte by byte. The connection must fail at the first byte that makes the text
-/// invalid.
+/// Passes a text frame to the protocol byte by byte. The protocol must fail the connection at the first byte that makes
+/// the text invalid.
 fn check_first_byte(payload: &[u8]) {
     let mut protocol = Protocol::new(LIMITS);
     let mut bytes = encode_masked_frame(0x01, payload.to_vec(), [5, 6, 7, 8]);

@@ -1,5 +1,5 @@
-//! Simulates several server instances that share their rooms through Redis. Users connect to any of the complete
-//! servers, Redis is a model, and faults affect the servers, Redis, and the connections between them.
+//! Simulates several server instances that share their rooms through Redis. Each instance is a complete server, and
+//! Redis is a model. Users connect to any instance. Faults affect instances, Redis, and the connections between them.
 
 mod network;
 mod plan;
@@ -477,7 +477,7 @@ impl<'a> Cluster<'a> {
         instance.until <= self.now && instance.world.as_ref().is_some_and(is_open)
     }
 
-    /// About half of a suspended instance's users reconnect, usually to another instance.
+    /// Makes about half of a suspended instance's users reconnect, usually to another instance.
     fn desert(&mut self, at: usize, time: Duration) {
         for user in 0..self.users.len() {
             let is_here = self.users[user].conn.as_ref().is_some_and(|conn| conn.instance == at);

@@ -281,7 +281,7 @@ impl Network {
         late.chain(links).min().unwrap_or(NEVER)
     }
 
-    /// Whether the instance has an unread event that wakes its event loop. A reply that is only `done` does not.
+    /// Whether an unread event wakes the event loop of the instance. A reply of only `done` does not wake the loop.
     pub fn has_events(&self, at: usize) -> bool {
         let says_nothing = |reply: &[String]| matches!(reply, [done] if done == DONE);
         let wakes = |event: &LinkEvent| !matches!(event, LinkEvent::Reply(Ok(reply)) if says_nothing(reply));
@@ -455,7 +455,7 @@ impl Network {
     }
 }
 
-/// Takes the place of the broker's two Redis threads: a link to the simulated network.
+/// A link to the simulated network. Replaces the broker's two Redis threads.
 pub struct SimulatedLink {
     network: Rc<RefCell<Network>>,
     pub at: usize,
@@ -465,7 +465,7 @@ pub struct SimulatedLink {
 
 impl Link for SimulatedLink {
     fn call(&mut self, arguments: Vec<String>) {
-        // A panic drops the broker, which makes a last call. The network may be borrowed at that time.
+        // If a test panics, dropping the broker makes a last call, and the network may still be borrowed.
         let Ok(mut network) = self.network.try_borrow_mut() else { return };
         let link = &mut network.links[self.at];
         if !matches!(link.caller, Caller::Waiting { .. } | Caller::Connecting { .. }) && !link.is_dead {

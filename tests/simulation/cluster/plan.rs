@@ -38,7 +38,7 @@ pub enum Step {
     Close(usize),
     Reset(usize),
     Fault(Fault),
-    /// Every user of the dialect `events` who has joined sends a message, one second after a restart of Redis.
+    /// Every joined user of the `events` dialect sends a message, about one second after a restart of Redis.
     Probe,
     /// Checks that the messages of the last probe have arrived.
     CheckProbe,
@@ -174,7 +174,7 @@ impl Plan {
             self.end = self.end.max(until);
             self.steps.push((at, Step::Fault(fault)));
         }
-        // Probe each restart of Redis that no other fault overlaps, one second after Redis is back.
+        // After each restart of Redis that no other fault overlaps, send a probe about one second after Redis is back.
         for (at, until, is_restart) in &outages {
             let probe = *until + Duration::from_secs(1) + 10 * self.max_delay;
             let check = probe + Duration::from_millis(20) + 8 * self.max_delay;

@@ -12,9 +12,10 @@ pub type Seen = BTreeMap<u64, u64>;
 
 #[derive(Default)]
 pub struct Record {
-    /// For each room, its histories, the current one last. A loss of data adds a shortened copy of the current history.
+    /// All histories of each room; the last one is current. When Redis loses messages of a room, the messages that are
+    /// left become the new current history.
     rooms: BTreeMap<String, Vec<Vec<Entry>>>,
-    /// By room and epoch: the messages in the backlogs that clients received.
+    /// For each room and epoch, the messages in the backlogs that clients received.
     epochs: BTreeMap<(String, String), Seen>,
     /// Texts for which a client received `Message not stored`.
     pub rejected: BTreeSet<String>,
@@ -23,7 +24,7 @@ pub struct Record {
     pub unordered: BTreeSet<String>,
     /// The texts of all messages that Redis has ever stored.
     published: BTreeSet<String>,
-    /// By connection: the number in the text of its newest stored message.
+    /// For each connection, the number in the text of the connection's newest stored message.
     numbers: BTreeMap<String, u64>,
     pub violation: Option<Violation>,
     /// The number of messages that Redis keeps per room.
@@ -125,7 +126,8 @@ impl Record {
         seen.is_empty() || self.rooms.get(room).is_some_and(|histories| histories.iter().rev().any(fits))
     }
 
-    /// Records the messages of a backlog with this epoch. Fails if the messages of one epoch are not of one history.
+    /// Records the messages of a backlog with this epoch. Fails if no single history contains all messages that clients
+    /// have received under the epoch.
     pub fn see_epoch(&mut self, room: &str, epoch: &str, given: &Seen) {
         let known = self.epochs.entry((room.to_owned(), epoch.to_owned())).or_default();
         let differs = given.iter().find(|(id, fingerprint)| known.get(id).is_some_and(|known| known != *fingerprint));

@@ -51,7 +51,7 @@ pub struct Conn {
     members: BTreeMap<String, i64>,
     /// Requests without a reply, oldest first: the new room for a room switch, `None` for a request for history.
     queries: VecDeque<Option<String>>,
-    /// Rooms of switches for which the server sent an error. Such a switch may still take effect.
+    /// Target rooms of switches for which the server sent an error. Such a switch may still take effect.
     abandoned: Vec<String>,
     /// The user's room, as confirmed by the server.
     pub room: String,
@@ -64,7 +64,7 @@ pub struct Private {
     pub sent_at: Duration,
     pub is_acknowledged: bool,
     pub is_rejected: bool,
-    /// How often each user has received the message, by the user's number.
+    /// How many times each user has received the message, by the user's number.
     pub received: BTreeMap<usize, u64>,
 }
 

@@ -42,7 +42,8 @@ pub struct Store {
     pub now: u64,
     /// Lowers the limit in `XADD … MAXLEN ~`, so that a test can exceed the limit.
     pub max_stream: Option<usize>,
-    /// The entries that XADD has appended since the test last took them: key, first part of the entry's id, fields.
+    /// The entries that XADD has appended since the test last took them, each with the stream's key, the first part of
+    /// the entry's id, and the entry's fields.
     pub appended: Vec<(String, u64, Vec<String>)>,
 }
 

@@ -1,4 +1,4 @@
-//! The simulation's checks: after each turn, when all faults have stopped, and after all clients have left.
+//! Checks the server and the clients after each turn, when all faults have stopped, and after all clients have left.
 
 use super::*;
 

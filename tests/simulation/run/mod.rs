@@ -92,8 +92,8 @@ enum Out {
 struct Conn {
     client: Client,
     actor: usize,
-    /// A number for random choices: the actor's index, and the number of the connection among those of the same actor.
-    /// The number does not depend on the actions of other actors.
+    /// Seeds random choices for this connection. Combines the actor's index with the number of the actor's earlier
+    /// connections, so the value does not depend on the actions of other actors.
     number: u64,
     /// The dialect of a chat connection. `None`: a connection to `/echo`.
     dialect: Option<Dialect>,

@@ -8,8 +8,8 @@ pub(super) struct Frame {
     pub(super) len: usize,
 }
 
-/// Parses the first frame. Returns `None` if the frame is incomplete, and an error if a server must not send such a
-/// frame.
+/// Parses the first frame of `bytes`. Returns `None` if the frame is incomplete, and an error if a server must not send
+/// such a frame.
 pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>, String> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     let (len, head, min) = match second {
@@ -368,8 +368,8 @@ impl Run<'_> {
             _ => "a Close by the server",
         };
         self.count(counter);
-        // Skip this check if the broker delays events or the socket has faults: a late join sends all held replies
-        // at once, and a faulty socket may accept the whole outbox before the Close.
+        // Check the slow consumer's outbox only if the broker delays no events and the socket has no faults. A late
+        // join sends all held replies at once, and a faulty socket may accept the whole outbox before the Close.
         let is_exact = script.block == 0.0 && script.interrupt == 0.0 && script.delay.is_none();
         if close.1 == "too slow to read" && conn.is_polite && is_exact {
             let model = self.model.borrow();
