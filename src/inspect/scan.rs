@@ -11,7 +11,7 @@
 use super::inflated::{Inflated, MessageInflater};
 use super::{Frame, Head, Header, MAX_SHOWN_BYTES, Parts, Position};
 use crate::ws::close::ProtocolError;
-use crate::ws::deflate::Inflater;
+use crate::ws::deflate::context::ContextInflater;
 use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
 use crate::ws::mask;
 use crate::ws::protocol::Limits;
@@ -139,7 +139,7 @@ impl FrameScanner {
 
     /// Memory used to inflate, in bytes.
     pub fn buffered_bytes(&self) -> usize {
-        if self.inflater.is_some() { Inflater::SIZE } else { 0 }
+        if self.inflater.is_some() { ContextInflater::SIZE } else { 0 }
     }
 
     /// Continues the numbering after `frames` earlier frames: the next frame gets the number `frames + 1`.
