@@ -118,8 +118,7 @@ mod tests {
             frame.splice(1..4, [0x80 | payload.len() as u8]);
         }
         frame.extend(payload);
-        let mut protocol =
-            Protocol::new(Limits { message: 1000, fragments: 1, accepts_binary: false, deflates: true });
+        let mut protocol = Protocol::new(Limits { message: 1000, fragments: 1, accepts_binary: false, deflates: true });
         matches!(protocol.receive(&mut &mut frame[..]), Some(Event::Message(_)))
     }
 

@@ -103,6 +103,8 @@ pub struct FrameScanner {
     fragments: u64,
     /// The maximum size of an inflated message, if the endpoints negotiated compression.
     deflates: Option<usize>,
+    /// Whether each compressed message starts with an empty window.
+    resets: bool,
     /// Created with the first compressed message.
     inflater: Option<Box<MessageInflater>>,
     is_compressed: bool, // whether the current message is compressed
@@ -127,6 +129,7 @@ impl FrameScanner {
             messages: 0,
             fragments: 0,
             deflates: None,
+            resets: from == Role::Client, // this server demands `client_no_context_takeover`
             inflater: None,
             is_compressed: false,
         }
@@ -135,6 +138,11 @@ impl FrameScanner {
     /// Prepares the scanner for compressed messages. Call `set_limits` before the first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         self.deflates = limits.deflates.then_some(limits.message);
+    }
+
+    /// Lets messages refer to earlier ones.
+    pub fn keep_context(&mut self) {
+        self.resets = false;
     }
 
     /// Memory used to inflate, in bytes.
@@ -246,8 +254,7 @@ impl FrameScanner {
             self.is_compressed = header.is_compressed;
         }
         if self.is_compressed {
-            let resets = self.from == Role::Client; // clients compress each message on its own
-            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(resets)));
+            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(self.resets)));
             if header.is_compressed {
                 inflater.start_message(self.deflates.unwrap_or_default());
             }
