@@ -69,8 +69,8 @@ fn the_inspector_inflates() {
     tab.wait_for(row);
     tab.click(row);
     tab.wait_for("document.querySelector('#inspector-detail').innerText.includes('5 bytes inflate to 3 bytes')");
-    let inflated = "[...document.querySelectorAll('#inspector-detail .part')].find((part) => part.innerText.startsWith('Inflated'))";
-    let inflated = tab.text(&format!("{inflated}.innerText"));
+    let parts = "[...document.querySelectorAll('#inspector-detail .part')]";
+    let inflated = tab.text(&format!("{parts}.find((part) => part.innerText.startsWith('Inflated')).innerText"));
     assert!(inflated.contains("Payload: 3 bytes") && inflated.contains("00 ff 80"), "{inflated}");
     assert!(!inflated.contains('\u{fffd}'), "{inflated}");
     assert_eq!(browser.page_errors(), Vec::<String>::new());

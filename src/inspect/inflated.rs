@@ -28,8 +28,8 @@ pub struct MessageInflater {
     /// The end of the output, in which `"token"` may have begun.
     last: Vec<u8>,
     has_token: bool,
-    /// How many bytes the message may inflate to, and how many it has. An endpoint rejects a longer one, so the inflater
-    /// stops there.
+    /// How many bytes the message may inflate to, and how many it has. An endpoint rejects a longer one, so the
+    /// inflater stops there.
     limit: usize,
     len: usize,
     cost: Cost,

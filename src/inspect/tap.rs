@@ -236,12 +236,12 @@ impl Tap {
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
-        let head_extensions = head.header("Sec-WebSocket-Extensions").unwrap_or_default();
+        let extensions = head.header("Sec-WebSocket-Extensions").unwrap_or_default();
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
         // Report no frames of an inspector's connection: most of them only carry records of other connections.
         self.stage = if self.is_private { TapStage::Ended } else { TapStage::Frames };
         self.reporter.report_change(self.lifecycle.open());
-        self.read_extensions(&head_extensions);
+        self.read_extensions(&extensions);
         // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
         // Report the early client frames first: the client sent them before the response.
@@ -442,14 +442,12 @@ mod tests {
             );
             tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
             tap.observe(Role::Server, response.as_bytes(), SystemTime::UNIX_EPOCH);
-            // "Hello" twice (RFC 7692 §7.2.3.2)
-            let client = b"\xc1\x87\0\0\0\0\xf2\x48\xcd\xc9\xc9\x07\x00\xc1\x85\0\0\0\0\xf2\x00\x11\x00\x00";
-            tap.observe(
-                Role::Server,
-                b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00\xc1\x05\xf2\x00\x11\x00\x00",
-                SystemTime::UNIX_EPOCH,
-            );
-            tap.observe(Role::Client, client, SystemTime::UNIX_EPOCH);
+            let hello = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // and a reference to it (RFC 7692 §7.2.3.2)
+            let reference = b"\xf2\x00\x11\x00\x00";
+            let server = [&b"\xc1\x07"[..], hello, b"\xc1\x05", reference].concat();
+            let client = [&b"\xc1\x87\0\0\0\0"[..], hello, b"\xc1\x85\0\0\0\0", reference].concat();
+            tap.observe(Role::Server, &server, SystemTime::UNIX_EPOCH);
+            tap.observe(Role::Client, &client, SystemTime::UNIX_EPOCH);
             let kinds = records.take().into_iter().map(|record| record.kind);
             let text = |kind| match kind {
                 RecordKind::Frame(frame) => {

@@ -14,8 +14,8 @@ pub struct Agreed {
 }
 
 impl Agreed {
-    /// Returns what `chosen` says about permessage-deflate, if it accepts the extension at all. `chosen` is the value of
-    /// `Sec-WebSocket-Extensions` in the response.
+    /// Returns what `chosen` says about permessage-deflate, if it accepts the extension at all. `chosen` is the value
+    /// of `Sec-WebSocket-Extensions` in the response.
     pub fn from_response(chosen: &str) -> Option<Agreed> {
         let response = elements(chosen).find(|element| element.name == NAME)?;
         Some(Agreed {
@@ -110,8 +110,8 @@ pub fn find_violations(chosen: &str, offered: &str) -> Vec<String> {
 fn find_deflate_violation(response: &Extension, offers: &[Extension]) -> Option<String> {
     if let Some(parameter) = response.find_invalid_parameter(false) {
         return Some(format!(
-            "the 101 accepts permessage-deflate with the parameter {parameter}, which is unknown, repeated or invalid in \
-             a response (RFC 7692 §7)"
+            "the 101 accepts permessage-deflate with the parameter {parameter}, which is unknown, repeated or invalid \
+             in a response (RFC 7692 §7)"
         ));
     }
     let valid = offers.iter().filter(|offer| offer.find_invalid_parameter(true).is_none());

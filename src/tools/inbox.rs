@@ -1,6 +1,7 @@
-//! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close
-//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit. The parser fails on an oversized frame
-//! as soon as the frame's header is complete. The parser inflates compressed messages (RFC 7692). Parsing stops at the first violation of the RFC or of a limit.
+//! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close (§5,
+//! §7). The server may be wrong or hostile, so all stored data has a limit. The parser fails on an oversized frame as
+//! soon as the frame's header is complete. The parser inflates compressed messages (RFC 7692). Parsing stops at the
+//! first violation of the RFC or of a limit.
 
 use std::borrow::Cow;
 
@@ -13,7 +14,8 @@ use crate::ws::handshake::accept_value;
 
 /// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Maximum total size of all frames and of all that they inflate to, in bytes. No `poke` test case needs to read a larger echo.
+/// Maximum total size of all frames and of all that they inflate to, in bytes. No `poke` test case needs to read a
+/// larger echo.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
 const TOO_MANY_BYTES: &str = "the server sent or announced over 4 MiB, far more than was sent to it";
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.

@@ -1,9 +1,9 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
-//! [`replay`] draws a recording, `history` reads a history file, `admin` sends an operator's requests, [`health`] checks
-//! that a server responds, and [`packaging`] prints completion scripts and the man page. The tools do not depend on each
-//! other, but share modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a
-//! server's bytes as a client does, [`extensions`] checks what the server accepted, and [`screen`] prints. A tool has at
-//! most one connection at a time and may block, so no tool needs a poll loop.
+//! [`replay`] draws a recording, `history` reads a history file, `admin` sends an operator's requests, [`health`]
+//! checks that a server responds, and [`packaging`] prints completion scripts and the man page. The tools do not depend
+//! on each other, but share modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`]
+//! parses a server's bytes as a client does, [`extensions`] checks what the server accepted, and [`screen`] prints. A
+//! tool has at most one connection at a time and may block, so no tool needs a poll loop.
 
 #[cfg(feature = "metrics")]
 pub mod admin;

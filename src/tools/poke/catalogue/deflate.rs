@@ -1,6 +1,6 @@
 //! Test cases about permessage-deflate (RFC 7692): what the server negotiates, the messages that it accepts, and those
-//! that it must not. [`inbox`](crate::tools::inbox) checks each response against the offer, and inflates the replies, so
-//! the negotiation of a case needs no expectation of its own.
+//! that it must not. [`inbox`](crate::tools::inbox) checks each response against the offer, and inflates the replies,
+//! so the negotiation of a case needs no expectation of its own.
 
 use super::{DEFAULT_CASE, ECHO_CASE, FAILING_CASE, MAY_DISCONNECT};
 use crate::tools::poke::case::Edit::Add;
