@@ -17,7 +17,7 @@ const MAX_EXCESS: usize = 64 * 1024;
 /// Each final block (BFINAL = 1) counts as this many bytes: the inflater then restarts with a copied window.
 const FINAL_BLOCK_COST: usize = 1024;
 
-/// What a message has cost so far: its compressed bytes, and [`FINAL_BLOCK_COST`] for each final block.
+/// What a message has cost so far: its compressed bytes, and `FINAL_BLOCK_COST` for each final block.
 #[derive(Debug, Default)]
 pub struct Cost(usize);
 
