@@ -330,7 +330,7 @@ fn a_slow_consumer() {
     assert!(0 < count && count < sent.len());
 }
 
-/// In a chatty room, what is sent shrinks to about a third.
+/// In a chatty room, what is sent shrinks to about a third. The texts are sentences of the README, in random pieces.
 #[test]
 fn a_chatty_room_shrinks() {
     let server = server(&[]);
@@ -357,7 +357,7 @@ fn a_chatty_room_shrinks() {
     }
     let ratio = sent as f64 / inflated as f64;
     eprintln!("{sent} of {inflated} bytes: {ratio:.3}");
-    assert!(ratio <= 0.45, "{ratio}");
+    assert!(ratio <= 0.36, "{ratio}");
 }
 
 /// A process with many clients of another implementation: tests/deflate/peers.js or peers.py.

@@ -63,5 +63,16 @@ fn the_inspector_inflates() {
     tab.wait_for("document.querySelector('#inspector-detail').innerText.includes(' inflate to ')");
     let detail = tab.text("document.querySelector('#inspector-detail').innerText");
     assert!(detail.contains("compressed with") && detail.contains("a message after the inspector"), "{detail}");
+    // A binary message inflates to bytes, not to text.
+    tab.eval("__field('Test case').value = 'deflate-binary'");
+    tab.press_button("Play");
+    let row = "[...document.querySelectorAll('.record')].find((row) => row.textContent.includes('00 ff 80'))";
+    tab.wait_for(row);
+    tab.click(row);
+    tab.wait_for("document.querySelector('#inspector-detail').innerText.includes('5 bytes inflate to 3 bytes')");
+    let parts = "[...document.querySelectorAll('#inspector-detail .part')]";
+    let inflated = tab.text(&format!("{parts}.find((part) => part.innerText.startsWith('Inflated')).innerText"));
+    assert!(inflated.contains("Payload: 3 bytes") && inflated.contains("00 ff 80"), "{inflated}");
+    assert!(!inflated.contains('\u{fffd}'), "{inflated}");
     assert_eq!(browser.page_errors(), Vec::<String>::new());
 }

@@ -129,7 +129,13 @@ fn a_case_that_is_valid() {
 
 #[test]
 fn every_case_passes() {
-    let server = Server::start(&[]);
+    passes_every_case(&[]);
+    #[cfg(feature = "deflate")]
+    passes_every_case(&["--deflate"]);
+}
+
+fn passes_every_case(options: &[&str]) {
+    let server = Server::start(options);
     let mut alice = Inspected::start(&server);
     let cases = alice.catalogue["cases"].take();
     let (mut connections, start) = (Vec::new(), Instant::now());

@@ -91,8 +91,9 @@ fn golden_the_frames_of_rfc_5_7() {
 #[test]
 fn golden_one_failure_for_each_rule() {
     let text_only = Limits { accepts_binary: false, ..LIMITS };
+    let deflates = Limits { deflates: true, ..LIMITS };
     let five = "01 80 M0 00 80 M0 00 80 M0 00 80 M0 00 80 M0";
-    let rules: [(&str, Limits, ProtocolError); 18] = [
+    let rules: [(&str, Limits, ProtocolError); 20] = [
         ("c1 85 M0 'Hello'", LIMITS, ProtocolError::ReservedBits),
         ("b1 85 M0 'Hello'", LIMITS, ProtocolError::ReservedBits),
         ("83 85 M0 'Hello'", LIMITS, ProtocolError::ReservedOpcode(3)),
@@ -111,6 +112,8 @@ fn golden_one_failure_for_each_rule() {
         ("88 81 M0 03", LIMITS, ProtocolError::ClosePayloadOfOneByte),
         ("88 82 M0 03 ed", LIMITS, ProtocolError::InvalidCloseCode(1005)),
         ("88 84 M0 03 e8 c3 28", LIMITS, ProtocolError::CloseReasonNotUtf8),
+        ("c9 80 M0", deflates, ProtocolError::MisplacedRsv1),
+        ("c1 81 M0 07", deflates, ProtocolError::InvalidDeflate),
     ];
     let mut text = String::new();
     for (bytes, limits, rule) in rules {

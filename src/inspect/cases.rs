@@ -57,7 +57,8 @@ pub struct CaseResult {
     pub received: String,
     /// The RFC section that the case tests, and a summary of the section's rule.
     pub rule: String,
-    /// `true` if the server did what the case expects, or something else that an RFC permits.
+    /// `true` if the server did what the case expects, or something else that an RFC permits, such as declining an
+    /// extension.
     pub passed: bool,
 }
 

@@ -30,9 +30,9 @@ fn format_byte(frame: &Frame, index: usize) -> String {
 }
 
 const NO_EXTENSION: &str = "the reserved bits must be 0 unless an extension was negotiated, and none was";
-const RSV1_RULE: &str = "with permessage-deflate, only RSV1 may be set, in the first frame of a message (RFC 7692)";
+const RSV1_RULE: &str = "with permessage-deflate, only RSV1 may be set, in the first frame of a message (RFC 7692 §6)";
 const NOT_DEFLATE: &str =
-    "the compressed message is not DEFLATE data that ends with an empty block (RFC 7692, RFC 1951)";
+    "the compressed message is not DEFLATE data that ends with an empty block (RFC 7692 §7.2.2, RFC 1951)";
 
 fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), format_byte(frame, 0), format_byte(frame, 1));
@@ -72,15 +72,9 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
             "this message is binary; this endpoint accepts only text; the first byte was {first}, its opcode is 2"
         ),
         // The RFC leaves limits to the implementation (§10.4), so the explanation states the server's limit.
-        ProtocolError::MessageTooBig if frame.inflated.is_some() => format!(
-            "the compressed message inflates to too many bytes, or has too many blocks without bytes; the limit of this \
-             server is {} bytes",
-            limits.message
-        ),
-        ProtocolError::MessageTooBig => format!(
-            "this frame is {} bytes long, which makes its message too long; the limit of this server is {} bytes",
-            frame.payload_len, limits.message
-        ),
+        ProtocolError::MessageTooBig => {
+            format!("{}; the limit of this server is {} bytes", describe_size(frame), limits.message)
+        }
         ProtocolError::TooManyFragments => {
             format!("this message has too many fragments; the limit of this server is {}", limits.fragments)
         }
@@ -98,6 +92,13 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         ProtocolError::MisplacedRsv1 => describe_rsv(frame, RSV1_RULE),
         ProtocolError::InvalidDeflate => NOT_DEFLATE.into(),
     }
+}
+
+fn describe_size(frame: &Frame) -> String {
+    if frame.inflated.is_some() {
+        return "the compressed message inflates to too many bytes, or has too many blocks without bytes".into();
+    }
+    format!("this frame is {} bytes long, which makes its message too long", frame.payload_len)
 }
 
 fn describe_long_form(frame: &Frame) -> String {

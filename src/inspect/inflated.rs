@@ -2,7 +2,8 @@
 //! message may refer to earlier ones. If the inflater has not seen those, the message is shown as it is on the wire.
 
 use super::MAX_SHOWN_BYTES;
-use crate::ws::deflate::{Inflater, TAIL};
+use crate::ws::deflate::context::ContextInflater;
+use crate::ws::deflate::inflating::Cost;
 
 /// What the payload of a compressed frame inflates to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,8 +12,8 @@ pub struct Inflated {
     pub len: u64,
     /// The first [`MAX_SHOWN_BYTES`] of them.
     pub start: Vec<u8>,
-    /// Whether the data does not inflate here: it is invalid or too long, continues after a final block, or refers to an
-    /// earlier message that is missing.
+    /// Whether the data does not inflate here: it is invalid or too long, or refers to an earlier message that is
+    /// missing.
     pub is_broken: bool,
     /// Whether the message so far has the field `token`, whose value is secret.
     pub has_token: bool,
@@ -20,37 +21,49 @@ pub struct Inflated {
 
 #[derive(Debug)]
 pub struct MessageInflater {
-    inflater: Inflater,
+    inflater: ContextInflater,
     /// Whether each message starts with an empty window (no context takeover).
     is_reset: bool,
     is_broken: bool,
     /// The end of the output, in which `"token"` may have begun.
     last: Vec<u8>,
     has_token: bool,
-    /// How many bytes the message may still inflate to. An endpoint rejects a longer one, so the inflater stops there.
-    remaining: u64,
+    /// How many bytes the message may inflate to, and how many it has. An endpoint rejects a longer one, so the
+    /// inflater stops there.
+    limit: usize,
+    len: usize,
+    cost: Cost,
 }
 
 impl MessageInflater {
     const TOKEN: &[u8] = b"\"token\"";
 
     pub fn new(is_reset: bool) -> MessageInflater {
-        let mut inflater = Inflater::default();
-        inflater.reset(b"");
-        MessageInflater { inflater, is_reset, is_broken: false, last: Vec::new(), has_token: false, remaining: 0 }
+        MessageInflater {
+            inflater: ContextInflater::default(),
+            is_reset,
+            is_broken: false,
+            last: Vec::new(),
+            has_token: false,
+            limit: 0,
+            len: 0,
+            cost: Cost::default(),
+        }
     }
 
     pub fn start_message(&mut self, limit: usize) {
         if self.is_reset || self.is_broken {
-            self.inflater.reset(b"");
+            self.inflater.reset();
         }
-        (self.is_broken, self.has_token, self.remaining) = (false, false, limit as u64);
+        (self.is_broken, self.has_token, self.limit, self.len) = (false, false, limit, 0);
+        self.cost = Cost::default();
         self.last.clear();
     }
 
     /// Inflates unmasked payload bytes of a frame.
     pub fn inflate(&mut self, mut payload: &[u8], frame: &mut Inflated) {
         while !self.is_broken {
+            let before = payload.len();
             let step = self.inflater.step(&mut payload);
             let (needs_input, output) = (step.needs_input, step.output);
             frame.len += output.len() as u64;
@@ -59,10 +72,9 @@ impl MessageInflater {
             self.last.extend_from_slice(output);
             self.has_token |= self.last.windows(Self::TOKEN.len()).any(|word| word == Self::TOKEN);
             self.last.drain(..self.last.len().saturating_sub(Self::TOKEN.len() - 1));
-            let is_too_long = output.len() as u64 > self.remaining;
-            self.remaining = self.remaining.saturating_sub(output.len() as u64);
-            // A block after a final block may refer to bytes before it, which this inflater does not keep.
-            self.is_broken |= step.is_broken || step.is_final || is_too_long;
+            self.len += output.len();
+            let is_affordable = self.cost.add(before - payload.len(), step.is_final, self.len);
+            self.is_broken |= step.is_broken || self.len > self.limit || !is_affordable;
             if needs_input {
                 break;
             }
@@ -71,6 +83,72 @@ impl MessageInflater {
     }
 
     pub fn end_message(&mut self, frame: &mut Inflated) {
-        self.inflate(&TAIL, frame);
+        self.is_broken |= !self.inflater.end_message();
+        frame.is_broken = self.is_broken;
+    }
+}
+
+#[cfg(feature = "deflate")]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ws::protocol::{Event, Limits, Protocol};
+
+    const HELLO: &[u8] = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // RFC 7692 §7.2.3.1
+    const FINAL_HELLO: &[u8] = b"\xf3\x48\xcd\xc9\xc9\x07\x00"; // the same, with BFINAL = 1
+    const REFERENCE: &[u8] = b"\xf2\x00\x11\x00\x00"; // to the five bytes before (§7.2.3.2)
+
+    /// What the inspector shows of each message; `None` for a message that does not inflate.
+    fn inflate(is_reset: bool, messages: &[&[u8]]) -> Vec<Option<String>> {
+        let mut inflater = MessageInflater::new(is_reset);
+        let mut inflate = |payload: &&[u8]| {
+            let mut frame = Inflated::default();
+            inflater.start_message(1000);
+            payload.chunks(3).for_each(|piece| inflater.inflate(piece, &mut frame));
+            inflater.end_message(&mut frame);
+            (!frame.is_broken).then(|| String::from_utf8(frame.start).unwrap())
+        };
+        messages.iter().map(&mut inflate).collect()
+    }
+
+    /// Whether the server accepts a message.
+    fn is_accepted(payload: &[u8]) -> bool {
+        let mut frame = vec![0xc1, 0xfe, (payload.len() >> 8) as u8, payload.len() as u8, 0, 0, 0, 0];
+        if payload.len() < 126 {
+            frame.splice(1..4, [0x80 | payload.len() as u8]);
+        }
+        frame.extend(payload);
+        let mut protocol = Protocol::new(Limits { message: 1000, fragments: 1, accepts_binary: false, deflates: true });
+        matches!(protocol.receive(&mut &mut frame[..]), Some(Event::Message(_)))
+    }
+
+    /// RFC 7692 §7.2.3.4, §7.2.3.5.
+    #[test]
+    fn the_server_and_the_inspector_agree() {
+        let [text, twice] = ["Hello", "HelloHello"].map(|text| Some(text.to_owned()));
+        let rows: [(Vec<u8>, &Option<String>); 9] = [
+            (HELLO.to_vec(), &text),
+            ([FINAL_HELLO, b"\x00"].concat(), &text),
+            ([FINAL_HELLO, HELLO].concat(), &twice),
+            ([FINAL_HELLO, REFERENCE].concat(), &twice),
+            (b"\xf2\x48\x05\x00\x00\x00\xff\xff\xca\xc9\xc9\x07\x00".to_vec(), &text),
+            (FINAL_HELLO.to_vec(), &None),
+            (HELLO[..4].to_vec(), &None),
+            (REFERENCE.to_vec(), &None),
+            ([&[3, 0].repeat(100)[..], HELLO].concat(), &None), // too many final blocks
+        ];
+        for (payload, expected) in rows {
+            assert_eq!(&inflate(true, &[&payload])[0], expected, "{payload:02x?}");
+            assert_eq!(is_accepted(&payload), expected.is_some(), "{payload:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_final_block_keeps_the_context() {
+        let final_hello = [FINAL_HELLO, b"\x00"].concat();
+        let [text, none] = [Some("Hello".to_owned()), None];
+        assert_eq!(inflate(false, &[&final_hello, REFERENCE, REFERENCE]), [text.clone(), text.clone(), text.clone()]);
+        assert_eq!(inflate(true, &[HELLO, REFERENCE, HELLO]), [text.clone(), none.clone(), text.clone()]);
+        assert_eq!(inflate(false, &[HELLO, b"\x07", REFERENCE, HELLO]), [text.clone(), none.clone(), none, text]);
     }
 }

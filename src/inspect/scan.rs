@@ -11,7 +11,7 @@
 use super::inflated::{Inflated, MessageInflater};
 use super::{Frame, Head, Header, MAX_SHOWN_BYTES, Parts, Position};
 use crate::ws::close::ProtocolError;
-use crate::ws::deflate::Inflater;
+use crate::ws::deflate::context::ContextInflater;
 use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
 use crate::ws::mask;
 use crate::ws::protocol::Limits;
@@ -103,6 +103,8 @@ pub struct FrameScanner {
     fragments: u64,
     /// The maximum size of an inflated message in bytes, if the endpoints negotiated compression.
     deflates: Option<usize>,
+    /// Whether each compressed message starts with an empty window.
+    resets: bool,
     /// `None` until the first compressed message.
     inflater: Option<Box<MessageInflater>>,
     is_compressed: bool, // whether the current message is compressed
@@ -127,6 +129,7 @@ impl FrameScanner {
             messages: 0,
             fragments: 0,
             deflates: None,
+            resets: from == Role::Client, // this server demands `client_no_context_takeover`
             inflater: None,
             is_compressed: false,
         }
@@ -137,9 +140,14 @@ impl FrameScanner {
         self.deflates = limits.deflates.then_some(limits.message);
     }
 
+    /// Lets messages refer to earlier messages.
+    pub fn keep_context(&mut self) {
+        self.resets = false;
+    }
+
     /// The inflater's memory in bytes; 0 before the first compressed message.
     pub fn buffered_bytes(&self) -> usize {
-        if self.inflater.is_some() { Inflater::SIZE } else { 0 }
+        if self.inflater.is_some() { ContextInflater::SIZE } else { 0 }
     }
 
     /// Continues the numbering after `frames` earlier frames: the next frame gets the number `frames + 1`.
@@ -247,9 +255,7 @@ impl FrameScanner {
             self.is_compressed = header.is_compressed;
         }
         if self.is_compressed {
-            // A client's messages share no context: the server requires `client_no_context_takeover` (RFC 7692 §7.1).
-            let resets = self.from == Role::Client;
-            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(resets)));
+            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(self.resets)));
             if header.is_compressed {
                 inflater.start_message(self.deflates.unwrap_or_default());
             }

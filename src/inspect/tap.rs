@@ -25,6 +25,9 @@ use crate::ws::protocol::Limits;
 /// because the server's `--max-read` already bounds a single read.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 
+/// Longest message that the tap of a tool inflates, in bytes.
+const MAX_INFLATED_BYTES: usize = 16 * 1024 * 1024;
+
 #[derive(Debug)]
 pub struct Tap {
     reporter: Reporter,
@@ -233,10 +236,12 @@ impl Tap {
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
+        let extensions = head.header("Sec-WebSocket-Extensions").unwrap_or_default();
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
         // Report no frames of an inspector's connection: most of them only carry records of other connections.
         self.stage = if self.is_private { TapStage::Ended } else { TapStage::Frames };
         self.reporter.report_change(self.lifecycle.open());
+        self.read_extensions(&extensions);
         // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
         // Report the early client frames first: the client sent them before the response.
@@ -249,6 +254,20 @@ impl Tap {
             self.reporter.report(RecordKind::Missed(1));
         }
         self.read_frames(Role::Server, rest, part);
+    }
+
+    /// Prepares the tap of a tool for compressed messages. In a server, `upgrade` has set the limits already.
+    fn read_extensions(&mut self, chosen: &str) {
+        let limits = self.checker.limits;
+        if limits.deflates || !cfg!(feature = "deflate") || !chosen.contains("permessage-deflate") {
+            return;
+        }
+        self.set_limits(Limits { message: limits.message.min(MAX_INFLATED_BYTES), deflates: true, ..limits });
+        if !chosen.contains("client_no_context_takeover") {
+            self.client.frames.keep_context();
+            // `Protocol` inflates each message alone, so it cannot check a message that may refer to earlier ones.
+            self.checker.set_closing();
+        }
     }
 
     fn read_frames(&mut self, from: Role, mut bytes: &[u8], part: u64) {
@@ -409,6 +428,40 @@ mod tests {
         let broken =
             [(Role::Client, 5), (Role::Client, 4), (Role::Server, 4)].map(|(from, limit)| is_broken(from, limit));
         assert_eq!(broken, [false, true, false]);
+    }
+
+    /// In a tool, only the response shows whether a client's message may refer to earlier ones.
+    #[cfg(feature = "deflate")]
+    #[test]
+    fn a_tool_learns_from_the_response_what_was_negotiated() {
+        let trace = |parameters: &str| {
+            let records = Records::default();
+            let mut tap = Tap::new(1, records.clone());
+            let response = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Extensions: permessage-deflate{parameters}\r\n\r\n"
+            );
+            tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
+            tap.observe(Role::Server, response.as_bytes(), SystemTime::UNIX_EPOCH);
+            let hello = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // and a reference to it (RFC 7692 §7.2.3.2)
+            let reference = b"\xf2\x00\x11\x00\x00";
+            let server = [&b"\xc1\x07"[..], hello, b"\xc1\x05", reference].concat();
+            let client = [&b"\xc1\x87\0\0\0\0"[..], hello, b"\xc1\x85\0\0\0\0", reference].concat();
+            tap.observe(Role::Server, &server, SystemTime::UNIX_EPOCH);
+            tap.observe(Role::Client, &client, SystemTime::UNIX_EPOCH);
+            let kinds = records.take().into_iter().map(|record| record.kind);
+            let text = |kind| match kind {
+                RecordKind::Frame(frame) => {
+                    let inflated = frame.inflated.filter(|inflated| !inflated.is_broken);
+                    Some(inflated.map_or("broken".into(), |inflated| String::from_utf8(inflated.start).unwrap()))
+                }
+                RecordKind::Failure(failure) => Some(failure.code.to_string()),
+                _ => None,
+            };
+            kinds.filter_map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(trace(""), ["Hello"; 4]);
+        let alone = trace("; client_no_context_takeover");
+        assert_eq!(alone, ["Hello", "Hello", "Hello", "broken", "1007"]);
     }
 
     #[test]

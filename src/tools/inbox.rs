@@ -1,18 +1,23 @@
-//! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close
-//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit. The parser fails on an oversized frame
-//! as soon as the frame's header is complete. Parsing stops at the first violation of the RFC or of a limit.
+//! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close (§5,
+//! §7). The server may be wrong or hostile, so all stored data has a limit. The parser fails on an oversized frame as
+//! soon as the frame's header is complete. The parser inflates compressed messages (RFC 7692). Parsing stops at the
+//! first violation of the RFC or of a limit.
 
 use std::borrow::Cow;
 
+use super::extensions::{self, Agreed};
 use super::screen::{escape, quote, shorten};
 use crate::ws::close::{CloseFrame, ProtocolError};
+use crate::ws::deflate::context::inflate_message;
 use crate::ws::frame::{FrameHeader, Opcode, Role};
 use crate::ws::handshake::accept_value;
 
 /// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Maximum total size of all frames, in bytes. No `poke` test case needs to read a larger echo.
+/// Maximum total size of all frames and of all that they inflate to, in bytes. No `poke` test case needs to read a
+/// larger echo.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
+const TOO_MANY_BYTES: &str = "the server sent or announced over 4 MiB, far more than was sent to it";
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.
 const MAX_FRAMES: u32 = 50_000;
 const MAX_HEADERS: usize = 128;
@@ -25,6 +30,8 @@ pub struct Response {
     pub status: u16,
     /// The value of `Sec-WebSocket-Version`: the versions that the server supports (§4.4).
     pub versions: Option<String>,
+    /// What the server accepted of permessage-deflate; `None` if it declined.
+    pub deflate: Option<Agreed>,
     content_length: Option<usize>,
     pub body: Vec<u8>,
     /// Reasons to fail the connection despite the status 101 (§4.1).
@@ -77,7 +84,9 @@ impl Response {
         let content_length = join_values(&lines, "Content-Length").and_then(|length| length.parse().ok());
         let violations = if status == 101 { find_violations(&lines, offer) } else { Vec::new() };
         let versions = join_values(&lines, "Sec-WebSocket-Version");
-        Ok(Some((Response { status, versions, content_length, body: Vec::new(), violations }, len)))
+        let extensions = join_values(&lines, "Sec-WebSocket-Extensions").filter(|_| status == 101);
+        let deflate = extensions.and_then(|chosen| Agreed::from_response(&chosen));
+        Ok(Some((Response { status, versions, deflate, content_length, body: Vec::new(), violations }, len)))
     }
 
     pub fn lists_version_13(&self) -> bool {
@@ -133,11 +142,7 @@ fn find_violations(response: &HeaderLines, offer: &Offer) -> Vec<String> {
         _ => {}
     }
     if let (Some(chosen), Some(offered)) = (value("Sec-WebSocket-Extensions"), &offer.extensions) {
-        // §4.1: fail the connection on an extension "not present in the client's handshake".
-        let extra = elements(&chosen).filter(|chosen| !elements(offered).any(|offered| offered == *chosen));
-        found.extend(extra.map(|extra| {
-            format!("the 101 names the extension {}, which was not offered (RFC 6455 §4.1)", quote(extra))
-        }));
+        found.extend(extensions::find_violations(&chosen, offered));
     }
     if let (Some(chosen), Some(offered)) = (value("Sec-WebSocket-Protocol"), &offer.subprotocols) {
         // A server selects at most one subprotocol, so compare the whole value: a list never matches an offered name.
@@ -165,6 +170,13 @@ pub struct IncomingClose {
     pub reason: String,
 }
 
+#[derive(Debug, Clone)]
+struct UnfinishedMessage {
+    opcode: Opcode,
+    is_compressed: bool,
+    payload: Vec<u8>,
+}
+
 /// The response, messages, Pongs and Close that a server has sent so far.
 #[derive(Debug, Clone, Default)]
 pub struct Inbox {
@@ -173,7 +185,9 @@ pub struct Inbox {
     unread: Vec<u8>,
     offer: Offer,
     pub response: Option<Response>,
-    unfinished: Option<(Opcode, Vec<u8>)>,
+    unfinished: Option<UnfinishedMessage>,
+    /// What earlier compressed messages inflated to: later ones may refer to it.
+    window: Vec<u8>,
     frame_bytes: u64,
     frames: u32,
     pub received: Vec<IncomingPayload>,
@@ -212,6 +226,10 @@ impl Inbox {
 
     pub fn is_upgraded(&self) -> bool {
         self.response.as_ref().is_some_and(|response| response.status == 101)
+    }
+
+    pub fn deflate(&self) -> Option<Agreed> {
+        self.response.as_ref()?.deflate
     }
 
     pub fn is_empty(&self) -> bool {
@@ -262,17 +280,18 @@ impl Inbox {
         if bytes.get(1).is_some_and(|second| second & 0x80 != 0) {
             return Err("the server masked a frame (RFC 6455 §5.1)".into());
         }
-        let broken = |error: ProtocolError| format!("the server broke a rule: {error}");
-        let Some(header) = FrameHeader::parse(Role::Server, bytes).map_err(broken)? else { return Ok(None) };
+        let broken = |error| match error {
+            ProtocolError::MessageTooBig => TOO_MANY_BYTES.to_owned(), // the limit is not the server's own
+            error => format!("the server broke a rule: {error}"),
+        };
+        let header = FrameHeader::parse_negotiated(Role::Server, self.deflate().is_some(), bytes);
+        let Some(header) = header.map_err(broken)? else { return Ok(None) };
         if self.close.is_some() {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
         }
         let frame_bytes = self.frame_bytes + header.size as u64 + header.payload_len;
         if frame_bytes > MAX_FRAME_BYTES {
-            return Err(format!(
-                "the server sent or announced over {} MiB, far more than was sent to it",
-                MAX_FRAME_BYTES >> 20
-            ));
+            return Err(TOO_MANY_BYTES.into());
         }
         if self.frames == MAX_FRAMES {
             return Err(format!("the server sent over {MAX_FRAMES} frames, far more than were sent to it"));
@@ -296,8 +315,9 @@ impl Inbox {
             (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
             (Opcode::Text | Opcode::Binary, true) => return Err(ProtocolError::ExpectedContinuation),
             (opcode, _) => {
-                let (_, message) = self.unfinished.get_or_insert((opcode, Vec::new()));
-                message.extend_from_slice(payload);
+                let is_compressed = header.is_compressed;
+                let new = UnfinishedMessage { opcode, is_compressed, payload: Vec::new() };
+                self.unfinished.get_or_insert(new).payload.extend_from_slice(payload);
             }
         }
         if header.fin && !header.opcode.is_control() {
@@ -307,16 +327,32 @@ impl Inbox {
     }
 
     fn finish_message(&mut self) -> Result<(), ProtocolError> {
-        match self.unfinished.take() {
-            // §8.1 applies to both endpoints: the client, too, fails the connection if a text message is not UTF-8.
-            Some((Opcode::Text, text)) if std::str::from_utf8(&text).is_err() => {
-                return Err(ProtocolError::TextNotUtf8);
+        let Some(UnfinishedMessage { opcode, is_compressed, mut payload }) = self.unfinished.take() else {
+            return Ok(());
+        };
+        if is_compressed {
+            if !cfg!(feature = "deflate") {
+                return Ok(()); // a build that cannot inflate ignores the message
             }
-            Some((Opcode::Text, text)) => self.received.push(IncomingPayload::Text(text)),
-            Some((_, binary)) => self.received.push(IncomingPayload::Binary(binary)),
-            None => {}
+            payload = self.inflate(&payload)?;
         }
+        self.received.push(match opcode {
+            // §8.1 applies to both endpoints: the client, too, fails the connection if a text message is not UTF-8.
+            Opcode::Text if std::str::from_utf8(&payload).is_err() => return Err(ProtocolError::TextNotUtf8),
+            Opcode::Text => IncomingPayload::Text(payload),
+            _ => IncomingPayload::Binary(payload),
+        });
         Ok(())
+    }
+
+    fn inflate(&mut self, payload: &[u8]) -> Result<Vec<u8>, ProtocolError> {
+        if self.deflate().is_some_and(|agreed| !agreed.server_takes_over) {
+            self.window.clear();
+        }
+        let limit = MAX_FRAME_BYTES - self.frame_bytes;
+        let inflated = inflate_message(payload, &mut self.window, limit as usize)?;
+        self.frame_bytes += inflated.len() as u64;
+        Ok(inflated)
     }
 }
 
@@ -353,6 +389,32 @@ mod tests {
         assert_eq!(inbox.received, expected);
         assert_eq!(inbox.close, Some(IncomingClose { code: 1000, reason: "bye".into() }));
         assert_eq!(inbox.violation, None);
+    }
+
+    #[cfg(feature = "deflate")]
+    #[test]
+    fn compressed_messages_inflate_with_the_agreed_context() {
+        const HELLO: &[u8] = b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00"; // RFC 7692 §7.2.3.1
+        const REFERENCE: &[u8] = b"\xc1\x05\xf2\x00\x11\x00\x00"; // to the message before, §7.2.3.2
+        let receive = |parameters: &str, frames: &[&[u8]]| {
+            let mut inbox = Inbox::open();
+            let deflate = Agreed::from_response(&format!("permessage-deflate{parameters}"));
+            inbox.response.as_mut().unwrap().deflate = deflate;
+            inbox.receive(&frames.concat());
+            (inbox.received.len(), inbox.violation.unwrap_or_default())
+        };
+        assert_eq!(receive("", &[HELLO, b"\x81\x01a", REFERENCE]), (3, String::new()));
+        assert_eq!(receive("", &[b"\x41\x03\xf2\x48\xcd\x80\x04\xc9\xc9\x07\x00", REFERENCE]), (2, String::new()));
+        let (received, violation) = receive("; server_no_context_takeover", &[HELLO, HELLO, REFERENCE]);
+        assert!(received == 2 && violation.contains("RFC 7692 §7.2.2"), "{violation}");
+        let (_, violation) = receive("", &[HELLO, b"\xc9\x00"]);
+        assert!(violation.contains("RFC 7692 §6"), "{violation}");
+        let (_, violation) = receive("", &[b"\xc1\x04\x4a\xfc\x0f\x00"]);
+        assert!(violation.contains("§8.1"), "{violation}");
+        // Each 13 bytes inflate to 2064.
+        let bomb = b"\x05\xa3\x60\x14\x8c\x82\x51\x30\x0a\x46\xc1\x28\x18".repeat(2500);
+        let header = [&[0xc2, 126][..], &(bomb.len() as u16 + 2).to_be_bytes(), b"\x4a\x1c"].concat();
+        assert_eq!(receive("", &[&header, &bomb]), (0, TOO_MANY_BYTES.into()));
     }
 
     #[test]

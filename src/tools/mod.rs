@@ -3,14 +3,16 @@
 //! checks that a server responds, and [`packaging`] prints completion scripts and the man page.
 //!
 //! The tools do not depend on each other, but share modules: [`notation`] parses bytes given as text, [`url`] parses
-//! the URL of a server, [`inbox`] parses a server's bytes as a client does, and [`screen`] prints. A tool has at most
-//! one connection at a time and may block, so no tool needs a poll loop.
+//! the URL of a server, [`inbox`] parses a server's bytes as a client does, [`extensions`] checks which extensions the
+//! server accepted, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs
+//! a poll loop.
 
 #[cfg(feature = "metrics")]
 pub mod admin;
 #[cfg(feature = "tls")]
 mod any_certificate;
 pub mod explain;
+pub mod extensions;
 pub mod health;
 #[cfg(feature = "sqlite")]
 pub mod history;

@@ -97,8 +97,8 @@ impl ProtocolError {
             ClosePayloadOfOneByte => (1002, "5.5.1", "a close payload must be empty or begin with a code".into()),
             InvalidCloseCode(code) => (1002, "7.4", format!("close code {code} must not be sent").into()),
             CloseReasonNotUtf8 => (1007, "8.1", "a close reason must be UTF-8".into()),
-            MisplacedRsv1 => (1002, "6", "of the RSV bits, only RSV1 of a message's first frame may be 1".into()),
-            InvalidDeflate => (1007, "7.2.2", "the compressed message does not inflate".into()),
+            MisplacedRsv1 => (1002, "5.2", "of the RSV bits, only RSV1 of a message's first frame may be 1".into()),
+            InvalidDeflate => (1007, "7.4.1", "the compressed message does not inflate".into()),
         }
     }
 
@@ -110,6 +110,7 @@ impl ProtocolError {
         CloseCode(self.code_section_text().0)
     }
 
+    /// The section of RFC 6455, even if RFC 7692 says more.
     pub fn section(self) -> &'static str {
         self.code_section_text().1
     }
@@ -118,8 +119,11 @@ impl ProtocolError {
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, section, sentence) = self.code_section_text();
-        let rfc = if matches!(self, Self::MisplacedRsv1 | Self::InvalidDeflate) { 7692 } else { 6455 };
-        write!(f, "{sentence} (RFC {rfc} §{section})")
+        match self {
+            Self::MisplacedRsv1 => write!(f, "{sentence} (RFC 7692 §6)"),
+            Self::InvalidDeflate => write!(f, "{sentence} (RFC 7692 §7.2.2)"),
+            _ => write!(f, "{sentence} (RFC 6455 §{section})"),
+        }
     }
 }
 
@@ -184,8 +188,12 @@ mod tests {
         ];
         for error in all {
             assert!(error.to_string().len() <= MAX_CONTROL_PAYLOAD - 2, "{error}");
-            let rfc = if matches!(error, MisplacedRsv1 | InvalidDeflate) { 7692 } else { 6455 };
-            assert!(error.to_string().ends_with(&format!("(RFC {rfc} §{})", error.section())), "{error}");
+            let source = match error {
+                MisplacedRsv1 => "(RFC 7692 §6)".to_owned(),
+                InvalidDeflate => "(RFC 7692 §7.2.2)".to_owned(),
+                _ => format!("(RFC 6455 §{})", error.section()),
+            };
+            assert!(error.to_string().ends_with(&source), "{error}");
         }
     }
 }

@@ -42,6 +42,10 @@ pub enum Opening {
     Valid,
     /// A request changed by the given edits, which may make the request invalid.
     Edited(&'static [Edit]),
+    /// Like `Edited`. The edits offer permessage-deflate. The case applies only to a server that accepts the offer.
+    Deflate(&'static [Edit]),
+    /// Like `Deflate`, for a server that also lets the client's messages refer to earlier ones (context takeover).
+    Takeover(&'static [Edit]),
     /// Skips the opening handshake: the client runs the first step of the case as soon as TCP connects.
     Skipped,
 }
@@ -126,6 +130,15 @@ pub enum End {
     NoUpgrade,
     /// Backpressure: the server stops reading from a client that does not read.
     StopsReading,
+}
+
+impl Opening {
+    pub fn edits(self) -> &'static [Edit] {
+        match self {
+            Opening::Valid | Opening::Skipped => &[],
+            Opening::Edited(edits) | Opening::Deflate(edits) | Opening::Takeover(edits) => edits,
+        }
+    }
 }
 
 impl Case {

@@ -5,7 +5,7 @@
 
 use super::case::{Case, End, Needs, Reply, letters};
 use super::connection::TcpState;
-use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe_reply};
+use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe_reply, why_inapplicable};
 use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_CODE, Response};
 use crate::tools::notation;
 use crate::tools::screen::{escape, quote, shorten};
@@ -20,6 +20,8 @@ pub enum Verdict {
     Expected,
     /// The server's behavior is not what the test case expects, but an RFC permits it. The text cites the section.
     Allowed(&'static str),
+    /// The test case was not run, because the server lacks an optional part of the protocol. The text names it.
+    Inapplicable(&'static str),
     /// The test case neither expects nor permits the server's behavior. The text describes a violation, possibly of a
     /// rule that the case does not test; `None` if the server's bytes violate no rule.
     Unexpected(Option<String>),
@@ -28,6 +30,9 @@ pub enum Verdict {
 pub fn check(case: &Case, transcript: &Transcript) -> Verdict {
     if let Some(violation) = &transcript.inbox.violation {
         return Verdict::Unexpected(Some(violation.clone()));
+    }
+    if let Some(reason) = why_inapplicable(case, &transcript.inbox) {
+        return Verdict::Inapplicable(reason);
     }
     if end_matches(case.end, transcript) && replies_match(case, transcript, true) {
         return Verdict::Expected;

@@ -76,20 +76,34 @@ pub fn play(
 ) -> std::io::Result<Transcript> {
     let connection = Connection::new(stream, timing, show)?;
     let mut player = Player { connection, timing, flood: None, has_sent_close: false };
-    let is_open = player.open(case.opening, url);
+    let (is_open, mut is_inapplicable) = (player.open(case.opening, url), false);
     if is_open {
-        case.steps.iter().for_each(|step| player.run_step(step));
+        is_inapplicable = why_inapplicable(case, &player.connection.inbox).is_some();
+        let steps = if is_inapplicable { &[] } else { case.steps };
+        steps.iter().for_each(|step| player.run_step(step));
     }
     // If no response to the request arrived, `open` has already waited for the timeout: do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
-    let is_probed = !is_silent && player.wait_for_replies(case);
+    let is_probed = !is_silent && !is_inapplicable && player.wait_for_replies(case);
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
-    let closing = player.try_closing_handshake(is_probed);
+    let closing = player.try_closing_handshake(is_probed || is_inapplicable);
     // `inbox` is a copy from before the closing handshake, so add any violation found later.
     inbox.violation = player.connection.inbox.violation.take();
     player.connection.trace_end();
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
+}
+
+/// Says why a case does not apply to a server that has upgraded the connection; `None` if the case applies.
+pub fn why_inapplicable(case: &Case, inbox: &Inbox) -> Option<&'static str> {
+    match (case.opening, inbox.deflate()) {
+        _ if !inbox.is_upgraded() => None,
+        (Opening::Deflate(_) | Opening::Takeover(_), None) => Some("the server declined permessage-deflate"),
+        (Opening::Takeover(_), Some(agreed)) if !agreed.client_takes_over => {
+            Some("the server demanded client_no_context_takeover")
+        }
+        _ => None,
+    }
 }
 
 pub fn has_probe_pong(inbox: &Inbox) -> bool {
@@ -121,11 +135,10 @@ impl Player<'_> {
     /// Sends the upgrade request and reads the response. Returns `false` if the server does not send a 101. If the test
     /// case skips the handshake, sends nothing and returns `true`.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
-        let edits = match opening {
-            Opening::Valid => &[],
-            Opening::Edited(edits) => edits,
-            Opening::Skipped => return true,
-        };
+        if matches!(opening, Opening::Skipped) {
+            return true;
+        }
+        let edits = opening.edits();
         let key = STANDARD.encode(random_bytes::<16>());
         let request = request::build_request(url, &key, edits);
         self.connection.inbox = Inbox::new(&request);
@@ -199,11 +212,11 @@ impl Player<'_> {
     }
 
     /// Starts a closing handshake (§7.1.2), unless the client's last frame is incomplete: the server would read the
-    /// Close as payload. `is_probed` implies a complete frame, because no test Ping follows an incomplete frame.
-    fn try_closing_handshake(&mut self, is_probed: bool) -> Option<Closing> {
+    /// Close as payload. A case that was probed or not run has no incomplete frame: no test Ping follows one.
+    fn try_closing_handshake(&mut self, is_complete: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();
-        if !is_probed || !is_open || self.has_sent_close {
+        if !is_complete || !is_open || self.has_sent_close {
             return None;
         }
         connection.send(&encode_masked_frame(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random_bytes()));

@@ -73,8 +73,9 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});
     let transcript = transcript.map_err(|error| format!("the socket failed: {error}"))?;
     let (verdict, (section, rule)) = (check(case, &transcript), case.rule);
-    let violation = match &verdict {
+    let remark = match &verdict {
         Verdict::Unexpected(Some(violation)) => format!("; {violation}"),
+        Verdict::Inapplicable(reason) => format!("; the case does not apply: {reason}"),
         // The test cases assume default limits, and a server that checks access tokens, origins and hosts. A server
         // with other options may fail some test cases.
         Verdict::Unexpected(None) if case.is_wirechat_rule() => "; the server's options may explain that".into(),
@@ -82,7 +83,7 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     };
     Ok(CaseResult {
         expected: describe_expected(case),
-        received: describe_received(&transcript) + &violation,
+        received: describe_received(&transcript) + &remark,
         rule: format!("{section}: {rule}"),
         passed: !matches!(verdict, Verdict::Unexpected(_)),
     })

@@ -114,6 +114,7 @@ impl Report {
         match verdict {
             Verdict::Expected => counts.expected += 1,
             Verdict::Allowed(_) => counts.allowed += 1,
+            Verdict::Inapplicable(_) => counts.skipped += 1,
             Verdict::Unexpected(_) => {
                 counts.unexpected += 1;
                 format_details(case, &transcript).iter().for_each(|line| self.screen.print(&format!("      {line}")));
@@ -128,6 +129,7 @@ impl Report {
             Verdict::Allowed(sentence) => {
                 format!("{}: {sentence}", self.screen.paint(Tone::Good, "allowed by the RFC"))
             }
+            Verdict::Inapplicable(reason) => format!("not applicable: {reason}"),
             Verdict::Unexpected(None) => self.screen.paint(Tone::Bad, "NOT as expected"),
             Verdict::Unexpected(Some(violation)) => {
                 format!("{}: {}", self.screen.paint(Tone::Bad, "NOT as expected"), escape(violation))

@@ -17,6 +17,18 @@ const MAX_EXCESS: usize = 64 * 1024;
 /// Each final block (BFINAL = 1) counts as this many bytes: the inflater then restarts with a copied window.
 const FINAL_BLOCK_COST: usize = 1024;
 
+/// What a message has cost so far: its compressed bytes, and `FINAL_BLOCK_COST` for each final block.
+#[derive(Debug, Default)]
+pub struct Cost(usize);
+
+impl Cost {
+    /// Adds a step that has read `read` bytes. Returns whether a message of `len` inflated bytes may cost so much.
+    pub fn add(&mut self, read: usize, is_final: bool, len: usize) -> bool {
+        self.0 += read + if is_final { FINAL_BLOCK_COST } else { 0 };
+        self.0 <= len * MAX_EXPANSION + MAX_EXCESS
+    }
+}
+
 /// Keeps one inflater that no message uses. One is usually enough, because most messages arrive with one read. Each
 /// message starts a new stream (`client_no_context_takeover`), so an inflater belongs to no connection.
 #[derive(Clone, Default)]
@@ -36,7 +48,7 @@ impl Inflaters {
         let mut inflater = self.0.as_ref().and_then(|pool| pool.take()).unwrap_or_default();
         inflater.reset(b"");
         let (inflater, pool) = (Some(inflater), self.clone());
-        Assembler::Deflated(Box::new(Inflating { inflater, pool, output, limit, cost: 0 }))
+        Assembler::Deflated(Box::new(Inflating { inflater, pool, output, limit, cost: Cost::default() }))
     }
 }
 
@@ -53,7 +65,7 @@ pub struct Inflating {
     pool: Inflaters,
     output: Assembler,
     limit: usize,
-    cost: usize, // compressed bytes so far, and the costs of final blocks
+    cost: Cost,
 }
 
 impl Inflating {
@@ -72,8 +84,7 @@ impl Inflating {
             MessageTooBig.err_unless(step.output.len() <= *limit - len)?;
             output.push(step.output, *limit - len)?;
             InvalidDeflate.err_unless(!step.is_broken)?;
-            *cost += before - input.len() + if step.is_final { FINAL_BLOCK_COST } else { 0 };
-            MessageTooBig.err_unless(*cost <= (len + step.output.len()) * MAX_EXPANSION + MAX_EXCESS)?;
+            MessageTooBig.err_unless(cost.add(before - input.len(), step.is_final, len + step.output.len()))?;
             if step.needs_input {
                 debug_assert!(input.is_empty());
                 return Ok(());
@@ -87,16 +98,18 @@ impl Inflating {
 
     /// RFC 7692 §7.2.2: "Append 4 octets of 0x00 0x00 0xff 0xff to the tail end of the payload of the message."
     pub fn finish<'a>(mut self) -> Result<Message<'a>, ProtocolError> {
-        // The four bytes must complete an empty stored block. A final block after them shows whether they did: inside
-        // another block, it would be data.
-        let (end, Some(inflater)) = ([&TAIL[..], &FINAL_BLOCK].concat(), &mut self.inflater) else {
-            return Err(InvalidDeflate);
-        };
-        let mut input = &end[..];
-        let step = inflater.step(&mut input);
-        InvalidDeflate.err_unless(step.output.is_empty() && step.is_final && input.is_empty())?;
+        InvalidDeflate.err_unless(self.inflater.as_mut().is_some_and(ends_message))?;
         std::mem::replace(&mut self.output, Assembler::Binary(Vec::new())).finish()
     }
+}
+
+/// Inflates the four bytes that each message omits. They must complete an empty stored block. A final block after them
+/// shows whether they did: inside another block, it would be data.
+pub fn ends_message(inflater: &mut Inflater) -> bool {
+    let end = [&TAIL[..], &FINAL_BLOCK].concat();
+    let mut input = &end[..];
+    let step = inflater.step(&mut input);
+    step.output.is_empty() && step.is_final && input.is_empty()
 }
 
 /// The last bytes of the output, which later blocks may refer to.

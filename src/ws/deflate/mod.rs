@@ -1,6 +1,7 @@
 //! permessage-deflate (RFC 7692): negotiation, compressed messages in both directions, and one compression of a message
-//! for a whole room. [`negotiation`] chooses the parameters, [`inflating`] receives, and [`broadcast`] sends. zlib-rs
-//! implements DEFLATE itself (RFC 1951). The module uses no sockets, and does not know what a room is.
+//! for a whole room. [`negotiation`] chooses the parameters, [`inflating`] receives, and [`broadcast`] sends.
+//! [`context`] inflates what a peer of this server receives. zlib-rs implements DEFLATE itself (RFC 1951). The module
+//! uses no sockets, and does not know what a room is.
 //!
 //! DEFLATE replaces text that occurred before by a reference to it: at most 32 KiB before, in the *window*. Chat events
 //! are short and alike, so they shrink well only if they may refer to earlier messages. RFC 7692 allows that (*context
@@ -32,6 +33,7 @@
 mod codec;
 
 pub mod broadcast;
+pub mod context;
 pub mod inflating;
 pub mod negotiation;
 

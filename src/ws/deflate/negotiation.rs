@@ -5,7 +5,7 @@ use crate::ws::request::Request;
 
 use super::MAX_WINDOW_BITS;
 
-const NAME: &str = "permessage-deflate";
+pub const NAME: &str = "permessage-deflate";
 
 /// How the server may compress messages to one client. The client compresses each message on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +67,13 @@ impl Agreement {
 }
 
 /// RFC 6455 §9.1: the grammar allows a quoted value, which means the same as without quotes and backslashes.
-fn unquote(value: &str) -> String {
+pub fn unquote(value: &str) -> String {
     let value = value.trim_ascii();
     value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).map_or(value.into(), |text| text.replace('\\', ""))
 }
 
 /// RFC 7692 §7.1.2: "a decimal integer value without leading zeroes between 8 to 15, inclusive".
-fn parse_window_bits(value: &str) -> Option<u8> {
+pub fn parse_window_bits(value: &str) -> Option<u8> {
     value.parse().ok().filter(|bits| (8..=MAX_WINDOW_BITS).contains(bits) && *value == bits.to_string())
 }
 

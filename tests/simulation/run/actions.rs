@@ -429,7 +429,13 @@ impl Run<'_> {
             "/echo?token=dev-token".to_owned()
         };
         let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
-        let edits = if let (Opening::Edited(edits), Action::BreakHead) = (case.opening, action) { edits } else { &[] };
+        // The frames of a case about compression break its rules only after its offer.
+        let edits = match (case.opening, action) {
+            (Opening::Edited(_), Action::BreakHead) | (Opening::Deflate(_) | Opening::Takeover(_), _) => {
+                case.opening.edits()
+            }
+            _ => &[],
+        };
         let mut request = request::build_request(&url, KEY, edits);
         if action == Action::BreakHead && random.u8(..5) == 0 {
             request.truncate(random.usize(1..request.len())); // the client never sends the rest

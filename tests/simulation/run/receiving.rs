@@ -22,7 +22,7 @@ pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>,
         126 | 127 => return Ok(None),
         short => (u64::from(short), 2, 0),
     };
-    let is_known = matches!(first, 0x81 | 0x82 | 0x88 | 0x89 | 0x8a) || deflates && first == 0xc1;
+    let is_known = matches!(first, 0x81 | 0x82 | 0x88 | 0x89 | 0x8a) || deflates && matches!(first, 0xc1 | 0xc2);
     if second & 0x80 != 0 || !is_known || len < min || len > 20 << 20 {
         return Err(format!("a frame that starts with {first:#04x} {second:#04x} and has {len} bytes"));
     }
@@ -94,7 +94,7 @@ impl Run<'_> {
                 match parse_frame(&input[start..], self.conns[at].inflater.is_some()) {
                     Ok(Some(mut frame)) => {
                         start += frame.len;
-                        if frame.first == 0xc1 {
+                        if matches!(frame.first, 0xc1 | 0xc2) {
                             self.inflate(at, &mut frame);
                         }
                         self.read_frame(at, &frame);
@@ -120,7 +120,7 @@ impl Run<'_> {
         let mut text = Vec::with_capacity(1 << 20);
         let result = stream.decompress_vec(&input, &mut text, FlushDecompress::Sync);
         let is_whole = stream.total_in() - before == input.len() as u64;
-        (frame.first, frame.payload) = (0x81, text);
+        (frame.first, frame.payload) = (frame.first & !0x40, text);
         let counted = if *takes_over { "a message with a shared context" } else { "a message compressed alone" };
         self.count(counted);
         if result.is_err() || !is_whole {
