@@ -377,6 +377,125 @@ fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
     assert_eq!(sorted(&expected), sorted(reply), "{what}: Redis on the left");
 }
 
+/// One instance that calls the script in the model.
+struct Instance<'a> {
+    redis: &'a Redis,
+    number: &'static str,
+    generation: String,
+    connection: String,
+    requests: u64,
+}
+
+impl<'a> Instance<'a> {
+    fn open(redis: &'a Redis, number: &'static str) -> Instance<'a> {
+        let reply = open(redis, number, "1", "", 0);
+        assert_eq!(reply[0], "lost", "an instance that Redis does not know");
+        Instance { redis, number, generation: reply[1].clone(), connection: reply[2].clone(), requests: 0 }
+    }
+
+    fn request(&mut self, words: &[&str]) -> Vec<String> {
+        self.requests += 1;
+        self.resend(words)
+    }
+
+    /// Sends a request with the number of the previous request. The history of a room holds one message.
+    fn resend(&self, words: &[&str]) -> Vec<String> {
+        let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
+        let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];
+        call.extend(["100000", "600000", &number, words[0], &count]);
+        call.extend(&words[1..]);
+        self.redis.call(&call.into_iter().map(str::to_owned).collect::<Vec<_>>()).expect("a reply")
+    }
+
+    fn join(&mut self, client: &str, name: &str) {
+        self.request(&["join", client, "room", name, name, "0", "0", "", "", "", "session", "", "0"]);
+    }
+
+    fn publish(&mut self, client: &str, name: &str, nonce_key: &str) {
+        self.request(&["publish", client, name, name, "0", "null", nonce_key, r#"{"text":"Hi"}"#]);
+    }
+
+    fn beat(&self) -> Value {
+        ask(self.redis, &format!("HGET p:instance:{} beat", self.number))
+    }
+}
+
+fn open(redis: &Redis, number: &str, protocol: &str, generation: &str, read: u64) -> Vec<String> {
+    let words = ["open", "p", number, protocol, "lineage", "name", generation, &read.to_string()];
+    redis.call(&words.map(str::to_owned)).expect("a reply")
+}
+
+fn ask(redis: &Redis, command: &str) -> Value {
+    let words: Vec<String> = command.split(' ').map(str::to_owned).collect();
+    to_json(&redis.store.borrow_mut().execute(&words).expect("a reply"))
+}
+
+fn members(redis: &Redis) -> Value {
+    ask(redis, "HGETALL p:members:room")
+}
+
+#[test]
+fn a_request_is_executed_once_and_only_for_the_newest_connection() {
+    let redis = Redis::new(SCRIPT);
+    let mut first = Instance::open(&redis, "1");
+    first.join("5", "ann");
+    first.publish("5", "ann", "");
+    let last_id = || ask(&redis, "HGET p:room:room last_id");
+    assert_eq!(last_id(), "1");
+    first.resend(&["publish", "5", "ann", "ann", "0", "null", "", "{}"]);
+    assert_eq!(last_id(), "1", "this number is executed");
+    let reply = open(&redis, "1", "1", &first.generation, 2);
+    assert_eq!((&*reply[0], &*reply[3], &*reply[4]), ("known", "2", "3"), "two requests, three inbox entries");
+    assert_eq!(first.request(&["publish", "5", "ann", "ann", "0", "null", "", "{}"]), ["stale"]);
+    assert_eq!(last_id(), "1", "a call of an older connection");
+    assert_eq!(open(&redis, "1", "1", &first.generation, 4)[0], "lost", "the instance has read more than Redis has");
+    assert_eq!(open(&redis, "2", "2", "", 0), ["protocol", "1"]);
+}
+
+#[test]
+fn the_history_and_its_nonces_have_one_bound() {
+    let redis = Redis::new(SCRIPT);
+    let mut instance = Instance::open(&redis, "1");
+    instance.join("5", "ann");
+    (0..3).for_each(|number| instance.publish("5", "ann", &format!("ann-{number}")));
+    assert_eq!(ask(&redis, "XLEN p:log:room"), 1);
+    assert_eq!(ask(&redis, "HGETALL p:nonces:room"), json!(["ann-2", "3"]));
+}
+
+#[test]
+fn only_an_instance_without_a_new_beat_is_removed() {
+    let redis = Redis::new(SCRIPT);
+    let (mut silent, mut other) = (Instance::open(&redis, "1"), Instance::open(&redis, "2"));
+    silent.join("5", "ann");
+    let beat = silent.beat();
+    silent.request(&["probe"]);
+    other.request(&["reap", "1", beat.as_str().expect("a beat")]);
+    assert_eq!(members(&redis), json!(["1/5", "ann"]), "the instance has sent a beat in the meantime");
+    let beat = silent.beat();
+    other.request(&["reap", "1", beat.as_str().expect("a beat")]);
+    assert_eq!(members(&redis), json!([]));
+    assert_eq!(open(&redis, "1", "1", &silent.generation, 0)[0], "dead");
+    assert_ne!(silent.beat(), beat, "otherwise, the others would count the silence from its old beat");
+}
+
+#[test]
+fn clients_come_back_unless_another_client_has_their_name() {
+    let redis = Redis::new(SCRIPT);
+    let (mut first, mut second) = (Instance::open(&redis, "1"), Instance::open(&redis, "2"));
+    first.join("5", "ann");
+    first.join("6", "bob");
+    first.request(&["retain", "1", "6"]);
+    assert_eq!(members(&redis), json!(["1/6", "bob"]));
+    let rejoin = |client, name| ["rejoin", client, "room", name, name, name, "0", "", "", "session"];
+    second.request(&rejoin("7", "bob"));
+    assert_eq!(members(&redis), json!(["1/6", "bob"]), "the name is taken");
+    second.request(&rejoin("7", "cid"));
+    assert_eq!(members(&redis), json!(["1/6", "bob", "2/7", "cid"]));
+    first.request(&["close"]);
+    assert_eq!(members(&redis), json!(["2/7", "cid"]));
+    assert_eq!(ask(&redis, "SMEMBERS p:instances"), json!(["2"]));
+}
+
 #[test]
 fn keys_expire() {
     let mut store = Store::default();

@@ -2,7 +2,7 @@
 //! reconnects to any instance with `epoch`, `since` and `session`, and resends every message for which it received no
 //! event.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -36,8 +36,16 @@ struct Connection {
     has_response: bool,
     has_joined: bool,
     opened: Instant,
-    /// Nonces of the messages that the client has resent on this connection.
-    resent: HashSet<String>,
+    /// By nonce: how many replies to resent messages the server owes on this connection.
+    resent: HashMap<String, usize>,
+}
+
+impl Connection {
+    /// Whether the server owes a reply to a resent message with this nonce. Counts the reply.
+    fn take_resent(&mut self, nonce: &str) -> bool {
+        let replies = self.resent.get_mut(nonce).filter(|replies| **replies > 0);
+        replies.map(|replies| *replies -= 1).is_some()
+    }
 }
 
 struct Pending {
@@ -207,7 +215,7 @@ impl Pool {
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(number), interest).expect("a socket to poll");
         let (received, unsent) = (Vec::new(), upgrade_request(&path).into_bytes());
-        let (opened, resent) = (Instant::now(), HashSet::new());
+        let (opened, resent) = (Instant::now(), HashMap::new());
         client.connection =
             Some(Connection { stream, received, unsent, has_response: false, has_joined: false, opened, resent });
     }
@@ -328,7 +336,7 @@ impl Pool {
             return;
         };
         let at = client.pending.iter().position(|pending| pending.nonce == nonce);
-        if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.resent.remove(nonce)) {
+        if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.take_resent(nonce)) {
             return; // the first attempt was published, so the error for the second one does not matter
         }
         let (Some(at), "Message not stored") = (at, data["message"].as_str().unwrap_or_default()) else {
@@ -439,13 +447,14 @@ impl Pool {
             self.counts.acknowledged += 1;
             self.counts.slowest = self.counts.slowest.max(pending.sent.elapsed());
         }
-        let resent = client.connection.as_mut().map(|connection| &mut connection.resent);
         let violation = if id == client.last_id + 1 {
             client.last_id = id;
             None
         } else if id > client.last_id {
             Some(format!("misses messages after {}: {message}", client.last_id))
-        } else if !(message["username"] == *client.name && resent.is_some_and(|resent| resent.remove(nonce))) {
+        } else if message["username"] != *client.name
+            || !client.connection.as_mut().is_some_and(|connection| connection.take_resent(nonce))
+        {
             Some(format!("at {} receives again {message}", client.last_id))
         } else {
             None
@@ -532,7 +541,7 @@ impl Client {
         for pending in pending.iter_mut().filter(|pending| which(pending)) {
             self.send(&json!({"event": "message", "data": {"text": pending.text, "nonce": pending.nonce}}));
             (pending.sent, pending.count, pending.is_rejected) = (Instant::now(), pending.count + 1, false);
-            self.connection.as_mut().expect("a connection").resent.insert(pending.nonce.clone());
+            *self.connection.as_mut().expect("a connection").resent.entry(pending.nonce.clone()).or_default() += 1;
         }
         self.pending = pending;
     }

@@ -198,17 +198,19 @@ impl Machines {
     }
 
     fn end_until(&mut self, now: Instant) {
-        while let Some(at) = self.current.iter().position(|current| current.end <= now) {
-            let fault = self.current.swap_remove(at).fault;
+        let (over, active): (Vec<_>, _) =
+            std::mem::take(&mut self.current).into_iter().partition(|current| current.end <= now);
+        self.current = active;
+        for Current { fault, .. } in over {
             // The instance is still draining. Check again in 100 ms: waiting here would stall the clients, which run on
             // the same thread.
             if let Fault::DrainInstance(i) = fault
                 && self.servers[i].as_mut().is_some_and(Server::is_running)
             {
                 self.current.push(Current { fault, end: now + Duration::from_millis(100) });
-                break;
+            } else {
+                self.end(fault);
             }
-            self.end(fault);
         }
     }
 

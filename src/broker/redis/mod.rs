@@ -265,6 +265,10 @@ impl RedisBroker {
     }
 
     fn apply_reply(&mut self, reply: &[String]) {
+        let is_of_call = reply.first().is_some_and(|status| status == link::DONE || status == "stale");
+        if is_of_call && matches!(self.stage, Stage::Connected { open_at: None }) {
+            return; // the reply to `open` follows
+        }
         self.beats.is_calling = false;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             [link::DONE, ..] => {
@@ -285,11 +289,13 @@ impl RedisBroker {
                 self.beats.calls.clear();
                 self.inbox.has_gap = false;
                 (self.inbox.generation, self.inbox.connection) = (generation.into(), connection.into());
-                let key = format!("{}:inbox:{}", self.settings.prefix, self.inbox.instance);
-                self.link.read_inbox(&key, self.inbox.read, &self.inbox.lineage);
-                if status != "lost" {
+                if status == "lost" {
+                    self.inbox.read = number(last); // Redis has emptied the inbox, and continues with this id
+                } else {
                     self.requests.set_executed(number(executed));
                 }
+                let key = format!("{}:inbox:{}", self.settings.prefix, self.inbox.instance);
+                self.link.read_inbox(&key, self.inbox.read, &self.inbox.lineage);
                 match status {
                     "lost" => self.rejoin(true),
                     "dead" if self.inbox.read < number(last) => self.stage = Stage::CatchingUp { until: number(last) },
@@ -400,5 +406,68 @@ impl Drop for RedisBroker {
             self.push_internal("close", Vec::new());
             self.flush();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// Records what the broker requests, and returns the events that a test has queued.
+    #[derive(Default)]
+    struct FakeLink {
+        calls: Vec<Vec<String>>,
+        reads_after: Vec<u64>,
+        events: VecDeque<LinkEvent>,
+    }
+
+    impl Link for Rc<RefCell<FakeLink>> {
+        fn call(&mut self, arguments: Vec<String>) {
+            self.borrow_mut().calls.push(arguments);
+        }
+
+        fn read_inbox(&mut self, _: &str, after: u64, _: &str) {
+            self.borrow_mut().reads_after.push(after);
+        }
+
+        fn next_event(&mut self) -> Option<LinkEvent> {
+            self.borrow_mut().events.pop_front()
+        }
+    }
+
+    fn reply(fields: &[&str]) -> LinkEvent {
+        LinkEvent::Reply(Ok(fields.iter().map(|field| (*field).to_owned()).collect()))
+    }
+
+    fn entry(id: u64) -> LinkEvent {
+        LinkEvent::Inbox(vec![(id, r#"{"executed":0}"#.to_owned())])
+    }
+
+    /// Two calls are in flight when Redis loses its data, so the broker receives two replies `stale`. A second `open`
+    /// would empty the inbox again, while the broker already reads it.
+    #[test]
+    fn a_broker_registers_once_and_reads_the_inbox_from_its_new_start() {
+        let link = Rc::new(RefCell::new(FakeLink::default()));
+        let (rooms, rooms_per_user, empty_rooms) = (10, 10, 10);
+        let (messages, bytes, backlog, ttl, default_room) = (10, 1000, 1000, Duration::from_secs(60), "general");
+        let limits = MemoryConfig { messages, bytes, backlog, rooms, rooms_per_user, empty_rooms, ttl, default_room };
+        let settings = Settings { prefix: "chat".into(), timeout: Duration::from_secs(5), limits };
+        let names = NameRules { key: Rc::clone, may_share: |_| true };
+        let mut broker = RedisBroker::new(Box::new(Rc::clone(&link)), settings, Box::new(|bytes| bytes.fill(1)), names);
+        let mut run = |events: Vec<LinkEvent>| {
+            link.borrow_mut().events.extend(events);
+            while broker.next_event().is_some() {}
+            link.borrow().calls.iter().filter(|call| call[0] == "open").count()
+        };
+        let connected = LinkEvent::Connected { lineage: "a".into(), warning: None };
+        assert_eq!(run(vec![connected, reply(&["known", "1-a", "1", "0", "0"]), entry(1), entry(2)]), 1);
+        assert_eq!(run(vec![reply(&["stale"]), reply(&["stale"]), reply(&["done"])]), 2, "one `open` for two `stale`");
+        // An entry of the old inbox arrives after the broker has sent `open` with the entry before it.
+        run(vec![entry(3), reply(&["lost", "1-b", "1", "0", "2"])]);
+        assert_eq!(link.borrow().reads_after, [0, 2]);
     }
 }

@@ -467,7 +467,13 @@ impl<'a> Cluster<'a> {
                 self.read_redis();
                 self.restarts_at = Some((now + time, data));
             }
-            Fault::Restart(..) => {}
+            Fault::Flush if self.restarts_at.is_none() => {
+                self.read_redis();
+                self.count("a Redis whose data is erased while it runs");
+                network.borrow_mut().flush();
+                self.record.rewind(|_| 0);
+            }
+            Fault::Restart(..) | Fault::Flush => {}
         }
     }
 

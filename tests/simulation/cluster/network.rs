@@ -232,6 +232,12 @@ impl Network {
         }
     }
 
+    /// Erases the data, as `FLUSHALL` does.
+    pub fn flush(&mut self) {
+        self.redis.store.borrow_mut().keys.clear();
+        self.snapshot = Store::default(); // a later restart must not restore the erased data
+    }
+
     pub fn start_redis(&mut self, data: Data) {
         self.is_down = false;
         self.stalled_until = Duration::ZERO;

@@ -59,6 +59,8 @@ pub enum Fault {
     Fill(Duration),
     Snapshot,
     Restart(Duration, Data),
+    /// An operator erases the data of Redis. Redis keeps running, and its connections stay open.
+    Flush,
 }
 
 impl Plan {
@@ -132,7 +134,7 @@ impl Plan {
     fn write_faults(&mut self, random: &mut Rng, horizon: Duration) {
         self.end = horizon;
         // Draw a subset of the kinds of faults, so that each kind also occurs without the other kinds.
-        let kinds: Vec<u8> = (0..11).filter(|_| random.u8(..3) == 0).collect();
+        let kinds: Vec<u8> = (0..12).filter(|_| random.u8(..3) == 0).collect();
         let count = if kinds.is_empty() { 0 } else { random.usize(1..8) };
         let mut outages: Vec<(Duration, Duration, bool)> = Vec::new();
         for _ in 0..count {
@@ -157,6 +159,7 @@ impl Plan {
                 7 => Fault::Stall(long),
                 8 => Fault::Fill(long / 2),
                 9 => Fault::Restart(long, Data::All),
+                10 => Fault::Flush,
                 _ => {
                     let data = [Data::Snapshot, Data::Nothing][random.usize(..2)];
                     let before = Duration::from_millis(random.u64(..3000));
