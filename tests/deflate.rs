@@ -1,6 +1,7 @@
-//! The feature `deflate` from outside: what the server negotiates, what it accepts, and what it compresses for whom.
-//! Another implementation of DEFLATE inflates it, and so do npm's `ws` and Python's `websockets`, in rooms where users
-//! join, leave and switch at random. To install these two:
+//! Tests compression from outside the server: the negotiation, the messages that the server accepts, and the messages
+//! that it compresses for each client. Most tests inflate with a different implementation of DEFLATE than the server.
+//! Two tests use npm's `ws` and Python's `websockets` as clients, which join, leave and switch rooms at random. To
+//! install these two libraries:
 //!
 //! - `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
 //! - `python3 -m venv target/websockets-venv && target/websockets-venv/bin/pip install -r tests/deflate/requirements.txt`
@@ -30,10 +31,10 @@ fn server(args: &[&str]) -> Server {
     Server::start(&[&["--deflate", "--rate-limit", "0"], args].concat())
 }
 
-/// A client that inflates what it receives.
+/// A client that inflates the messages that it receives.
 struct Client {
     raw: RawClient,
-    /// The value of the extension header in the response.
+    /// The value of `Sec-WebSocket-Extensions` in the response.
     extensions: Option<String>,
     inflater: Decompress,
 }
@@ -41,7 +42,7 @@ struct Client {
 #[derive(Debug, PartialEq, Eq)]
 struct Received {
     is_compressed: bool,
-    /// The bytes of the payload on the wire.
+    /// The length of the payload on the wire, in bytes.
     len: usize,
     first: u8,
     payload: Vec<u8>,
@@ -99,7 +100,7 @@ impl Client {
         out
     }
 
-    /// Skips to the next event of this name, in the dialect `events`.
+    /// Reads up to the next event of this name, in the `events` dialect.
     fn read_event(&mut self, event: &str) -> Received {
         loop {
             let received = self.read();
@@ -109,7 +110,7 @@ impl Client {
         }
     }
 
-    /// The code of the next frame, which must be a Close.
+    /// Reads the next frame, which must be a Close, and returns its code.
     fn read_close(&mut self) -> u16 {
         let received = self.read();
         assert_eq!(received.first, 0x88, "a Close, not {received:?}");
@@ -184,7 +185,7 @@ fn echoes_are_compressed_on_their_own() {
                 let received = client.read();
                 assert_eq!(received.payload, payload.as_bytes());
                 assert_eq!(received.first, if payload.len() < 10 { first } else { first | 0x40 });
-                // Each inflates without the earlier ones.
+                // Drop the client's context: each echo must inflate without the earlier echoes.
                 client.inflater.reset(false);
             }
         }
@@ -228,7 +229,8 @@ fn broken_messages() {
     assert!(client.read().payload == largest, "the largest message is echoed");
 }
 
-/// Neither an announced length nor a decompression bomb uses much memory.
+/// Each of 50 clients sends a decompression bomb of 64 MiB. The server stops inflating at its limit of 100,000
+/// bytes, so its peak memory stays below 60,000 KiB.
 #[test]
 fn memory_is_bounded() {
     let server = server(&["--max-echo", "100000"]);
@@ -245,7 +247,7 @@ fn memory_is_bounded() {
 }
 
 #[test]
-fn what_goes_to_a_room_is_compressed_and_the_rest_is_not() {
+fn only_events_for_a_whole_room_are_compressed() {
     let server = server(&[]);
     let mut alice = Client::connect(&server, &events_path("alice", "r"), OFFER);
     let mut bob = Client::connect(&server, &rooms_path("r"), OFFER);
@@ -258,7 +260,7 @@ fn what_goes_to_a_room_is_compressed_and_the_rest_is_not() {
         assert_eq!(received.is_compressed, is_compressed, "{name} receives {text}");
     };
     sees("alice", &mut alice, false, "welcome");
-    sees("bob", &mut bob, false, "joined"); // its own join is for one member
+    sees("bob", &mut bob, false, "joined"); // the server sends Bob his own join separately
     sees("carol", &mut carol, false, "carol");
     sees("dave", &mut dave, false, "welcome");
     sees("alice", &mut alice, false, "joined");
@@ -280,10 +282,11 @@ fn what_goes_to_a_room_is_compressed_and_the_rest_is_not() {
     alice.send_compressed(0x81, br#"{"event":"typing"}"#);
     sees("bob", &mut bob, false, "typing");
     sees("dave", &mut dave, false, "typing");
+    // The second message repeats the nonce of the first, so the server sends it only to Alice, and uncompressed.
     for expected in [true, false] {
         let message = json!({ "event": "message", "data": { "text": "with a nonce", "nonce": "n" } }).to_string();
         alice.send_compressed(0x81, message.as_bytes());
-        sees("alice", &mut alice, expected, "with a nonce"); // the second is for one client: it has the nonce of the first
+        sees("alice", &mut alice, expected, "with a nonce");
     }
     alice.send_compressed(0x81, b"not JSON, but long enough to be compressed");
     sees("alice", &mut alice, false, "error");
@@ -297,7 +300,8 @@ fn what_goes_to_a_room_is_compressed_and_the_rest_is_not() {
     sees("carol", &mut carol, true, "dave");
 }
 
-/// A member that stops reading is closed like any other. Everything that it received before inflates to whole messages.
+/// The server closes the connection of a member that stops reading. The compressed messages that the server sent before
+/// its Close must inflate, and none may be missing among them.
 #[test]
 fn a_slow_consumer() {
     let server = server(&["--max-outbox", "20000"]);
@@ -330,7 +334,7 @@ fn a_slow_consumer() {
     assert!(0 < count && count < sent.len());
 }
 
-/// In a chatty room, what is sent shrinks to about a third. The texts are sentences of the README, in random pieces.
+/// Compression shrinks the messages of a busy room to about a third. The texts are random excerpts of the README.
 #[test]
 fn a_chatty_room_shrinks() {
     let server = server(&[]);
@@ -360,7 +364,7 @@ fn a_chatty_room_shrinks() {
     assert!(ratio <= 0.36, "{ratio}");
 }
 
-/// A process with many clients of another implementation: tests/deflate/peers.js or peers.py.
+/// A process with many clients of another WebSocket implementation: tests/deflate/peers.js or peers.py.
 struct Peers {
     child: Child,
     stdin: ChildStdin,
@@ -398,7 +402,7 @@ impl Drop for Peers {
 
 #[derive(Default)]
 struct Peer {
-    /// The index of its room in `ROOMS`.
+    /// The index of the peer's room in `ROOMS`.
     room: usize,
     /// The id of the last message of the room that the peer has received.
     last_id: usize,
@@ -410,7 +414,8 @@ struct Peer {
 
 const ROOMS: [&str; 2] = ["one", "two"];
 
-/// Rooms with users of another implementation. In each room, a client without compression knows what was sent.
+/// Two rooms whose users are clients of another WebSocket implementation. In each room, an observer without compression
+/// receives every message, as the reference for these clients.
 struct World {
     server: Server,
     peers: Peers,
@@ -484,7 +489,7 @@ impl World {
         }
     }
 
-    /// Reads the messages of a room up to this id.
+    /// Reads the messages of a room from its observer, up to `last_id`, into the room's log.
     fn read_log(&mut self, room: usize, last_id: usize) {
         while self.logs[room].len() < last_id {
             let message = self.observers[room].read_event("message").json();
@@ -509,8 +514,8 @@ impl World {
     }
 }
 
-/// Users of another implementation join, leave, switch, pause and talk at random. Each must receive every message of its
-/// room, in order and once.
+/// Users of another WebSocket implementation join, leave, switch rooms, pause reading and send messages at random. Each
+/// user must receive every message of its room exactly once and in order.
 fn random_rooms(command: Command, options: &[Value]) {
     let (mut world, mut random, mut switches) = (World::new(command), fastrand::Rng::with_seed(3), 0);
     for step in 0..600 {
@@ -586,7 +591,8 @@ fn python_websockets_in_random_rooms() {
     random_rooms(command, &options);
 }
 
-/// The tracer shows RSV1, both lengths and the inflated text, and a recording shows the same when it is replayed.
+/// The trace shows RSV1, the inflated length and the inflated text. `wirechat replay` shows the inflated text of a
+/// recording.
 #[test]
 fn traces_and_recordings_show_the_inflated_text() {
     let dir = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("deflate-{}", std::process::id()));
@@ -600,7 +606,7 @@ fn traces_and_recordings_show_the_inflated_text() {
         alice.read_event("message");
         bob.read_event("message");
     }
-    // A command with a secret, whole and in two frames.
+    // Send a command with a secret twice: first in one frame, then in two fragments.
     let secret = json!({ "event": "token", "data": { "token": "a-secret-token-a-secret-token" } }).to_string();
     alice.send_compressed(0x81, secret.as_bytes());
     alice.read_event("error");
@@ -637,7 +643,7 @@ fn traces_and_recordings_show_the_inflated_text() {
     let _ = std::fs::remove_dir_all(&dir);
 }
 
-/// An inspector that attaches to an open connection sees inflated text, although earlier messages are unknown to it.
+/// An inspector that attaches to an open connection sees inflated text, although it has not seen the earlier messages.
 #[test]
 fn an_inspector_sees_inflated_text() {
     let server = server(&[]);
@@ -662,7 +668,7 @@ fn an_inspector_sees_inflated_text() {
             break;
         }
     }
-    // Fragments on demand: RSV1 is in the first one only.
+    // The inspector's command makes the server fragment a message. Only the first fragment must have RSV1.
     inspector.raw.send_text(r#"{"do":"fragment"}"#);
     let mut firsts = Vec::new();
     while firsts.is_empty() {

@@ -320,8 +320,8 @@ fn size_rows() -> Vec<Row> {
     ]
 }
 
-/// Frames with RSV bits that are set, or with one of the ten reserved opcodes. Without an extension, the server
-/// must fail the connection on each of these frames (§5.2).
+/// Frames that set an RSV bit or use one of the ten reserved opcodes. The server must fail the connection on each of
+/// these frames, unless a negotiated extension defines the bit or the opcode (§5.2).
 fn opcode_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for rsv in 1..8 {

@@ -1,6 +1,6 @@
-//! `wirechat poke`: the whole catalogue against this server and npm's `ws`, and the program as a user runs it. A case
-//! that this server passes could still be stricter than the RFC. So each case is also played against `ws`, and the
-//! short list below cites the RFC wherever `ws` deviates.
+//! Tests `wirechat poke`: the tests play every case against this server, and run the program as a user does. A case
+//! that this server passes could still be stricter than the RFC, so the tests also play the cases against npm's `ws`.
+//! Lists of the cases that `ws` fails cite the rule that `ws` violates.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -53,7 +53,7 @@ fn a_server_that_declines_compression_fails_no_case() {
     passes_every_case(&[], Verdict::Inapplicable("the server declined permessage-deflate"));
 }
 
-/// `compressed`: the verdict on cases that need compression.
+/// `compressed` is the expected verdict on cases that need compression.
 fn passes_every_case(options: &[&str], compressed: Verdict) {
     let mut server = Watched::start(options);
     let target = Target::for_wirechat(&format!("ws://{}/", server.addr())).unwrap();
@@ -128,14 +128,15 @@ fn every_rule_has_a_case() {
     let section = |error: ProtocolError| error.section().split('.').next().unwrap().to_owned();
     for case in catalogue::all_cases() {
         if let Some(error) = case.error {
-            // RFC 7692 has rules of its own, which the text of the error cites.
+            // An error about compression cites RFC 7692 in its text: `section` knows only RFC 6455.
             let is_cited = case.rule.0.starts_with("RFC 7692") && error.to_string().contains("RFC 7692");
             assert!(is_cited || case.rule.0.contains(&section(error)), "{}: {} or {error}", case.name, case.rule.0);
         }
     }
 }
 
-/// The cause of a deviation. The version of `ws` is pinned; that of Node.js depends on the machine.
+/// The cause of a deviation. The version of `ws` is pinned, so a deviation of `ws` must occur. The version of Node.js
+/// depends on the machine, so a deviation of Node.js may occur.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deviation {
     OfWs,
@@ -184,14 +185,14 @@ const WS_DEFLATE_DEVIATIONS: &[(&str, Deviation, &str)] = &[
 ];
 
 #[test]
-fn npm_ws_passes_every_case_but_the_known_ones() {
+fn npm_ws_fails_only_the_known_cases() {
     let cases = catalogue::all_cases().collect();
     ws_passes(cases, false, WS_DEVIATIONS);
 }
 
 #[cfg(feature = "deflate")]
 #[test]
-fn npm_ws_with_compression_passes_the_cases_about_it_but_the_known_ones() {
+fn npm_ws_with_compression_fails_only_the_known_cases() {
     let cases = catalogue::all_cases().filter(|case| case.name.starts_with("deflate-")).collect();
     ws_passes(cases, true, WS_DEFLATE_DEVIATIONS);
 }
@@ -209,7 +210,7 @@ fn ws_passes(mut cases: Vec<&Case>, deflates: bool, deviations: &[(&str, Deviati
     cases.retain(|case| target.supports(case));
     let deviations: BTreeMap<&str, Deviation> =
         deviations.iter().map(|(case, deviation, _)| (*case, *deviation)).collect();
-    assert!(deviations.keys().all(|name| cases.iter().any(|case| case.name == *name)), "each is a case that is played");
+    assert!(deviations.keys().all(|name| cases.iter().any(|case| case.name == *name)), "a deviation of no case");
     each_row(
         &cases,
         |case| case.name.to_owned(),
@@ -356,13 +357,13 @@ fn the_delay_is_kept() {
     let server = Server::start(&[]);
     let start = Instant::now();
     let slow = printed(&poke(&["one-byte-at-a-time", "--delay", "60ms", &url(&server)]), 0);
-    assert!(start.elapsed() >= Duration::from_millis(660), "eleven bytes");
+    assert!(start.elapsed() >= Duration::from_millis(660), "a pause of 60 ms after each of eleven bytes");
     // On a busy machine, several bytes may arrive before the server reads.
     holds(&slow, &["\"Hello\"  in ", " reads"]);
 }
 
 #[test]
-fn all_of_them_and_a_table() {
+fn all_runs_every_case_and_counts_the_results() {
     let server = Server::start(OPTIONS);
     let server_url = format!("ws://{}/", server.addr());
     let own = printed(&poke(&["all", "--wirechat", "--delay", "1ms", &server_url]), 0);
@@ -527,7 +528,8 @@ fn a_server_may_validate_late() {
     }
 }
 
-/// A minimal server for one connection: completes the opening handshake, then passes the connection to `rest`.
+/// Starts a minimal server for one connection. The server completes the opening handshake, then passes the connection
+/// to `rest`. Returns the server's URL and thread.
 fn fake(rest: impl FnOnce(TcpStream) + Send + 'static) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -592,7 +594,7 @@ fn an_unfinished_server_passes_what_it_supports() {
     let came = "received: text \"Hello\", the connection stays open, but a Ping gets no Pong";
     holds(&printed(&output, 0), &[came, "\nas expected\n"]);
 
-    // A server that treats a Ping as a message.
+    // This server mistakes the Ping for a message, and echoes it as text.
     let (url, served) = fake(|mut stream| {
         stream.write_all(b"\x81\x05Hello\x81\x0cstill there?").expect("the client reads");
         drain(stream);
@@ -602,7 +604,7 @@ fn an_unfinished_server_passes_what_it_supports() {
     holds(&printed(&output, 0), &[came, "\nas expected\n"]);
 }
 
-/// A server that passes each connection to `serve`.
+/// Starts a server that passes each connection to `serve`, and returns the server's URL.
 fn listen(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -621,7 +623,7 @@ fn a_server_that_does_not_respond() {
     let silent = listen(drain);
     let start = Instant::now();
     let text = printed(&poke(&["hello", "--timeout", "10s", &silent]), 1);
-    assert!(start.elapsed() < Duration::from_secs(20), "it is waited for once");
+    assert!(start.elapsed() < Duration::from_secs(20), "the client waits for the response only once");
     holds(&text, &["\nreceived: nothing; the server waits\n"]);
     let all = printed(&poke(&["all", "--timeout", "500ms", &silent]), 1);
     holds(&all, &["NOT as expected\nThe server sent nothing at all, so the other cases are skipped."]);
@@ -662,7 +664,7 @@ fn a_hostile_server_cannot_block_or_exhaust_the_client() {
     served.join().unwrap();
     printed(&output, 1);
 
-    // An endless stream of messages: memory and output are bounded.
+    // The server sends messages forever. The client must bound its memory and its output.
     let (url, served) = fake(|mut stream| {
         let frames = b"\x82\x7e\x00\x80".iter().copied().chain([0; 128]).collect::<Vec<u8>>().repeat(400);
         while stream.write_all(&frames).is_ok() {}
@@ -673,13 +675,13 @@ fn a_hostile_server_cannot_block_or_exhaust_the_client() {
     holds(&text, &["sent or announced over 4 MiB", " more …"]);
     assert!(text.lines().count() < 60, "{text}");
 
-    // An endless stream of empty messages: the number of frames is bounded.
+    // The server sends empty messages forever. The client must bound the number of frames.
     let (url, served) = fake(|mut stream| while stream.write_all(&b"\x81\x00".repeat(10_000)).is_ok() {});
     let output = poke(&["unmasked-frame", "--timeout", "60s", &url]);
     served.join().unwrap();
     holds(&printed(&output, 1), &["over 50000 frames"]);
 
-    // A frame that announces 2^63 - 1 bytes, the maximum.
+    // The server announces a frame of 2^63 - 1 bytes, the maximum. The client must not wait for the payload.
     let (url, served) = fake(|mut stream| {
         stream.write_all(b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff").expect("the client reads");
         drain(stream);

@@ -321,7 +321,8 @@ fn a_host_runs_the_commands() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Sends the JSON lines of "Try it" as wscat does, while the page is connected under a generated name.
+/// Sends each JSON line of the README's section "Try it" while the page is connected under a generated name. No line
+/// causes an error.
 #[test]
 fn the_lines_to_type_cause_no_error() {
     let server = Server::start(&[]);

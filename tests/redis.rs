@@ -571,8 +571,8 @@ fn a_takeover_by_a_bound_token() {
     nothing_but_a_message(&mut witness, &mut [&mut ann], "welcome back");
 }
 
-/// A connection with the `client_id` and the token of an older connection replaces the older connection. With another
-/// token, the server rejects or closes the new connection.
+/// A connection with the `client_id` and the token of an older connection replaces the older connection. If its token is
+/// a different one, the server rejects or closes the new connection.
 #[test]
 fn client_ids() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };

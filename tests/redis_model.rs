@@ -257,7 +257,7 @@ impl Calls {
             let request = self.request(random);
             let number = &mut self.callers[at].number;
             *number += 1;
-            // In one of ten cases, use the number of an earlier request, as if an instance resent the request.
+            // Give one request in ten the number of an earlier request, as if an instance resent the request.
             let number = if random.u8(..10) == 0 { number.saturating_sub(2) } else { *number };
             words.extend([number.to_string(), request[0].clone(), (request.len() - 1).to_string()]);
             words.extend(request.into_iter().skip(1));
@@ -398,7 +398,7 @@ impl<'a> Instance<'a> {
         self.resend(words)
     }
 
-    /// Sends a request with the number of the previous request. The history of a room holds one message.
+    /// Sends a request with the number of the previous request, and with a history of one message per room.
     fn resend(&self, words: &[&str]) -> Vec<String> {
         let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
         let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];
@@ -443,11 +443,11 @@ fn a_request_is_executed_once_and_only_for_the_newest_connection() {
     let last_id = || ask(&redis, "HGET p:room:room last_id");
     assert_eq!(last_id(), "1");
     first.resend(&["publish", "5", "ann", "ann", "0", "null", "", "{}"]);
-    assert_eq!(last_id(), "1", "this number is executed");
+    assert_eq!(last_id(), "1", "the script has already executed the request with this number");
     let reply = open(&redis, "1", "1", &first.generation, 2);
     assert_eq!((&*reply[0], &*reply[3], &*reply[4]), ("known", "2", "3"), "two requests, three inbox entries");
     assert_eq!(first.request(&["publish", "5", "ann", "ann", "0", "null", "", "{}"]), ["stale"]);
-    assert_eq!(last_id(), "1", "a call of an older connection");
+    assert_eq!(last_id(), "1", "the script ignores a call from an older connection");
     assert_eq!(open(&redis, "1", "1", &first.generation, 4)[0], "lost", "the instance has read more than Redis has");
     assert_eq!(open(&redis, "2", "2", "", 0), ["protocol", "1"]);
 }
@@ -475,7 +475,7 @@ fn only_an_instance_without_a_new_beat_is_removed() {
     other.request(&["reap", "1", beat.as_str().expect("a beat")]);
     assert_eq!(members(&redis), json!([]));
     assert_eq!(open(&redis, "1", "1", &silent.generation, 0)[0], "dead");
-    assert_ne!(silent.beat(), beat, "otherwise, the others would count the silence from its old beat");
+    assert_ne!(silent.beat(), beat, "other instances must not measure the silence from the old beat");
 }
 
 #[test]

@@ -1,19 +1,20 @@
 //! Inflates compressed messages (RFC 7692) for display, frame by frame and in bounded memory. With context takeover, a
-//! message may refer to earlier ones. If the inflater has not seen those, the message is shown as it is on the wire.
+//! message may refer to earlier ones. If the inflater has not seen those, the inspector shows the message as it is on
+//! the wire.
 
 use super::MAX_SHOWN_BYTES;
 use crate::ws::deflate::context::ContextInflater;
 use crate::ws::deflate::inflating::Cost;
 
-/// What the payload of a compressed frame inflates to.
+/// The inflated payload of a compressed frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inflated {
     /// Number of inflated bytes.
     pub len: u64,
-    /// The first [`MAX_SHOWN_BYTES`] of them.
+    /// The first [`MAX_SHOWN_BYTES`] inflated bytes.
     pub start: Vec<u8>,
-    /// Whether the data does not inflate here: it is invalid or too long, or refers to an earlier message that is
-    /// missing.
+    /// Whether the message does not inflate: it is invalid or too long, or refers to an earlier message that the
+    /// inflater has not seen.
     pub is_broken: bool,
     /// Whether the message so far has the field `token`, whose value is secret.
     pub has_token: bool,
@@ -25,12 +26,12 @@ pub struct MessageInflater {
     /// Whether each message starts with an empty window (no context takeover).
     is_reset: bool,
     is_broken: bool,
-    /// The end of the output, in which `"token"` may have begun.
+    /// The last bytes of the output so far, which may be the start of `"token"`.
     last: Vec<u8>,
     has_token: bool,
-    /// How many bytes the message may inflate to, and how many it has. An endpoint rejects a longer one, so the
-    /// inflater stops there.
+    /// Maximum length of an inflated message in bytes. Endpoints reject longer messages, so the inflater stops there.
     limit: usize,
+    /// Number of inflated bytes of the current message so far.
     len: usize,
     cost: Cost,
 }
@@ -95,10 +96,10 @@ mod tests {
     use crate::ws::protocol::{Event, Limits, Protocol};
 
     const HELLO: &[u8] = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // RFC 7692 §7.2.3.1
-    const FINAL_HELLO: &[u8] = b"\xf3\x48\xcd\xc9\xc9\x07\x00"; // the same, with BFINAL = 1
-    const REFERENCE: &[u8] = b"\xf2\x00\x11\x00\x00"; // to the five bytes before (§7.2.3.2)
+    const FINAL_HELLO: &[u8] = b"\xf3\x48\xcd\xc9\xc9\x07\x00"; // "Hello" in a block with BFINAL = 1
+    const REFERENCE: &[u8] = b"\xf2\x00\x11\x00\x00"; // "Hello", as a reference to a "Hello" just before it (§7.2.3.2)
 
-    /// What the inspector shows of each message; `None` for a message that does not inflate.
+    /// Returns the text that the inspector shows for each message; `None` for a message that does not inflate.
     fn inflate(is_reset: bool, messages: &[&[u8]]) -> Vec<Option<String>> {
         let mut inflater = MessageInflater::new(is_reset);
         let mut inflate = |payload: &&[u8]| {
@@ -122,7 +123,7 @@ mod tests {
         matches!(protocol.receive(&mut &mut frame[..]), Some(Event::Message(_)))
     }
 
-    /// RFC 7692 §7.2.3.4, §7.2.3.5.
+    /// Final blocks (RFC 7692 §7.2.3.4) and several blocks in a message (§7.2.3.5) are valid.
     #[test]
     fn the_server_and_the_inspector_agree() {
         let [text, twice] = ["Hello", "HelloHello"].map(|text| Some(text.to_owned()));

@@ -135,12 +135,13 @@ impl FrameScanner {
         }
     }
 
-    /// Prepares the scanner for compressed messages. Call `set_limits` before the first frame.
+    /// Prepares the scanner for compressed messages if `limits.deflates` is true. Call `set_limits` before the first
+    /// frame.
     pub fn set_limits(&mut self, limits: Limits) {
         self.deflates = limits.deflates.then_some(limits.message);
     }
 
-    /// Lets messages refer to earlier messages.
+    /// Permits compressed messages to refer to earlier ones (context takeover).
     pub fn keep_context(&mut self) {
         self.resets = false;
     }

@@ -10,7 +10,8 @@ use crate::ws::handshake::find_access_token;
 use crate::ws::mask;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words. Custom headers, such as `X-Api-Key`, have many names.
+/// A header is secret if its name contains one of these words, because custom headers such as `X-Api-Key` have no
+/// standard names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS

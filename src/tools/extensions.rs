@@ -4,18 +4,18 @@
 use super::screen::quote;
 use crate::ws::deflate::negotiation::{NAME, parse_window_bits, unquote};
 
-/// What the endpoints agreed for permessage-deflate.
+/// The parameters of permessage-deflate that the endpoints have agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreed {
     /// Whether a message from the server may refer to earlier ones (context takeover).
     pub server_takes_over: bool,
-    /// Whether a message from the client may.
+    /// Whether a message from the client may refer to earlier ones.
     pub client_takes_over: bool,
 }
 
 impl Agreed {
-    /// Returns what `chosen` says about permessage-deflate, if it accepts the extension at all. `chosen` is the value
-    /// of `Sec-WebSocket-Extensions` in the response.
+    /// Parses `chosen`, the value of `Sec-WebSocket-Extensions` in the response. Returns `None` if the server has not
+    /// accepted permessage-deflate.
     pub fn from_response(chosen: &str) -> Option<Agreed> {
         let response = elements(chosen).find(|element| element.name == NAME)?;
         Some(Agreed {
@@ -25,14 +25,14 @@ impl Agreed {
     }
 }
 
-/// An element of a list of extensions.
+/// An element of a `Sec-WebSocket-Extensions` header: an extension with its parameters.
 struct Extension<'a> {
     name: &'a str,
     parameters: Vec<(&'a str, Option<String>)>,
 }
 
 impl Extension<'_> {
-    /// The value of a parameter; `Some(None)` if the parameter has none.
+    /// Returns the value of a parameter: `None` if the parameter is missing, `Some(None)` if it has no value.
     fn get(&self, name: &str) -> Option<Option<&str>> {
         self.parameters.iter().find(|(found, _)| *found == name).map(|(_, value)| value.as_deref())
     }
@@ -41,7 +41,7 @@ impl Extension<'_> {
         parse_window_bits(self.get(name)??)
     }
 
-    /// RFC 7692 §7: describes a parameter that is unknown, repeated or has an invalid value.
+    /// Returns the first parameter that is unknown, repeated or has an invalid value (RFC 7692 §7).
     fn find_invalid_parameter(&self, is_offer: bool) -> Option<String> {
         self.parameters.iter().enumerate().find_map(|(at, (name, value))| {
             let is_valid = match (*name, value.as_deref().map(parse_window_bits)) {
@@ -56,7 +56,7 @@ impl Extension<'_> {
         })
     }
 
-    /// Says why `self`, a response, does not accept this valid offer.
+    /// Returns the reason why the response `self` does not match `offer`, a valid offer.
     fn find_mismatch(&self, offer: &Extension) -> Option<&'static str> {
         let limit = offer.window_bits("server_max_window_bits");
         if self.get("client_max_window_bits").is_some() && offer.get("client_max_window_bits").is_none() {
@@ -87,8 +87,8 @@ fn elements(list: &str) -> impl Iterator<Item = Extension<'_>> {
     })
 }
 
-/// Returns the reasons why a client that has sent `offered` must fail the connection after a response with `chosen`,
-/// both values of `Sec-WebSocket-Extensions`.
+/// Returns the reasons why a client must fail the connection. `chosen` and `offered` are the values of
+/// `Sec-WebSocket-Extensions` in the response and in the request.
 pub fn find_violations(chosen: &str, offered: &str) -> Vec<String> {
     let mut found = Vec::new();
     // RFC 6455 §4.1: fail the connection on an extension "not present in the client's handshake".
@@ -100,7 +100,7 @@ pub fn find_violations(chosen: &str, offered: &str) -> Vec<String> {
     let responses: Vec<Extension> = elements(chosen).filter(|response| response.name == NAME).collect();
     match &responses[..] {
         [response] if !offers.is_empty() => found.extend(find_deflate_violation(response, &offers)),
-        // RFC 7692 §5: both would use RSV1.
+        // RFC 7692 §5: a server must not accept two offers of permessage-deflate, because both use RSV1.
         [_, _, ..] => found.push("the 101 accepts permessage-deflate twice (RFC 7692 §5)".into()),
         _ => {}
     }
@@ -119,7 +119,7 @@ fn find_deflate_violation(response: &Extension, offers: &[Extension]) -> Option<
     if mismatches.peek().is_none() {
         return Some("the 101 accepts permessage-deflate, whose offer is invalid (RFC 7692 §7)".into());
     }
-    // `None` is an offer that the response may accept.
+    // `None`, the minimum, means that the response matches an offer. One such offer is enough.
     let mismatch = mismatches.min()??;
     Some(format!("the 101 does not accept permessage-deflate as offered: {mismatch}"))
 }

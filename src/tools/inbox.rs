@@ -14,8 +14,8 @@ use crate::ws::handshake::accept_value;
 
 /// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Maximum total size of all frames and of all that they inflate to, in bytes. No `poke` test case needs to read a
-/// larger echo.
+/// Maximum total size of all frames and of the inflated messages, in bytes. No `poke` test case needs to read a larger
+/// echo.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
 const TOO_MANY_BYTES: &str = "the server sent or announced over 4 MiB, far more than was sent to it";
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.
@@ -30,7 +30,7 @@ pub struct Response {
     pub status: u16,
     /// The value of `Sec-WebSocket-Version`: the versions that the server supports (§4.4).
     pub versions: Option<String>,
-    /// What the server accepted of permessage-deflate; `None` if it declined.
+    /// The agreed parameters of permessage-deflate; `None` if the server declined the extension.
     pub deflate: Option<Agreed>,
     content_length: Option<usize>,
     pub body: Vec<u8>,
@@ -186,7 +186,7 @@ pub struct Inbox {
     offer: Offer,
     pub response: Option<Response>,
     unfinished: Option<UnfinishedMessage>,
-    /// What earlier compressed messages inflated to: later ones may refer to it.
+    /// The last inflated bytes of earlier compressed messages. Later messages may refer to these bytes.
     window: Vec<u8>,
     frame_bytes: u64,
     frames: u32,
@@ -281,7 +281,7 @@ impl Inbox {
             return Err("the server masked a frame (RFC 6455 §5.1)".into());
         }
         let broken = |error| match error {
-            ProtocolError::MessageTooBig => TOO_MANY_BYTES.to_owned(), // the limit is not the server's own
+            ProtocolError::MessageTooBig => TOO_MANY_BYTES.to_owned(), // the client's limit, not a rule of the RFC
             error => format!("the server broke a rule: {error}"),
         };
         let header = FrameHeader::parse_negotiated(Role::Server, self.deflate().is_some(), bytes);
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn compressed_messages_inflate_with_the_agreed_context() {
         const HELLO: &[u8] = b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00"; // RFC 7692 §7.2.3.1
-        const REFERENCE: &[u8] = b"\xc1\x05\xf2\x00\x11\x00\x00"; // to the message before, §7.2.3.2
+        const REFERENCE: &[u8] = b"\xc1\x05\xf2\x00\x11\x00\x00"; // refers to the message before (§7.2.3.2)
         let receive = |parameters: &str, frames: &[&[u8]]| {
             let mut inbox = Inbox::open();
             let deflate = Agreed::from_response(&format!("permessage-deflate{parameters}"));
@@ -411,7 +411,7 @@ mod tests {
         assert!(violation.contains("RFC 7692 §6"), "{violation}");
         let (_, violation) = receive("", &[b"\xc1\x04\x4a\xfc\x0f\x00"]);
         assert!(violation.contains("§8.1"), "{violation}");
-        // Each 13 bytes inflate to 2064.
+        // Each repetition of the 13 bytes inflates to 2064 bytes.
         let bomb = b"\x05\xa3\x60\x14\x8c\x82\x51\x30\x0a\x46\xc1\x28\x18".repeat(2500);
         let header = [&[0xc2, 126][..], &(bomb.len() as u16 + 2).to_be_bytes(), b"\x4a\x1c"].concat();
         assert_eq!(receive("", &[&header, &bomb]), (0, TOO_MANY_BYTES.into()));

@@ -157,7 +157,8 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     })
 }
 
-/// Runs a script and checks the rules. Some scripts then run again: unchanged, or without the rude client.
+/// Runs a script. Runs some scripts a second time: unchanged, because a seed must reproduce its run, or without the
+/// rude client, because that client must not affect the other clients.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {

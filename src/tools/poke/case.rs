@@ -44,7 +44,8 @@ pub enum Opening {
     Edited(&'static [Edit]),
     /// Like `Edited`. The edits offer permessage-deflate. The case applies only to a server that accepts the offer.
     Deflate(&'static [Edit]),
-    /// Like `Deflate`, for a server that also lets the client's messages refer to earlier ones (context takeover).
+    /// Like `Deflate`. The case applies only to a server that also permits the client's messages to refer to earlier
+    /// ones (context takeover).
     Takeover(&'static [Edit]),
     /// Skips the opening handshake: the client runs the first step of the case as soon as TCP connects.
     Skipped,
@@ -95,8 +96,8 @@ pub enum Step {
     Flood(u8, usize),
 }
 
-/// A flood ends after 96 MiB. The socket buffers cannot hold so many bytes, so the server must have read most of them:
-/// the server applies no backpressure.
+/// The client ends a flood after 96 MiB. The socket buffers cannot hold that many bytes, so a server that has accepted
+/// all of them applies no backpressure.
 pub const FLOOD_BYTES: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]

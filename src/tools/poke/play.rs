@@ -211,8 +211,9 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Starts a closing handshake (§7.1.2), unless the client's last frame is incomplete: the server would read the
-    /// Close as payload. A case that was probed or not run has no incomplete frame: no test Ping follows one.
+    /// Starts a closing handshake (§7.1.2) if the connection is open. `is_complete`: the client's last frame is known
+    /// to be complete, because the client sent the test Ping or ran no step. After an incomplete frame, the server
+    /// would read the Close as payload.
     fn try_closing_handshake(&mut self, is_complete: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();

@@ -1,5 +1,5 @@
-//! Replaces the codec in a build without the feature `deflate`, in which no connection negotiates compression. A
-//! recording may come from another build, so inflating is an error and not a panic.
+//! Replaces the module `codec` in a build without the feature `deflate`. Such a build never negotiates compression, but
+//! it may replay a recording with compressed messages. An attempt to inflate them is therefore an error, not a panic.
 
 use super::Step;
 

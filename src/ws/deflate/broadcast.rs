@@ -1,4 +1,5 @@
-//! Compresses a message once for many peers, with a context that they share. The doc of `deflate` has a figure.
+//! Compresses a message once for many peers that share a context. The documentation of the module `deflate` explains
+//! the shared context, with an example.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,17 +11,17 @@ use super::{MAX_WINDOW_BITS, RSV1};
 use crate::ws::frame::{self, FrameHeader, Opcode, Role};
 use crate::ws::protocol::{Limits, Protocol};
 
-const MAX_TAIL: usize = 2 * 1024; // in bytes; most of what repeats in a chat is in the last dozen events
+const MAX_TAIL: usize = 2 * 1024; // in bytes; most repetition in a chat is within the last dozen events
 const MIN_WINDOW_BITS: u8 = 9;
-pub const DEFAULT_MIN: usize = 32; // in bytes
+pub const DEFAULT_MIN: usize = 32; // in bytes; shorter messages stay uncompressed
 
 /// How a member receives the messages of its room.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Variant {
     #[default]
     Plain,
-    Shared, // each message may refer to earlier ones that all present members have received
-    Alone,  // a message refers to no other one, and at most 512 bytes back
+    Shared, // a message may refer to earlier messages that all current members have received
+    Alone,  // a message refers to no other message, and only to its own last 512 bytes
 }
 
 impl Variant {
@@ -41,11 +42,12 @@ impl From<Option<Agreement>> for Variant {
 pub enum Recipients {
     All,
     AllButOne,
-    AllButNew(Variant), // the new member gets the event too, but on its own and uncompressed
+    AllButNew(Variant), // the new member receives the event too, but separately and uncompressed
 }
 
 impl Recipients {
-    /// `except`: the variant of the member that does not receive the message, or `Plain` if it is in another group.
+    /// `except` is the variant of the member that does not receive the message; `Plain` if the member is in another
+    /// group.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,
@@ -60,17 +62,17 @@ impl Recipients {
 pub struct Deflater<K> {
     min: usize, // messages of fewer bytes stay uncompressed
     shared: Option<Compressor>,
-    continues: Option<K>, // the group that `shared` last compressed for: its next message continues the stream
+    continues: Option<K>, // the group whose next message continues the stream of `shared`
     alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
     groups: HashMap<K, Group>,
-    max_groups: usize, // with more groups than this, look for groups that no longer exist
+    max_groups: usize, // above this number, `add_member` removes groups that no longer exist
     pub inflaters: Inflaters,
 }
 
 #[derive(Debug, Default)]
 struct Group {
-    tail: Vec<u8>, // the end of what all present members with the variant `Shared` have received compressed
-    has: [bool; Variant::COUNT], // the variants of the members; may still include that of a member that has left
+    tail: Vec<u8>, // the last bytes that all current `Shared` members have received in compressed messages
+    has: [bool; Variant::COUNT], // the members' variants; may still include the variant of a member that has left
 }
 
 impl<K> Default for Deflater<K> {
@@ -94,7 +96,7 @@ impl<K> Deflater<K> {
 }
 
 impl<K: Copy + Eq + Hash> Deflater<K> {
-    /// `exists` returns whether a group still exists.
+    /// `exists` returns whether a group still exists. If there are many groups, `add_member` removes those that do not.
     pub fn add_member(&mut self, group: K, variant: Variant, exists: impl Fn(&K) -> bool) {
         if variant == Variant::Plain {
             return;
@@ -112,7 +114,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Sets the variants that each group's members have now, and forgets groups that no longer need compression.
+    /// Sets the variants of each group's current members, and removes groups that no longer need compression.
     pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
         for (group, has) in groups {
             let Some(members) = self.groups.get_mut(&group) else { continue };
@@ -124,8 +126,8 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Appends a message, whose plain frame begins at `start`, to each compressed variant that the group's members
-    /// have.
+    /// Appends a message to the frames of each compressed variant that the group's members have. The caller has already
+    /// appended the message to the frames of the variant `Plain`, at `start`.
     pub fn append(&mut self, group: K, recipients: Recipients, start: usize, frames: &mut [Vec<u8>; Variant::COUNT]) {
         let Some(Group { tail, has }) = self.groups.get_mut(&group) else { return };
         let [plain_frames, shared_frames, alone_frames] = frames;
@@ -142,7 +144,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
                 }
                 append_compressed(shared_frames, Opcode::Text, &compressor.compress(text));
                 if recipients == Recipients::AllButNew(Variant::Shared) {
-                    debug_assert!(tail.is_empty(), "the member has joined just before");
+                    debug_assert!(tail.is_empty(), "the join has emptied the tail");
                     self.continues = None;
                 } else {
                     push_tail(tail, text);
@@ -160,7 +162,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Appends a message for one peer. It refers to no other message.
+    /// Appends a message for one peer. The message refers to no other message.
     pub fn append_alone(&mut self, agreement: Option<Agreement>, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
         let Some(agreement) = agreement.filter(|_| payload.len() >= self.min) else {
             return frame::append(out, opcode, payload);
@@ -196,7 +198,7 @@ mod tests {
     use super::*;
     use crate::ws::deflate::TAIL;
 
-    /// A member that inflates with another implementation of DEFLATE.
+    /// A member that inflates with a different implementation of DEFLATE than the server.
     struct Member {
         variant: Variant,
         inflater: Decompress,
@@ -215,7 +217,7 @@ mod tests {
             let (input, before) = ([payload, &TAIL].concat(), self.inflater.total_in());
             let mut out = Vec::with_capacity(100_000);
             self.inflater.decompress_vec(&input, &mut out, FlushDecompress::Sync).unwrap();
-            assert_eq!(self.inflater.total_in() - before, input.len() as u64, "everything is inflated");
+            assert_eq!(self.inflater.total_in() - before, input.len() as u64, "the inflater has read all of the input");
             String::from_utf8(out).unwrap()
         }
 
@@ -276,7 +278,7 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
     }
 
-    /// Members with each variant join, leave and switch at random, in several groups of one server.
+    /// Members of each variant join groups, leave them and switch between them at random.
     #[test]
     fn every_member_inflates_every_message() {
         let mut random = fastrand::Rng::with_seed(7);
@@ -350,7 +352,8 @@ mod tests {
             deflater.append_alone(Some(agreement), Opcode::Text, text.as_bytes(), &mut frame);
             frame[0] &= !RSV1;
             let header = FrameHeader::parse(Role::Server, &frame).unwrap().unwrap();
-            // Output in pieces of one byte makes the inflater keep a window, and of this size.
+            // Inflate one byte at a time: otherwise, the inflater would find earlier bytes in the output buffer, and
+            // accept references beyond its window.
             let (mut inflater, mut out) = (zlib_rs::Inflate::new(false, bits), Vec::new());
             let input = [&frame[header.size..], &TAIL].concat();
             while out.len() < text.len() {

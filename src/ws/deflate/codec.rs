@@ -1,4 +1,5 @@
-//! DEFLATE (RFC 1951), as implemented by zlib-rs. The other files decide what to compress, and with which context.
+//! DEFLATE (RFC 1951), as implemented by zlib-rs. The other files of this module decide which messages to compress,
+//! and with which context.
 
 use std::fmt;
 
@@ -6,7 +7,7 @@ use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
 use super::{MAX_WINDOW_BITS, Step, TAIL};
 
-const PIECE: usize = 8 * 1024; // bytes of output per step: how far a bomb can inflate beyond a limit
+const PIECE: usize = 8 * 1024; // bytes of output per step; a bomb can exceed a limit by at most this much
 const LEVEL: i32 = 6; // zlib's default
 
 /// Inflates one message at a time, in pieces of bounded length.
@@ -33,7 +34,7 @@ impl Inflater {
     /// Starts a new stream, whose first block may refer to bytes at the end of `context`.
     pub fn reset(&mut self, context: &[u8]) {
         self.stream.reset(false);
-        // Fails only for a zlib header, which the stream does not have.
+        // `set_dictionary` fails only for a stream with a zlib header, and this stream has none.
         let set = self.stream.set_dictionary(context);
         debug_assert!(set.is_ok());
     }
@@ -62,14 +63,14 @@ impl Compressor {
         Compressor(Deflate::new(LEVEL, false, window_bits))
     }
 
-    /// Starts a new stream for a peer that has received `context` last.
+    /// Starts a new stream, whose messages may refer to `context`, the last bytes that the peer has inflated.
     pub fn reset(&mut self, context: &[u8]) {
         self.0.reset();
         let set = self.0.set_dictionary(context);
         debug_assert!(set.is_ok());
     }
 
-    /// Compresses a message into a continuation of the stream (RFC 7692 §7.2.1).
+    /// Compresses a message as the next part of the stream (RFC 7692 §7.2.1).
     pub fn compress(&mut self, payload: &[u8]) -> Vec<u8> {
         let (mut out, mut input) = (Vec::new(), payload);
         loop {

@@ -1,5 +1,6 @@
-//! Inflates messages that may refer to earlier ones (context takeover, RFC 7692 §7.2.3.2). The server forbids that to
-//! its clients, so only the inspector and the tools need this: they also inflate what a server sends.
+//! Inflates messages that may refer to earlier ones (context takeover, RFC 7692 §7.2.3.2). The server forbids its
+//! clients to send such messages. Only the inspector and the tools need this module, because they inflate the messages
+//! of a server.
 
 use super::inflating::{Cost, ends_message};
 use super::{Inflater, MAX_WINDOW_BITS, Step};
@@ -11,20 +12,20 @@ const WINDOW: usize = 1 << MAX_WINDOW_BITS;
 #[derive(Debug, Default)]
 pub struct ContextInflater {
     inflater: Inflater,
-    window: Vec<u8>, // at its end, the last `WINDOW` bytes of the output
+    window: Vec<u8>, // ends with the last `WINDOW` bytes of the output
     is_final: bool,  // a final block has ended, so the next block starts a new stream
 }
 
 impl ContextInflater {
     pub const SIZE: usize = Inflater::SIZE + 2 * WINDOW; // in bytes
 
-    /// Drops the context: the next message refers to no earlier one.
+    /// Drops the context: the next message must not refer to earlier ones.
     pub fn reset(&mut self) {
         self.window.clear();
         self.is_final = true;
     }
 
-    /// Like [`Inflater::step`]. Blocks after a final block may refer to bytes before it (RFC 7692 §7.2.3.4).
+    /// Like [`Inflater::step`]. Blocks after a final block may refer to bytes before that block (RFC 7692 §7.2.3.4).
     pub fn step(&mut self, input: &mut &[u8]) -> Step<'_> {
         if self.is_final {
             self.inflater.reset(&self.window);
@@ -48,7 +49,8 @@ impl ContextInflater {
     }
 }
 
-/// Inflates a whole message. `window` has the output of the messages before, and then also that of this message.
+/// Inflates a whole message. `window` holds the last bytes of earlier messages. On success, it also holds those of this
+/// message.
 pub fn inflate_message(mut payload: &[u8], window: &mut Vec<u8>, limit: usize) -> Result<Vec<u8>, ProtocolError> {
     let mut inflater = ContextInflater { window: std::mem::take(window), is_final: true, ..ContextInflater::default() };
     let (mut output, mut cost) = (Vec::new(), Cost::default());

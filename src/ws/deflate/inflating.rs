@@ -9,28 +9,30 @@ use crate::ws::close::ProtocolError::{self, InvalidDeflate, MessageTooBig};
 use crate::ws::frame::FrameHeader;
 use crate::ws::message::{Assembler, Message};
 
-/// An empty stored block takes five bytes, so an endless message could inflate to nothing. The compressed bytes of a
-/// message may exceed `MAX_EXPANSION` times its inflated bytes by at most `MAX_EXCESS`. A sender that flushes after
-/// each byte needs seven bytes per byte.
+/// A message may contain any number of empty blocks, so an endless message could inflate to nothing. Therefore, the
+/// compressed bytes of a message may exceed `MAX_EXPANSION` times its inflated bytes by at most `MAX_EXCESS`. The
+/// factor permits a sender to flush after each byte, which takes seven compressed bytes per inflated byte.
 const MAX_EXPANSION: usize = 8;
 const MAX_EXCESS: usize = 64 * 1024;
-/// Each final block (BFINAL = 1) counts as this many bytes: the inflater then restarts with a copied window.
+/// Each final block (BFINAL = 1) counts as this many extra bytes, because the inflater then restarts and copies the
+/// window.
 const FINAL_BLOCK_COST: usize = 1024;
 
-/// What a message has cost so far: its compressed bytes, and `FINAL_BLOCK_COST` for each final block.
+/// The cost of a message so far: its compressed bytes, plus `FINAL_BLOCK_COST` for each final block.
 #[derive(Debug, Default)]
 pub struct Cost(usize);
 
 impl Cost {
-    /// Adds a step that has read `read` bytes. Returns whether a message of `len` inflated bytes may cost so much.
+    /// Adds a step that has read `read` bytes. Returns `false` if the cost is too high for `len` inflated bytes.
     pub fn add(&mut self, read: usize, is_final: bool, len: usize) -> bool {
         self.0 += read + if is_final { FINAL_BLOCK_COST } else { 0 };
         self.0 <= len * MAX_EXPANSION + MAX_EXCESS
     }
 }
 
-/// Keeps one inflater that no message uses. One is usually enough, because most messages arrive with one read. Each
-/// message starts a new stream (`client_no_context_takeover`), so an inflater belongs to no connection.
+/// Keeps one idle inflater for the next compressed message of any connection. Connections can share the inflater,
+/// because each message starts a new stream (`client_no_context_takeover`). One idle inflater is usually enough,
+/// because most messages arrive with one read.
 #[derive(Clone, Default)]
 pub struct Inflaters(Option<Rc<Cell<Option<Inflater>>>>); // `None`: keep no inflater
 
@@ -58,7 +60,7 @@ impl fmt::Debug for Inflaters {
     }
 }
 
-/// A compressed message whose last frame has not ended.
+/// A compressed message that has not fully arrived.
 #[derive(Debug)]
 pub struct Inflating {
     inflater: Option<Inflater>, // `Some` until `drop` returns it to the pool
@@ -69,7 +71,7 @@ pub struct Inflating {
 }
 
 impl Inflating {
-    /// The inflated bytes so far, and the memory that the message uses.
+    /// Returns the number of inflated bytes so far, and the number of bytes of memory that the message uses.
     pub fn len_and_capacity(&self) -> (usize, usize) {
         let (len, capacity) = self.output.len_and_capacity();
         (len, capacity + Inflater::SIZE)
@@ -90,7 +92,7 @@ impl Inflating {
                 return Ok(());
             }
             if step.is_final {
-                // RFC 7692 §7.2.3.4: blocks may follow a final block. They may refer to bytes before it.
+                // RFC 7692 §7.2.3.4: blocks may follow a final block, and may refer to bytes before that block.
                 inflater.reset(&window(output));
             }
         }
@@ -103,8 +105,9 @@ impl Inflating {
     }
 }
 
-/// Inflates the four bytes that each message omits. They must complete an empty stored block. A final block after them
-/// shows whether they did: inside another block, it would be data.
+/// Inflates the four bytes that the sender removed from the message ([`TAIL`]), and then an empty final block. Returns
+/// `true` if the inflater recognizes that final block. If the message ended inside another block, the inflater would
+/// read the final block as data.
 pub fn ends_message(inflater: &mut Inflater) -> bool {
     let end = [&TAIL[..], &FINAL_BLOCK].concat();
     let mut input = &end[..];
@@ -161,7 +164,8 @@ mod tests {
         [&[u8::from(is_final)], &len_bytes[..], &len_bytes.map(|byte| !byte), &vec![b'x'; len][..]].concat()
     }
 
-    /// Returns the lengths or texts of the messages, the other events, and the most memory that was used.
+    /// Returns the events, and the maximum number of buffered bytes. A text message appears as its text, or as its
+    /// length if it is longer than 20 bytes.
     fn receive(bytes: &[u8], size: usize) -> (Vec<String>, usize) {
         let (mut protocol, mut events, mut memory) = (Protocol::new(LIMITS), Vec::new(), 0);
         for piece in bytes.to_vec().chunks_mut(size) {

@@ -1,18 +1,18 @@
 //! permessage-deflate (RFC 7692): negotiation, compressed messages in both directions, and one compression of a message
 //! for a whole room. [`negotiation`] chooses the parameters, [`inflating`] receives, and [`broadcast`] sends.
-//! [`context`] inflates what a peer of this server receives. zlib-rs implements DEFLATE itself (RFC 1951). The module
-//! uses no sockets, and does not know what a room is.
+//! [`context`] inflates the messages of a server, for the inspector and the tools. zlib-rs implements DEFLATE itself
+//! (RFC 1951). The module uses no sockets, and does not know what a room is.
 //!
-//! DEFLATE replaces text that occurred before by a reference to it: at most 32 KiB before, in the *window*. Chat events
-//! are short and alike, so they shrink well only if they may refer to earlier messages. RFC 7692 allows that (*context
-//! takeover*), and the window then has what the peer received in compressed messages. Usually, a server therefore keeps
-//! a compressor for each connection, and compresses a message to n members n times.
+//! DEFLATE replaces repeated text with a reference to an earlier occurrence in the last 32 KiB, the *window*. Chat
+//! events are short and alike, so they shrink well only if they may refer to earlier messages. RFC 7692 allows that
+//! (*context takeover*): the window then contains the compressed messages that the peer has received. Most servers
+//! therefore keep a compressor for each connection, and compress a message to n members n times.
 //!
-//! This server compresses it once. The members of a room receive the same messages, so their windows end in the same
-//! bytes, back to the join of the newest member. The room keeps that common end, the *tail*: a message may refer to it
-//! and to nothing else. A join empties the tail, because the new member's window does not have these bytes. An event
-//! for one member, or for all but one, is sent uncompressed (RSV1 = 0), so it enters no window. Example, with the
-//! windows of two members:
+//! This server compresses the message once. The members of a room receive the same messages, so their windows end in
+//! the same bytes, back to the join of the newest member. The room keeps that common end, the *tail*: a message may
+//! refer to it and to nothing else. A join empties the tail, because the new member's window does not have these
+//! bytes. An event for one member, or for all but one, is sent uncompressed (RSV1 = 0), so it enters no window.
+//! Example, with the windows of two members:
 //!
 //! ```text
 //!                   sent          tail         alice's window  bob's window
@@ -25,9 +25,10 @@
 //! ```
 //!
 //! A tail has at most 2 KiB, and the server has one compressor for all tails. So a room costs at most 2 KiB per
-//! dialect, and a connection nothing. A client that declines context takeover, or wants a smaller window, receives a
-//! second variant of each message, which refers to no other message. In the other direction, the server forbids context
-//! takeover (`client_no_context_takeover`), so an inflater is needed only from a message's first byte to its last.
+//! dialect, and a connection costs nothing. A client that declines context takeover, or wants a smaller window,
+//! receives a second variant of each message, which refers to no other message. In the other direction, the server
+//! forbids context takeover (`client_no_context_takeover`), so an inflater is needed only from a message's first byte
+//! to its last.
 
 #[cfg_attr(not(feature = "deflate"), path = "absent.rs")]
 mod codec;
@@ -45,12 +46,13 @@ use super::close::ProtocolError::{self, MisplacedRsv1};
 /// RFC 7692 §6: marks the first frame of a compressed message.
 pub const RSV1: u8 = 0x40;
 const MAX_WINDOW_BITS: u8 = 15;
-/// RFC 7692 §7.2.1: the last bytes of a flushed stream, the lengths of an empty stored block. Messages omit them.
+/// RFC 7692 §7.2.1: the last four bytes of a flushed stream, which a sender removes from each message. They are the
+/// length fields of an empty stored block.
 pub const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// An empty stored block with BFINAL = 1.
 const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 
-/// The result of one step of an [`Inflater`]: a piece of output, and what follows it.
+/// The result of one step of an [`Inflater`]: a piece of output, and the state of the stream after that piece.
 pub struct Step<'a> {
     pub output: &'a [u8],
     pub needs_input: bool, // all of the input is read

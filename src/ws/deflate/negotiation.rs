@@ -49,7 +49,7 @@ impl Agreement {
         Some(agreement)
     }
 
-    /// Adds the agreement to the end of the 101 response.
+    /// Inserts the extension header into the 101 response, before the blank line at its end.
     pub fn add_header(self, response: &mut Vec<u8>) {
         let blank_line = response.len() - b"\r\n".len();
         response.splice(blank_line..blank_line, self.header().into_bytes());

@@ -116,7 +116,7 @@ impl Record {
         self.published.contains(text)
     }
 
-    /// Whether one history of the room contains all messages in `seen`.
+    /// Whether at least one of the room's histories contains all messages in `seen`.
     pub fn is_part(&self, room: &str, seen: &Seen) -> bool {
         let fits = |history: &Vec<Entry>| {
             seen.iter().all(|(id, fingerprint)| {

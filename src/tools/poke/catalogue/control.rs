@@ -92,13 +92,13 @@ const BAD_CODE_CASE: Case =
     Case { allowed: &[MAY_DISCONNECT, (End::ClosesWithAnyCode, ANY_CODE_RULE)], rule: CODE_RULE, ..FAILING_CASE };
 
 const MAY_USE_ANY_CODE: (End, &str) =
-    (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", and need not");
-const ANY_CODE_RULE: &str = "§7.4 says which codes must not be sent, and not which code they fail the connection with";
+    (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", but need not");
+const ANY_CODE_RULE: &str = "§7.4 lists the codes that must not be sent, but no code to fail the connection with";
 const ECHOED_RULE: (&str, &str) = ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
 const CODE_RULE: (&str, &str) =
     ("§7.4", "1004–1006, 1015, and all codes outside of 1000–1014 and 3000–4999 must not be sent");
 const NO_FRAME_AFTER_CLOSE_RULE: (&str, &str) =
-    ("§5.5.1", "no frame may follow a Close, and a frame that does gets no reply");
+    ("§5.5.1", "no frame may follow a Close; if one does, it gets no reply");
 
 pub(super) const CLOSE_CASES: &[Case] = &[
     Case {
@@ -203,7 +203,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Close whose reason is not UTF-8",
         steps: &[Frame(0x88, "03 e8 c3 28")],
         end: End::Closes(&[1007]),
-        allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code")],
+        allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
         rule: ("§8.1", "the reason of a Close is UTF-8, like a text message"),
         error: Some(ProtocolError::CloseReasonNotUtf8),
         ..FAILING_CASE

@@ -1,6 +1,6 @@
-//! Test cases about permessage-deflate (RFC 7692): what the server negotiates, the messages that it accepts, and those
-//! that it must not. [`inbox`](crate::tools::inbox) checks each response against the offer, and inflates the replies,
-//! so the negotiation of a case needs no expectation of its own.
+//! Test cases about permessage-deflate (RFC 7692): the negotiation, messages that the server must accept, and messages
+//! that it must not accept. [`inbox`](crate::tools::inbox) checks every response against the offer, so a case does not
+//! state the response that it expects.
 
 use super::{DEFAULT_CASE, ECHO_CASE, FAILING_CASE, MAY_DISCONNECT};
 use crate::tools::poke::case::Edit::Add;
@@ -8,10 +8,10 @@ use crate::tools::poke::case::Step::{Await, Frame, Letters, Repeat};
 use crate::tools::poke::case::{Case, Edit, End, Needs, Opening, Reply};
 use crate::ws::close::ProtocolError;
 
-/// The defaults of a case with a compressed connection and an echo.
+/// The defaults of a case that needs compression and an echo.
 const DEFLATE_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..ECHO_CASE };
 
-/// The defaults of a case that breaks a rule on a compressed connection.
+/// The defaults of a case whose client negotiates compression and then breaks a rule.
 const BROKEN_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..FAILING_CASE };
 
 /// The defaults of a case whose message does not inflate.
@@ -23,20 +23,21 @@ const INVALID_CASE: Case = Case {
     ..BROKEN_CASE
 };
 
-/// The defaults of a case with an offer that the server must decline. A server without compression declines it too.
+/// The defaults of a case with an offer that the server must decline. A server without compression passes such a case,
+/// because it declines every offer.
 const DECLINED_CASE: Case = Case { rule: DECLINE_RULE, ..DEFAULT_CASE };
 
 const OFFER: &[Edit] = &[Add("Sec-WebSocket-Extensions: permessage-deflate")];
-/// "Hello", the example of RFC 7692 §7.2.3.1.
+/// "Hello", compressed as in RFC 7692 §7.2.3.1.
 const HELLO: &str = "f2 48 cd c9 c9 07 00";
-/// A reference to the five bytes before, the second example of RFC 7692 §7.2.3.2.
+/// "Hello", compressed with a reference to a "Hello" just before it (RFC 7692 §7.2.3.2).
 const REFERENCE: &str = "f2 00 11 00 00";
-/// The letter `a`, and a part of a reference to it. Each `BOMB` after it inflates to 2064 more.
+/// The letter `a` and the start of a reference to it. Each `BOMB` after `BOMB_START` inflates to another 2064 bytes.
 const BOMB_START: &str = "4a 1c";
 const BOMB: &str = "05 a3 60 14 8c 82 51 30 0a 46 c1 28 18";
 
 const DECLINE_RULE: (&str, &str) =
-    ("RFC 7692 §7", "a server declines an offer with an unknown, repeated or invalid parameter, and only the offer");
+    ("RFC 7692 §7", "a server declines an offer with an unknown, repeated or invalid parameter, not the handshake");
 const OFFERS_RULE: (&str, &str) = ("RFC 7692 §5", "a client may make several offers; the server accepts one, or none");
 const BITS_RULE: (&str, &str) =
     ("RFC 7692 §7.1.2.1", "a server that accepts server_max_window_bits responds with the same or a smaller window");
@@ -180,7 +181,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "deflate-client-no-takeover",
-        summary: "A client that announces not to use context takeover",
+        summary: "A client that announces that it does not use context takeover",
         opening: Opening::Deflate(&[Add("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover")]),
         steps: &[Frame(0xc1, HELLO), Frame(0xc1, HELLO)],
         replies: &[Reply::Text("'Hello'"), Reply::Text("'Hello'")],
@@ -289,7 +290,7 @@ pub(super) const CASES: &[Case] = &[
         summary: "Two long messages, whose echoes may refer to each other",
         steps: &[Letters(0x82, 5000), Letters(0x82, 5000)],
         replies: &[Reply::Letters(2, 5000), Reply::Letters(2, 5000)],
-        rule: ("RFC 7692 §7.2.1", "what the server compresses inflates with the context that was agreed"),
+        rule: ("RFC 7692 §7.2.1", "messages that the server compresses inflate with the agreed context"),
         ..DEFLATE_CASE
     },
     Case {
@@ -358,7 +359,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "deflate-bad-utf8",
-        summary: "Compressed text that inflates to a byte which is never UTF-8",
+        summary: "Compressed text that inflates to a byte that never occurs in UTF-8",
         steps: &[Frame(0xc1, "4a fc 0f 00")],
         allowed: &[MAY_DISCONNECT],
         rule: ("§8.1", "text that is not UTF-8 fails the connection, also after inflating"),
@@ -372,7 +373,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0x41, BOMB_START), Repeat(40, &[Frame(0x00, BOMB)])],
         end: End::Closes(&[1009]),
         allowed: &[],
-        rule: ("§10.4", "a limit holds for what a message inflates to, and the server stops there"),
+        rule: ("§10.4", "a limit applies to the inflated message, and the server stops inflating there"),
         error: Some(ProtocolError::MessageTooBig),
         ..BROKEN_CASE
     },

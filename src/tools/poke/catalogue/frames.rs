@@ -38,7 +38,7 @@ pub(super) const CASES: &[Case] = &[
         summary: "A binary message of bytes that are not text",
         steps: &[Frame(0x82, "00 ff 80")],
         replies: &[Reply::Binary("00 ff 80")],
-        rule: ("§5.6", "a binary message is any bytes, and is echoed as binary"),
+        rule: ("§5.6", "a binary message may contain any bytes, and is echoed as binary"),
         ..ECHO_CASE
     },
     Case {

@@ -47,7 +47,7 @@ pub(super) const CASES: &[Case] = &[
         needs: Needs::WirechatEcho,
         opening: Opening::Edited(&[Set("Host: elsewhere.example")]),
         end: End::Status(403),
-        rule: ("§4.2.1", "Host names the server; on loopback, wirechat rejects other names than its own"),
+        rule: ("§4.2.1", "Host names the server; on loopback, wirechat rejects any other name"),
         ..REJECTED_CASE
     },
     Case {

@@ -69,7 +69,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         end: End::Closes(&[1000]),
         allowed: &[(
             End::ClosesWithAnyCode,
-            "§5.5.1: the reply to a Close \"typically echos the status code\", and need not",
+            "§5.5.1: the reply to a Close \"typically echos the status code\", but need not",
         )],
         rule: CONTROL_BETWEEN_FRAGMENTS_RULE,
         ..DEFAULT_CASE
@@ -129,7 +129,7 @@ const UTF8_ACROSS_FRAGMENTS_RULE: (&str, &str) =
     ("§5.6", "a text message is UTF-8 as a whole; a fragment may end inside a character");
 const NOT_UTF8_CASE: Case = Case {
     end: End::Closes(&[1007]),
-    allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code")],
+    allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
     rule: UTF8_RULE,
     error: Some(ProtocolError::TextNotUtf8),
     ..FAILING_CASE
@@ -165,7 +165,7 @@ pub(super) const TEXT_CASES: &[Case] = &[
         summary: "Bytes that are not UTF-8, in a binary message",
         steps: &[Frame(0x82, "ff fe ed a0")],
         replies: &[Reply::Binary("ff fe ed a0")],
-        rule: ("§5.6", "a binary message is any bytes"),
+        rule: ("§5.6", "a binary message may contain any bytes"),
         ..ECHO_CASE
     },
     Case {
@@ -216,7 +216,7 @@ pub(super) const TEXT_CASES: &[Case] = &[
         steps: &[Bytes("81 e4 M0 'a' ff")],
         allowed: &[
             MAY_DISCONNECT,
-            (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code"),
+            (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code"),
             (End::Waits, "§8.1 does not say when; a server may wait for the whole message"),
         ],
         ..NOT_UTF8_CASE

@@ -22,7 +22,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("Ping and Pong (§5.5)", control::PING_CASES),
     ("Closing (§5.5.1, §7)", control::CLOSE_CASES),
     ("Limits (§10.4)", limits::CASES),
-    // Without the feature, `poke` cannot inflate what a server sends.
+    // Without the feature, `poke` cannot inflate a server's messages.
     #[cfg(feature = "deflate")]
     ("Compression (RFC 7692)", deflate::CASES),
 ];
