@@ -240,8 +240,17 @@ impl Calls {
         let caller = &self.callers[at];
         let read = if random.u8(..8) == 0 { caller.read + 100 } else { caller.read };
         let (lineage, generation) = (self.lineage.to_string(), format!("new{}", self.generations));
-        let words =
-            ["open", "p", &(at + 1).to_string(), "1", &lineage, &generation, &caller.generation, &read.to_string()];
+        let words = [
+            "open",
+            "p",
+            &(at + 1).to_string(),
+            "1",
+            &lineage,
+            &generation,
+            &caller.generation,
+            &read.to_string(),
+            "600000",
+        ];
         words.map(str::to_owned).to_vec()
     }
 
@@ -421,7 +430,7 @@ impl<'a> Instance<'a> {
 }
 
 fn open(redis: &Redis, number: &str, protocol: &str, generation: &str, read: u64) -> Vec<String> {
-    let words = ["open", "p", number, protocol, "lineage", "name", generation, &read.to_string()];
+    let words = ["open", "p", number, protocol, "lineage", "name", generation, &read.to_string(), "600000"];
     redis.call(&words.map(str::to_owned)).expect("a reply")
 }
 

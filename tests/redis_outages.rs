@@ -12,6 +12,7 @@ mod proxy;
 mod redis_server;
 mod support;
 
+use std::io::Write;
 #[cfg(feature = "metrics")]
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 use support::RawClient;
 use support::http::{get, handshake, response};
 use support::users::{DIALECTS, Dialect, User};
-use support::{Frame, Server, wait_until};
+use support::{Frame, Server, masked, wait_until};
 
 /// An instance must be silent for longer than this before the other instances may declare it dead.
 const SHORT: Duration = Duration::from_secs(3);
@@ -138,6 +139,23 @@ fn a_graceful_stop_is_a_leave() {
         elapsed < SHORT
     });
     assert!(is_prompt, "the others notice a stop before they would notice a crash");
+}
+
+/// While Redis does not respond, every message waits until it expires. A drain does not wait for each of them.
+#[test]
+fn a_drain_without_redis() {
+    let Some(mut cluster) = Cluster::start(1, &["--drain", "2"]) else { return };
+    let mut users: Vec<User> = (0..10).map(|i| User::events(cluster.at(0), &format!("user-{i}"), "general")).collect();
+    cluster.redis.stop();
+    cluster.at(0).signal("TERM");
+    let message = masked(0x81, br#"{"event":"message","data":{"text":"Hi","nonce":"n"}}"#);
+    wait_until("the server exits", || {
+        for user in &mut users {
+            let _ = user.client.stream.write(&message); // an error: the server has closed this connection
+        }
+        !cluster.servers[0].is_running()
+    });
+    cluster.redis.resume();
 }
 
 /// The users on other instances receive `left` once for each client of a killed instance. Then the usernames of these

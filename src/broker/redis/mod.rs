@@ -130,19 +130,22 @@ impl RedisBroker {
     }
 
     /// Sends the queued requests to Redis in one call. While an earlier call is pending, sends nothing: the requests
-    /// wait for the next call.
+    /// wait for the next call. An instance that reads the rest of its inbox sends calls without requests, because only a
+    /// call detects a lost connection.
     fn flush(&mut self) {
-        if !matches!(self.stage, Stage::Registered) || self.beats.is_calling {
+        let is_registered = matches!(self.stage, Stage::Registered);
+        if self.beats.is_calling || !(is_registered || matches!(self.stage, Stage::CatchingUp { .. })) {
             return;
         }
         if self.inbox.has_gap {
             self.inbox.generation.clear();
             return self.register();
         }
-        if !self.requests.has_unsent() {
+        let is_beat = self.now >= self.beats.next_at;
+        let is_due = if is_registered { self.requests.has_unsent() } else { is_beat };
+        if !is_due {
             return;
         }
-        let is_beat = self.now >= self.beats.next_at;
         if is_beat {
             self.beats.next_at = self.now + BEAT;
         }
@@ -152,7 +155,7 @@ impl RedisBroker {
         arguments.extend([generation.clone(), connection.clone(), read.to_string(), flag(is_beat)]);
         arguments.extend([messages, backlog, empty_rooms].map(|limit| limit.to_string()));
         arguments.extend([ttl, EXPIRY].map(|time| time.as_millis().max(1).to_string()));
-        let (requests, last) = self.requests.take_batch();
+        let (requests, last) = if is_registered { self.requests.take_batch() } else { Default::default() };
         arguments.extend(requests);
         self.beats.is_calling = true;
         self.beats.calls.push_back((last, self.now));
@@ -259,6 +262,8 @@ impl RedisBroker {
         let Inbox { generation, lineage, read, .. } = &self.inbox;
         let new_generation = format!("{:016x}", u64::from_be_bytes(name));
         arguments.extend([PROTOCOL.into(), lineage.clone(), new_generation, generation.clone(), read.to_string()]);
+        arguments.push(EXPIRY.as_millis().to_string());
+        self.beats.next_at = self.now; // the first call is a beat, which lets the inbox expire
         self.stage = Stage::Connected { open_at: None };
         self.beats.is_calling = true;
         self.link.call(arguments);
@@ -384,7 +389,7 @@ impl Broker for RedisBroker {
     fn next_turn_at(&self) -> Option<Duration> {
         let beat = match self.stage {
             Stage::Connected { open_at } => open_at,
-            Stage::Registered if !self.beats.is_calling => Some(self.beats.next_at),
+            Stage::Registered | Stage::CatchingUp { .. } if !self.beats.is_calling => Some(self.beats.next_at),
             _ => None,
         };
         let late = self.beats.late_at().filter(|at| *at > self.now);
@@ -447,27 +452,56 @@ mod tests {
         LinkEvent::Inbox(vec![(id, r#"{"executed":0}"#.to_owned())])
     }
 
-    /// Two calls are in flight when Redis loses its data, so the broker receives two replies `stale`. A second `open`
-    /// would empty the inbox again, while the broker already reads it.
-    #[test]
-    fn a_broker_registers_once_and_reads_the_inbox_from_its_new_start() {
-        let link = Rc::new(RefCell::new(FakeLink::default()));
+    fn broker(link: &Rc<RefCell<FakeLink>>) -> RedisBroker {
         let (rooms, rooms_per_user, empty_rooms) = (10, 10, 10);
         let (messages, bytes, backlog, ttl, default_room) = (10, 1000, 1000, Duration::from_secs(60), "general");
         let limits = MemoryConfig { messages, bytes, backlog, rooms, rooms_per_user, empty_rooms, ttl, default_room };
         let settings = Settings { prefix: "chat".into(), timeout: Duration::from_secs(5), limits };
         let names = NameRules { key: Rc::clone, may_share: |_| true };
-        let mut broker = RedisBroker::new(Box::new(Rc::clone(&link)), settings, Box::new(|bytes| bytes.fill(1)), names);
-        let mut run = |events: Vec<LinkEvent>| {
-            link.borrow_mut().events.extend(events);
-            while broker.next_event().is_some() {}
-            link.borrow().calls.iter().filter(|call| call[0] == "open").count()
-        };
-        let connected = LinkEvent::Connected { lineage: "a".into(), warning: None };
-        assert_eq!(run(vec![connected, reply(&["known", "1-a", "1", "0", "0"]), entry(1), entry(2)]), 1);
-        assert_eq!(run(vec![reply(&["stale"]), reply(&["stale"]), reply(&["done"])]), 2, "one `open` for two `stale`");
-        // An entry of the old inbox arrives after the broker has sent `open` with the entry before it.
-        run(vec![entry(3), reply(&["lost", "1-b", "1", "0", "2"])]);
+        RedisBroker::new(Box::new(Rc::clone(link)), settings, Box::new(|bytes| bytes.fill(1)), names)
+    }
+
+    /// Processes the events. Returns the names of the calls that the broker has made since the last time.
+    fn run(broker: &mut RedisBroker, link: &Rc<RefCell<FakeLink>>, events: Vec<LinkEvent>) -> Vec<String> {
+        link.borrow_mut().events.extend(events);
+        while broker.next_event().is_some() {}
+        link.borrow_mut().calls.drain(..).map(|call| call[0].clone()).collect()
+    }
+
+    fn connected() -> LinkEvent {
+        LinkEvent::Connected { lineage: "a".into(), warning: None }
+    }
+
+    /// Two calls are in flight when Redis loses its data, so the broker receives two replies `stale`. A second `open`
+    /// would empty the inbox again, while the broker already reads it.
+    #[test]
+    fn a_broker_registers_once_and_reads_the_inbox_from_its_new_start() {
+        let link = Rc::new(RefCell::new(FakeLink::default()));
+        let broker = &mut broker(&link);
+        assert_eq!(run(broker, &link, vec![connected(), reply(&["known", "1-a", "1", "0", "0"])]), ["open"]);
+        let stale = vec![entry(1), entry(2), reply(&["stale"]), reply(&["stale"]), reply(&["done"])];
+        assert_eq!(run(broker, &link, stale), ["open"], "one `open` for two replies `stale`");
+        // The broker has sent `open` with the id 2, and then receives another entry of the old inbox.
+        run(broker, &link, vec![entry(3), reply(&["lost", "1-b", "1", "0", "2"])]);
         assert_eq!(link.borrow().reads_after, [0, 2]);
+    }
+
+    /// The other instances have declared this instance dead, so it reads the rest of its inbox. It must notice if Redis
+    /// restarts meanwhile, or if entries of the inbox are missing.
+    #[test]
+    fn an_instance_that_reads_the_rest_of_its_inbox_does_not_wait_for_ever() {
+        for is_missing in [false, true] {
+            let link = Rc::new(RefCell::new(FakeLink::default()));
+            let broker = &mut broker(&link);
+            assert_eq!(run(broker, &link, vec![connected(), reply(&["dead", "1-a", "1", "0", "9"])]), ["open", "call"]);
+            assert_eq!(run(broker, &link, vec![reply(&["done"]), entry(1)]), [""; 0]);
+            if is_missing {
+                assert_eq!(run(broker, &link, vec![entry(3)]), ["open"]);
+            } else {
+                let later = broker.next_turn_at().expect("a deadline");
+                broker.begin_turn(later);
+                assert_eq!(run(broker, &link, Vec::new()), ["call"]);
+            }
+        }
     }
 }

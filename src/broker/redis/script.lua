@@ -61,7 +61,7 @@ end
 -- generation counts for the messages that Redis still had when that generation ended, and for all messages if it had
 -- lost nothing.
 local function open()
-    local protocol, lineage, new_generation, believed, read = take(), take(), take(), take(), take()
+    local protocol, lineage, new_generation, believed, read, expiry = take(), take(), take(), take(), take(), take()
     local known = call('HMGET', meta, 'protocol', 'lineage', 'generation')
     if known[1] and known[1] ~= protocol then
         return { 'protocol', known[1] }
@@ -106,6 +106,7 @@ local function open()
     call('SADD', prefix .. ':instances', instance)
     call('HINCRBY', record, 'beat', 1) -- otherwise, the others would still count from its last beat before the silence
     local connection = call('HINCRBY', record, 'connection', 1)
+    call('PEXPIRE', record, expiry)
     return { status, generation, text(connection), fields[3] or '0', fields[4] or '0' }
 end
 
@@ -622,6 +623,7 @@ function requests.reap()
     end
     call('HSET', of, 'dead', '1')
     call('PEXPIRE', of, expiry)
+    call('PEXPIRE', key('inbox', dead), expiry)
     local left = call('HKEYS', key('clients', dead))
     for at = 1, math.min(#left, 500) do
         remove(dead, left[at])
