@@ -16,7 +16,7 @@ use support::http::{Response, handshake};
 use support::table::{Cut, each_row, hex};
 use support::watched::Watched;
 use support::{Frame, RawClient, masked, whole_frames};
-use wirechat::tools::poke::case::{Case, End as CaseEnd, Needs, Opening, Reply};
+use wirechat::tools::poke::case::{Case, End as CaseEnd, Opening, Reply, Requirement};
 use wirechat::tools::poke::catalogue;
 use wirechat::ws::close::ProtocolError;
 
@@ -241,7 +241,7 @@ fn row_of(case: &Case) -> Option<Row> {
         }
         _ => return None,
     };
-    let at = if case.needs == Needs::WirechatChat { CHAT } else { ECHO };
+    let at = if case.needs == Requirement::WirechatChat { CHAT } else { ECHO };
     Some(row(case.name, at, sent, back, end))
 }
 

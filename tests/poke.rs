@@ -29,7 +29,7 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 use wirechat::ws::request::{Rejection, Request};
 
 /// A long timeout costs nothing: this server never makes a case wait until the timeout expires.
-const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1), total: None };
+const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1), max_duration: None };
 
 /// Plays a case. The returned text describes the result for the message of a failed assertion.
 fn play(target: &Target, case: &Case, timing: Timing) -> (Verdict, String) {
@@ -494,7 +494,7 @@ fn read_whole_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
 fn a_total_time_limits_a_case() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let target = Target::for_echo(&format!("ws://{}/", silent.local_addr().unwrap())).unwrap();
-    let timing = Timing { total: Some(Duration::from_millis(300)), ..UNHURRIED };
+    let timing = Timing { max_duration: Some(Duration::from_millis(300)), ..UNHURRIED };
     for name in ["hello", "slow-request", "tls"] {
         let case = catalogue::all_cases().find(|case| case.name == name).unwrap();
         let start = Instant::now();

@@ -15,7 +15,7 @@ use super::parse_timeout;
 use super::url::Url;
 
 const HEALTH_TARGET: &str = "/health";
-const HEALTHY: u16 = 200;
+const HEALTHY_STATUS: u16 = 200;
 
 const AFTER_HELP: &str = "\
 Try:  wirechat health http://127.0.0.1:3000
@@ -45,8 +45,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let url = Url::parse_http_or_https(&arguments.url)?;
     let url = if url.target() == "/" { url.with_target(HEALTH_TARGET) } else { url };
     let error = match request_status_within(arguments.timeout, url.clone()) {
-        Ok(HEALTHY) => return Ok(true),
-        Ok(status) => format!("the status is {status}, not {HEALTHY}"),
+        Ok(HEALTHY_STATUS) => return Ok(true),
+        Ok(status) => format!("the status is {status}, not {HEALTHY_STATUS}"),
         Err(error) => error,
     };
     let _ = writeln!(io::stderr(), "wirechat: {url}: {error}");

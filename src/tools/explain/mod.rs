@@ -20,7 +20,7 @@ use crate::inspect::text::Detail;
 use crate::ws::frame::Role;
 
 /// Maximum size of standard input, in bytes.
-const MAX_INPUT: u64 = 1 << 20;
+const MAX_INPUT_BYTES: u64 = 1 << 20;
 
 const AFTER_HELP: &str = "\
 Try:  wirechat explain 81 85 37 fa 21 3d 7f 9f 4d 51 58        a client's \"Hello\" (RFC 6455 §5.7)
@@ -111,10 +111,10 @@ fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
         let _ = writeln!(std::io::stderr(), "{prompt}");
     }
     let mut input = Vec::new();
-    let read = stdin.lock().take(MAX_INPUT + 1).read_to_end(&mut input);
+    let read = stdin.lock().take(MAX_INPUT_BYTES + 1).read_to_end(&mut input);
     read.map_err(|error| format!("cannot read standard input: {error}"))?;
-    if input.len() as u64 > MAX_INPUT {
-        return Err(format!("standard input is over {} MiB: pass a part of it", MAX_INPUT >> 20));
+    if input.len() as u64 > MAX_INPUT_BYTES {
+        return Err(format!("standard input is over {} MiB: pass a part of it", MAX_INPUT_BYTES >> 20));
     }
     if notation == Some(Notation::Raw) {
         return Ok(Decoded::new(input, "raw bytes"));

@@ -6,7 +6,7 @@
 use super::{Decoded, quote, read_hex};
 
 /// Maximum number of bytes in a hex dump with a `*` line, which repeats the line before it any number of times.
-const MAX_BYTES: usize = 1 << 20;
+const MAX_REPEATED_DUMP_BYTES: usize = 1 << 20;
 /// Wireshark and tcpdump print offsets of four digits. Other programs print longer offsets.
 const MIN_OFFSET_DIGITS: usize = 4;
 /// Some hex dump tools put a space in the middle of the ASCII column, after the eighth character.
@@ -213,7 +213,7 @@ fn read_lines(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismat
         if line.is_repetition() {
             let end = next.map(offset).transpose()?.and_then(|end| end.checked_sub(start)).unwrap_or(0);
             let missing = end.saturating_sub(bytes.len());
-            if previous.is_empty() || missing == 0 || missing % previous.len() != 0 || end > MAX_BYTES {
+            if previous.is_empty() || missing == 0 || missing % previous.len() != 0 || end > MAX_REPEATED_DUMP_BYTES {
                 return Err(mismatch(line, 0, "\"*\" must stand between two lines, for at most 1 MiB".into()));
             }
             bytes.extend(previous.repeat(missing / previous.len()));

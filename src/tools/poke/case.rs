@@ -11,7 +11,7 @@ use crate::ws::mask;
 pub struct Case {
     pub name: &'static str,
     pub summary: &'static str,
-    pub needs: Needs,
+    pub needs: Requirement,
     pub opening: Opening,
     /// The client's actions after the opening handshake, in order.
     pub steps: &'static [Step],
@@ -28,7 +28,7 @@ pub struct Case {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Needs {
+pub enum Requirement {
     /// The test case works with any endpoint that accepts an upgrade.
     Upgrade,
     Echo,
@@ -144,7 +144,7 @@ impl Opening {
 
 impl Case {
     pub fn is_wirechat_rule(&self) -> bool {
-        matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
+        matches!(self.needs, Requirement::WirechatEcho | Requirement::WirechatChat)
     }
 
     /// Returns the bytes that all steps send (for a flood, only its first frame). Returns `None` if a step half-closes

@@ -3,7 +3,7 @@
 //! messages. A server may also ignore the client's final Ping and Close, because an unfinished server may not support
 //! those frames yet.
 
-use super::case::{Case, End, Needs, Reply, letters};
+use super::case::{Case, End, Reply, Requirement, letters};
 use super::connection::TcpState;
 use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe_reply, why_inapplicable};
 use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_CODE, Response};
@@ -75,7 +75,7 @@ fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
     let expected: Vec<&IncomingPayload> = replies.iter().filter(is_message).collect();
     let received: Vec<&IncomingPayload> = transcript.inbox.received.iter().filter(is_message).collect();
     // Ignore messages if the test case needs no echo and expects no messages, or if the client floods without reading.
-    let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
+    let is_relevant = (case.needs == Requirement::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
     (fits || !is_relevant) && (!all || pongs_match(case, &transcript.inbox.received))
 }

@@ -41,7 +41,7 @@ impl<'s> Connection<'s> {
         // Disable Nagle's algorithm, which could merge the parts of a split frame into one TCP segment.
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(timing.timeout))?;
-        let ends_at = timing.total.map(|total| Instant::now() + total);
+        let ends_at = timing.max_duration.map(|limit| Instant::now() + limit);
         let (tracer, inbox) = (Tracer::new(), Inbox::default());
         Ok(Connection { stream, ends_at, tracer, show, inbox, tcp: TcpState::Open, is_half_closed: false })
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use self::case::{Case, Needs};
+use self::case::{Case, Requirement};
 use self::play::{Timing, Transcript};
 use self::report::Report;
 use crate::inspect::Record;
@@ -115,12 +115,12 @@ impl Target {
     /// Returns the URL of the endpoint for a test case. The error says why the case does not apply to the server.
     fn endpoint(&self, case: &Case) -> Result<Url, &'static str> {
         match (case.needs, self.is_wirechat) {
-            (Needs::Echo, _) if !self.is_echo => Err("it needs an echo, which --no-echo rules out"),
-            (Needs::WirechatEcho | Needs::WirechatChat, false) => {
+            (Requirement::Echo, _) if !self.is_echo => Err("it needs an echo, which --no-echo rules out"),
+            (Requirement::WirechatEcho | Requirement::WirechatChat, false) => {
                 Err("it tests a rule of wirechat's own; if the server is a wirechat, add --wirechat")
             }
             (_, false) => Ok(self.url.clone()),
-            (Needs::WirechatChat, true) => Ok(self.url.with_target(CHAT_TARGET)),
+            (Requirement::WirechatChat, true) => Ok(self.url.with_target(CHAT_TARGET)),
             (_, true) => Ok(self.url.with_target(ECHO_TARGET)),
         }
     }
@@ -152,7 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         return Ok(true);
     }
     let target = Target::from_arguments(arguments)?;
-    let timing = Timing { timeout: arguments.timeout, delay: arguments.delay, total: None };
+    let timing = Timing { timeout: arguments.timeout, delay: arguments.delay, max_duration: None };
     let result = match arguments.case.as_str() {
         "all" => report.play_all(&target, timing),
         name => report.run_case(&target, find_case(name)?, timing),

@@ -33,7 +33,7 @@ pub struct Timing {
     /// The pause after each byte of a [`Step::BytesSlowly`], and the duration of a [`Step::Pause`].
     pub delay: Duration,
     /// The maximum duration of the whole test case; `None` for no maximum.
-    pub total: Option<Duration>,
+    pub max_duration: Option<Duration>,
 }
 
 #[derive(Debug)]

@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use super::case::{Case, Needs};
+use super::case::{Case, Requirement};
 use super::check::{Verdict, check, describe_expected, describe_received};
 use super::play::{self, Timing};
 use super::{catalogue, find_case};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, OnFinish};
 use crate::tools::url::Url;
 
-/// The timeouts of a test case. They are short because a user is waiting, but `total` leaves enough time for one late
-/// reply and for a flood of frames that the server stops reading.
-const TIMING: Timing =
-    Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
+/// The timeouts of a test case. They are short because a user is waiting, but `max_duration` leaves enough time for
+/// one late reply and for a flood of frames that the server stops reading.
+const TIMING: Timing = Timing {
+    timeout: Duration::from_secs(3),
+    delay: Duration::from_millis(5),
+    max_duration: Some(Duration::from_secs(10)),
+};
 // The targets of test cases. They need no access token: the server recognizes a test case by the client's address.
 // The query must not be empty, because the test case `long-target` appends to the query.
 const ECHO: &str = "/echo?from=poke";
@@ -69,7 +72,7 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     connected.map_err(|error| format!("the server does not accept a connection: {error}"))?;
     // Use localhost as the Host: wirechat accepts it, whatever the server's address and `--allow-host` are.
     let url = Url::parse(&format!("ws://localhost:{}/", server.port()))?;
-    let url = url.with_target(if case.needs == Needs::WirechatChat { CHAT } else { ECHO });
+    let url = url.with_target(if case.needs == Requirement::WirechatChat { CHAT } else { ECHO });
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});
     let transcript = transcript.map_err(|error| format!("the socket failed: {error}"))?;
     let (verdict, (section, rule)) = (check(case, &transcript), case.rule);

@@ -1,8 +1,8 @@
 //! Test cases about control frames (§5.5): Ping, Pong, and the Close frame with its codes and reasons (§7).
 
-use super::{DEFAULT_CASE, FAILING_CASE, MAY_DISCONNECT, MAY_WAIT_FOR_FRAME};
+use super::{DEFAULT_CASE, DISCONNECT, FAILING_CASE, WAIT_FOR_WHOLE_FRAME};
 use crate::tools::poke::case::Step::{Bytes, Frame, HalfClose, Letters};
-use crate::tools::poke::case::{Case, End, Needs, Reply};
+use crate::tools::poke::case::{Case, End, Reply, Requirement};
 use crate::ws::close::ProtocolError;
 
 const PONG_RULE: (&str, &str) = ("§5.5.3", "a Pong has the payload of the Ping that it replies to");
@@ -76,7 +76,7 @@ pub(super) const PING_CASES: &[Case] = &[
         name: "huge-ping",
         summary: "A Ping that announces 2^62 bytes",
         steps: &[Bytes("89 ff 40 00 00 00 00 00 00 00")],
-        allowed: &[MAY_DISCONNECT, MAY_WAIT_FOR_FRAME],
+        allowed: &[DISCONNECT, WAIT_FOR_WHOLE_FRAME],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
         ..FAILING_CASE
@@ -87,11 +87,11 @@ pub(super) const PING_CASES: &[Case] = &[
 const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
 
 /// The defaults for test cases that send a valid Close: the server must reply with a Close.
-const VALID_CLOSE_CASE: Case = Case { allowed: &[MAY_USE_ANY_CODE], ..DEFAULT_CASE };
+const VALID_CLOSE_CASE: Case = Case { allowed: &[ANY_CLOSE_CODE], ..DEFAULT_CASE };
 const BAD_CODE_CASE: Case =
-    Case { allowed: &[MAY_DISCONNECT, (End::ClosesWithAnyCode, ANY_CODE_RULE)], rule: CODE_RULE, ..FAILING_CASE };
+    Case { allowed: &[DISCONNECT, (End::ClosesWithAnyCode, ANY_CODE_RULE)], rule: CODE_RULE, ..FAILING_CASE };
 
-const MAY_USE_ANY_CODE: (End, &str) =
+const ANY_CLOSE_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", but need not");
 const ANY_CODE_RULE: &str = "§7.4 lists the codes that must not be sent, but no code to fail the connection with";
 const ECHOED_RULE: (&str, &str) = ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
@@ -203,7 +203,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Close whose reason is not UTF-8",
         steps: &[Frame(0x88, "03 e8 c3 28")],
         end: End::Closes(&[1007]),
-        allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
+        allowed: &[DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
         rule: ("§8.1", "the reason of a Close is UTF-8, like a text message"),
         error: Some(ProtocolError::CloseReasonNotUtf8),
         ..FAILING_CASE
@@ -211,7 +211,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
     Case {
         name: "close-too-long",
         summary: "A Close with a payload of 126 bytes",
-        steps: &[Frame(0x88, TOO_LONG)],
+        steps: &[Frame(0x88, TOO_LONG_CLOSE_PAYLOAD)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
         ..FAILING_CASE
@@ -219,7 +219,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
     Case {
         name: "text-after-close",
         summary: "A text message after a Close",
-        needs: Needs::Echo,
+        needs: Requirement::Echo,
         steps: &[Bytes("88 82 M0 03 e8 81 81 M0 'a'")],
         end: End::Closes(&[1000]),
         rule: NO_FRAME_AFTER_CLOSE_RULE,
@@ -255,4 +255,4 @@ pub(super) const CLOSE_CASES: &[Case] = &[
 /// Close payload: code 1000 and a reason of 123 bytes, the maximum (§5.5).
 const LONGEST_CLOSE_PAYLOAD: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrs'";
 /// Close payload: code 1000 and a reason of 124 bytes, one more than the maximum (§5.5).
-const TOO_LONG: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrst'";
+const TOO_LONG_CLOSE_PAYLOAD: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrst'";

@@ -2,10 +2,10 @@
 //! that it must not accept. [`inbox`](crate::tools::inbox) checks every response against the offer, so a case does not
 //! state the response that it expects.
 
-use super::{DEFAULT_CASE, ECHO_CASE, FAILING_CASE, MAY_DISCONNECT};
+use super::{DEFAULT_CASE, DISCONNECT, ECHO_CASE, FAILING_CASE};
 use crate::tools::poke::case::Edit::Add;
 use crate::tools::poke::case::Step::{Await, Frame, Letters, Repeat};
-use crate::tools::poke::case::{Case, Edit, End, Needs, Opening, Reply};
+use crate::tools::poke::case::{Case, Edit, End, Opening, Reply, Requirement};
 use crate::ws::close::ProtocolError;
 
 /// The defaults of a case that needs compression and an echo.
@@ -17,7 +17,7 @@ const BROKEN_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..FAILING_CAS
 /// The defaults of a case whose message does not inflate.
 const INVALID_CASE: Case = Case {
     end: End::Closes(&[1007]),
-    allowed: &[MAY_DISCONNECT, ANY_CODE],
+    allowed: &[DISCONNECT, ANY_CLOSE_CODE],
     rule: INFLATE_RULE,
     error: Some(ProtocolError::InvalidDeflate),
     ..BROKEN_CASE
@@ -45,7 +45,7 @@ const RSV1_RULE: (&str, &str) =
     ("RFC 7692 §6", "RSV1 marks the first frame of a compressed message, and no other frame");
 const INFLATE_RULE: (&str, &str) =
     ("RFC 7692 §7.2.2", "the payload and 00 00 ff ff are DEFLATE data; data that does not inflate is no message");
-const ANY_CODE: (End, &str) =
+const ANY_CLOSE_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "RFC 7692 §7.2.2 names no close code for data that does not inflate");
 
 pub(super) const CASES: &[Case] = &[
@@ -296,7 +296,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "deflate-forbidden-takeover",
         summary: "A message that refers to an earlier one, which wirechat forbids",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         steps: &[Frame(0xc1, HELLO), Await(1), Frame(0xc1, REFERENCE)],
         replies: &[Reply::Text("'Hello'")],
         allowed: &[],
@@ -352,7 +352,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "deflate-truncated",
         summary: "A message cut inside its block, which wirechat does not echo in part",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         steps: &[Frame(0xc1, "f2 48 cd c9")],
         allowed: &[],
         ..INVALID_CASE
@@ -361,7 +361,7 @@ pub(super) const CASES: &[Case] = &[
         name: "deflate-bad-utf8",
         summary: "Compressed text that inflates to a byte that never occurs in UTF-8",
         steps: &[Frame(0xc1, "4a fc 0f 00")],
-        allowed: &[MAY_DISCONNECT],
+        allowed: &[DISCONNECT],
         rule: ("§8.1", "text that is not UTF-8 fails the connection, also after inflating"),
         error: Some(ProtocolError::TextNotUtf8),
         ..INVALID_CASE
@@ -369,7 +369,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "deflate-bomb",
         summary: "A compressed message of a few hundred bytes that inflates to 80 KiB, on the chat",
-        needs: Needs::WirechatChat,
+        needs: Requirement::WirechatChat,
         steps: &[Frame(0x41, BOMB_START), Repeat(40, &[Frame(0x00, BOMB)])],
         end: End::Closes(&[1009]),
         allowed: &[],

@@ -1,6 +1,6 @@
 //! Test cases about single frames: header, length, mask, opcode (§5.1–§5.3).
 
-use super::{ECHO_CASE, FAILING_CASE, MAY_DISCONNECT, MAY_WAIT_FOR_FRAME};
+use super::{DISCONNECT, ECHO_CASE, FAILING_CASE, WAIT_FOR_WHOLE_FRAME};
 use crate::tools::poke::case::Step::{Await, Bytes, BytesSlowly, Frame, Letters, Pause};
 use crate::tools::poke::case::{Case, End, Reply};
 use crate::ws::close::ProtocolError;
@@ -194,7 +194,7 @@ pub(super) const CASES: &[Case] = &[
         name: "length-top-bit",
         summary: "A 64-bit length with its most significant bit set",
         steps: &[Bytes("81 ff 80 00 00 00 00 00 00 00")],
-        allowed: &[MAY_DISCONNECT, TOO_BIG, MAY_WAIT_FOR_FRAME],
+        allowed: &[DISCONNECT, TOO_BIG, WAIT_FOR_WHOLE_FRAME],
         rule: TOP_BIT_RULE,
         error: Some(ProtocolError::LengthTopBit),
         ..FAILING_CASE
@@ -203,7 +203,7 @@ pub(super) const CASES: &[Case] = &[
         name: "length-all-bits",
         summary: "A 64-bit length of all ones, which is -1 as a signed number",
         steps: &[Bytes("81 ff ff ff ff ff ff ff ff ff")],
-        allowed: &[MAY_DISCONNECT, TOO_BIG, MAY_WAIT_FOR_FRAME],
+        allowed: &[DISCONNECT, TOO_BIG, WAIT_FOR_WHOLE_FRAME],
         rule: TOP_BIT_RULE,
         error: Some(ProtocolError::LengthTopBit),
         ..FAILING_CASE

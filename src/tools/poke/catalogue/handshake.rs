@@ -3,7 +3,7 @@
 use super::{DEFAULT_CASE, ECHO_CASE};
 use crate::tools::poke::case::Edit::{Add, Append, ByteByByte, Remove, RequestLine, Set};
 use crate::tools::poke::case::Step::Bytes;
-use crate::tools::poke::case::{Case, End, Needs, Opening, Reply};
+use crate::tools::poke::case::{Case, End, Opening, Reply, Requirement};
 use crate::ws::close::ProtocolError;
 
 /// The defaults of a test case with a request that the server should reject (§4.2.1).
@@ -19,7 +19,7 @@ const HTTP_ERROR_RULE: (&str, &str) =
 const CONNECTION_LIST_RULE: (&str, &str) =
     ("§4.2.1", "Connection is a list; one of its tokens is \"upgrade\", compared case-insensitively");
 const KEY_RULE: (&str, &str) = ("§4.2.1", "the key is sent once, and is base64 of 16 bytes");
-const MAY_SKIP_KEY_DECODING: (End, &str) =
+const UPGRADE_WITHOUT_KEY_DECODING: (End, &str) =
     (End::Open, "§4.2.2: \"It is not necessary for the server to base64-decode the |Sec-WebSocket-Key| value.\"");
 const VERSION_RULE: (&str, &str) = (
     "§4.2.2",
@@ -50,7 +50,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "frame-behind-the-request",
         summary: "A frame in the same write as the request, before the 101",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[Append("81 82 M0 'hi'")]),
         replies: &[Reply::Text("'hi'")],
         rule: ("§4.1", "a client must wait for the 101; wirechat still processes early frames"),
@@ -121,7 +121,7 @@ pub(super) const CASES: &[Case] = &[
         name: "key-of-15-bytes",
         summary: "A key that decodes to 15 bytes",
         opening: Opening::Edited(&[Set("Sec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFh")]),
-        allowed: &[ANY_HTTP_ERROR, MAY_SKIP_KEY_DECODING],
+        allowed: &[ANY_HTTP_ERROR, UPGRADE_WITHOUT_KEY_DECODING],
         rule: KEY_RULE,
         ..REJECTED_CASE
     },
@@ -129,7 +129,7 @@ pub(super) const CASES: &[Case] = &[
         name: "key-of-17-bytes",
         summary: "A key that decodes to 17 bytes",
         opening: Opening::Edited(&[Set("Sec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFhYWE=")]),
-        allowed: &[ANY_HTTP_ERROR, MAY_SKIP_KEY_DECODING],
+        allowed: &[ANY_HTTP_ERROR, UPGRADE_WITHOUT_KEY_DECODING],
         rule: KEY_RULE,
         ..REJECTED_CASE
     },
@@ -137,7 +137,7 @@ pub(super) const CASES: &[Case] = &[
         name: "key-not-base64",
         summary: "A key of the right length with characters that base64 does not have",
         opening: Opening::Edited(&[Set("Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==")]),
-        allowed: &[ANY_HTTP_ERROR, MAY_SKIP_KEY_DECODING],
+        allowed: &[ANY_HTTP_ERROR, UPGRADE_WITHOUT_KEY_DECODING],
         rule: KEY_RULE,
         ..REJECTED_CASE
     },
@@ -231,7 +231,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "unknown-path",
         summary: "A handshake for a path that does not exist",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[RequestLine("GET /nope HTTP/1.1")]),
         end: End::Status(404),
         rule: ("§4.2.2", "an unavailable resource gets an HTTP error such as 404"),
@@ -240,7 +240,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "wrong-token",
         summary: "An unknown access token",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[RequestLine("GET /echo?token=no-such-token HTTP/1.1")]),
         end: End::Status(401),
         rule: ("§4.2.2", "a server may authenticate the client with the means of HTTP before it upgrades"),
@@ -249,7 +249,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "foreign-origin",
         summary: "An Origin of another site",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[Add("Origin: https://elsewhere.example")]),
         end: End::Status(403),
         rule: ("§10.2", "a server rejects an unexpected origin with 403"),
@@ -258,7 +258,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "early-rude-frame",
         summary: "An unmasked frame in the same write as the request",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[Append("81 02 'hi'")]),
         end: End::Closes(&[1002]),
         rule: ("§5.1", "a server closes the connection when a frame is not masked"),

@@ -5,7 +5,7 @@ use crate::tools::poke::case::Edit::{
     Add, Append, LineEnd, LongLine, LongTarget, ManyLines, Prepend, Remove, RequestLine, Set,
 };
 use crate::tools::poke::case::Step::Bytes;
-use crate::tools::poke::case::{Case, End, Needs, Opening};
+use crate::tools::poke::case::{Case, End, Opening, Requirement};
 
 /// The defaults of a test case with an HTTP request that the server should reject.
 const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
@@ -14,12 +14,12 @@ const ANY_HTTP_ERROR: (End, &str) =
     (End::HttpError, "§4.2.1 demands \"an HTTP response with an appropriate error code (such as 400 Bad Request)\"");
 const HOST_RULE: (&str, &str) = ("RFC 9112 §3.2", "an HTTP/1.1 request has exactly one Host, or gets a 400");
 const BODY_RULE: (&str, &str) = ("RFC 9112 §6.3", "a server must not read the body of a request as frames");
-const MAY_WAIT_FOR_CRLF: (End, &str) =
-    (End::Waits, "RFC 9112 §2.2: lines end with CR LF, and a server may wait for it");
-const MAY_OMIT_RESPONSE: (End, &str) = (End::Disconnects, "RFC 9112 §3: bytes that are not HTTP need no HTTP response");
+const WAIT_FOR_CRLF: (End, &str) = (End::Waits, "RFC 9112 §2.2: lines end with CR LF, and a server may wait for it");
+const DISCONNECT_WITHOUT_RESPONSE: (End, &str) =
+    (End::Disconnects, "RFC 9112 §3: bytes that are not HTTP need no HTTP response");
 const NOT_HTTP_CASE: Case = Case {
     opening: Opening::Skipped,
-    allowed: &[ANY_HTTP_ERROR, MAY_OMIT_RESPONSE],
+    allowed: &[ANY_HTTP_ERROR, DISCONNECT_WITHOUT_RESPONSE],
     rule: ("RFC 9112 §3", "a request starts with a request line"),
     ..REJECTED_CASE
 };
@@ -44,7 +44,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "foreign-host",
         summary: "Host: elsewhere.example, as after DNS rebinding",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[Set("Host: elsewhere.example")]),
         end: End::Status(403),
         rule: ("§4.2.1", "Host names the server; on loopback, wirechat rejects any other name"),
@@ -74,7 +74,7 @@ pub(super) const CASES: &[Case] = &[
         allowed: &[
             ANY_HTTP_ERROR,
             (End::Open, "RFC 9112 §2.2: a server may accept a lone LF as the end of a line"),
-            MAY_WAIT_FOR_CRLF,
+            WAIT_FOR_CRLF,
         ],
         rule: ("RFC 9112 §2.2", "lines end with CR LF"),
         ..REJECTED_CASE
@@ -121,7 +121,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "long-header",
         summary: "A header of 9 KiB",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[LongLine(9 * 1024)]),
         end: End::Status(431),
         rule: ("RFC 6585 §5", "a request head that is too large for the server gets a 431"),
@@ -130,7 +130,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "many-headers",
         summary: "65 headers",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[ManyLines(60)]),
         end: End::Status(431),
         rule: ("RFC 6585 §5", "a request head that is too large for the server gets a 431"),
@@ -139,7 +139,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "long-target",
         summary: "A query of 9 KiB",
-        needs: Needs::WirechatEcho,
+        needs: Requirement::WirechatEcho,
         opening: Opening::Edited(&[LongTarget(9 * 1024)]),
         end: End::Status(414),
         rule: ("RFC 9110 §15.5.15", "a target that is too long for the server gets a 414"),
@@ -163,7 +163,7 @@ pub(super) const CASES: &[Case] = &[
         name: "frame-without-a-handshake",
         summary: "A valid frame without a handshake",
         steps: &[Bytes("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
-        allowed: &[ANY_HTTP_ERROR, MAY_OMIT_RESPONSE, MAY_WAIT_FOR_CRLF],
+        allowed: &[ANY_HTTP_ERROR, DISCONNECT_WITHOUT_RESPONSE, WAIT_FOR_CRLF],
         rule: ("§4.1", "frames come after the opening handshake"),
         ..NOT_HTTP_CASE
     },

@@ -1,6 +1,6 @@
 //! Test cases about messages: fragmentation, control frames between fragments (§5.4), UTF-8 in text (§5.6, §8.1).
 
-use super::{DEFAULT_CASE, ECHO_CASE, FAILING_CASE, MAY_DISCONNECT};
+use super::{DEFAULT_CASE, DISCONNECT, ECHO_CASE, FAILING_CASE};
 use crate::tools::poke::case::Step::{Await, Bytes, Frame};
 use crate::tools::poke::case::{Case, End, Reply};
 use crate::ws::close::ProtocolError;
@@ -129,7 +129,7 @@ const UTF8_ACROSS_FRAGMENTS_RULE: (&str, &str) =
     ("§5.6", "a text message is UTF-8 as a whole; a fragment may end inside a character");
 const NOT_UTF8_CASE: Case = Case {
     end: End::Closes(&[1007]),
-    allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
+    allowed: &[DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
     rule: UTF8_RULE,
     error: Some(ProtocolError::TextNotUtf8),
     ..FAILING_CASE
@@ -215,7 +215,7 @@ pub(super) const TEXT_CASES: &[Case] = &[
         summary: "An invalid byte at the start of a frame that stays unfinished",
         steps: &[Bytes("81 e4 M0 'a' ff")],
         allowed: &[
-            MAY_DISCONNECT,
+            DISCONNECT,
             (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code"),
             (End::Waits, "§8.1 does not say when; a server may wait for the whole message"),
         ],

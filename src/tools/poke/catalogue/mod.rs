@@ -11,7 +11,7 @@ mod headers;
 mod limits;
 mod messages;
 
-use super::case::{Case, End, Needs, Opening};
+use super::case::{Case, End, Opening, Requirement};
 
 pub const GROUPS: &[(&str, &[Case])] = &[
     ("The opening handshake (§4)", handshake::CASES),
@@ -34,7 +34,7 @@ pub fn all_cases() -> impl Iterator<Item = &'static Case> {
 const DEFAULT_CASE: Case = Case {
     name: "",
     summary: "",
-    needs: Needs::Upgrade,
+    needs: Requirement::Upgrade,
     opening: Opening::Valid,
     steps: &[],
     replies: &[],
@@ -44,16 +44,16 @@ const DEFAULT_CASE: Case = Case {
     error: None,
 };
 
-const ECHO_CASE: Case = Case { needs: Needs::Echo, ..DEFAULT_CASE };
+const ECHO_CASE: Case = Case { needs: Requirement::Echo, ..DEFAULT_CASE };
 
 /// Default values of a test case whose client breaks a rule, so that the server must fail the connection (§7.1.7).
-const FAILING_CASE: Case = Case { end: PROTOCOL_ERROR, allowed: &[MAY_DISCONNECT], ..DEFAULT_CASE };
+const FAILING_CASE: Case = Case { end: PROTOCOL_ERROR, allowed: &[DISCONNECT], ..DEFAULT_CASE };
 
 const PROTOCOL_ERROR: End = End::Closes(&[1002]);
-const MAY_DISCONNECT: (End, &str) =
+const DISCONNECT: (End, &str) =
     (End::Disconnects, "§7.1.7: an endpoint that fails the connection should send a Close first, and may omit it");
 
-const MAY_WAIT_FOR_FRAME: (End, &str) =
+const WAIT_FOR_WHOLE_FRAME: (End, &str) =
     (End::Waits, "§5.2 does not say when a rule is checked; a server may wait for the whole frame");
 
 #[cfg(test)]
