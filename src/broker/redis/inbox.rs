@@ -8,7 +8,7 @@ use super::super::{Message, PrivateMessage};
 
 /// A message without its id, which Redis assigns.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Payload {
+pub struct MessageWithoutId {
     username: Rc<str>,
     text: Box<str>,
     time: Rc<str>,
@@ -16,14 +16,14 @@ pub struct Payload {
     nonce: Option<Rc<str>>,
 }
 
-impl Payload {
-    pub fn new(message: Message) -> Payload {
+impl MessageWithoutId {
+    pub fn new(message: Message) -> MessageWithoutId {
         let Message { username, text, time, nonce, .. } = message;
-        Payload { username, text, time, nonce }
+        MessageWithoutId { username, text, time, nonce }
     }
 
     pub fn with_id(self, id: u64) -> Message {
-        let Payload { username, text, time, nonce } = self;
+        let MessageWithoutId { username, text, time, nonce } = self;
         Message { username, text, id, time, nonce }
     }
 }
@@ -40,23 +40,23 @@ pub enum InboxEvent {
     /// The room now has a member on this instance. Lists the room's members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
     /// A client of this instance has joined: client, previous room, room, history of the room.
-    Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>),
+    Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
     JoinRejected(u64),
     /// A client of another instance has joined: room, instance, client, username.
     Arrived(Rc<str>, u32, u64, Rc<str>),
     Left(Rc<str>, u32, u64),
     /// A message to a room: room, the sender's instance and client number, message id.
-    Message(Rc<str>, u32, u64, u64, Payload),
+    Message(Rc<str>, u32, u64, u64, MessageWithoutId),
     /// A message of this instance's operator was published: room, instance, announcement token, message id.
-    Announced(Rc<str>, u32, u64, u64, Payload),
-    Duplicate(u64, u64, Payload),
+    Announced(Rc<str>, u32, u64, u64, MessageWithoutId),
+    Duplicate(u64, u64, MessageWithoutId),
     /// A private message: recipients, message, and the sender if the sender is a client of this instance.
     Private(Vec<u64>, PrivateMessage, Option<u64>),
     /// A page of a room's history: client, room, the request's `before`, whether older messages exist.
-    Page(u64, Rc<str>, u64, bool, Vec<(u64, Payload)>),
+    Page(u64, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
     Typing(Rc<str>, u32, u64, Rc<str>),
     /// A request other than a join failed: client, reason, detail, nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
     /// The state of a room, because this instance may have missed events of the room: name, history, members.
-    Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>, Vec<(u32, u64, Rc<str>)>),
+    Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>, Vec<(u32, u64, Rc<str>)>),
 }

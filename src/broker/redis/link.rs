@@ -9,11 +9,11 @@ use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, Serv
 
 pub const DONE: &str = "done"; // the reply to a call whose results are all in the inboxes
 
-const MAX_ENTRIES: usize = 256; // maximum number of inbox entries per read
+const MAX_ENTRIES_PER_READ: usize = 256;
 // If one read returns more bytes than this (about two messages), messages arrive fast. The thread then pauses, so that
 // more messages gather and the event loop wakes less often: at 8,000 messages/s, the pause halves the CPU time.
-const MANY_BYTES: usize = 512;
-const PAUSE: Duration = Duration::from_millis(2);
+const BUSY_READ_BYTES: usize = 512;
+const BUSY_READ_PAUSE: Duration = Duration::from_millis(2);
 
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resume within a second after Redis is back
@@ -41,14 +41,14 @@ pub enum LinkEvent {
 
 pub struct Threads {
     calls: Option<Sender<(u64, Vec<String>)>>, // set to `None` to stop the `caller` thread
-    reads: Sender<Read>,
-    events: Receiver<(u64, LinkEvent)>, // each event with the number of its session or `Read`
+    reads: Sender<InboxRead>,
+    events: Receiver<(u64, LinkEvent)>, // each event with the number of its session or `InboxRead`
     caller: Option<JoinHandle<()>>,
     session: u64, // number of the connection for calls
-    reading: u64, // number of the newest `Read`
+    reading: u64, // number of the newest `InboxRead`
 }
 
-struct Read {
+struct InboxRead {
     number: u64,
     key: String,
     after: u64,
@@ -99,7 +99,7 @@ impl Link for Threads {
 
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str) {
         self.reading += 1;
-        let _ = self.reads.send(Read { number: self.reading, key: key.into(), after, lineage: lineage.into() });
+        let _ = self.reads.send(InboxRead { number: self.reading, key: key.into(), after, lineage: lineage.into() });
     }
 
     fn next_event(&mut self) -> Option<LinkEvent> {
@@ -137,7 +137,7 @@ fn connect(client: &Client, timeout: Duration) -> RedisResult<(Connection, Strin
 }
 
 /// Returns a warning for the operator if Redis may evict keys of the chat.
-fn find_eviction(connection: &mut Connection) -> Option<String> {
+fn find_eviction_warning(connection: &mut Connection) -> Option<String> {
     // Some hosted Redis services forbid CONFIG.
     let policy: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query(connection).ok()?;
     let policy = policy.into_iter().nth(1).filter(|policy| policy != "noeviction")?;
@@ -173,7 +173,7 @@ fn send_calls(
         let failed = match connect(client, timeout) {
             Ok((mut connection, lineage)) => {
                 session += 1;
-                let warning = find_eviction(&mut connection);
+                let warning = find_eviction_warning(&mut connection);
                 reporter.report(session, LinkEvent::Connected { lineage, warning }, true);
                 loop {
                     let Ok((of, arguments)) = calls.recv() else { return };
@@ -214,7 +214,7 @@ fn was_rejected(error: &RedisError) -> bool {
     }
 }
 
-fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, reporter: &Reporter<impl Fn()>) {
+fn read_inboxes(client: &Client, reads: &Receiver<InboxRead>, timeout: Duration, reporter: &Reporter<impl Fn()>) {
     let mut wait = MIN_BACKOFF;
     let Ok(mut read) = reads.recv() else { return };
     loop {
@@ -227,8 +227,8 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
                 if !entries.is_empty() {
                     let bytes: usize = entries.iter().map(|(_, events)| events.len()).sum();
                     reporter.report(read.number, LinkEvent::Inbox(entries), true);
-                    if bytes > MANY_BYTES {
-                        std::thread::sleep(PAUSE);
+                    if bytes > BUSY_READ_BYTES {
+                        std::thread::sleep(BUSY_READ_PAUSE);
                     }
                 }
                 match reads.try_recv() {
@@ -241,7 +241,7 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
                 }
             }
         }
-        // Wait before reconnecting. If the lineage has changed, the broker registers again, and sends a new `Read`.
+        // Wait before reconnecting. If the lineage has changed, the broker registers again and sends a new `InboxRead`.
         loop {
             match reads.recv_timeout(wait) {
                 Ok(newer) => read = newer,
@@ -253,12 +253,12 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
     }
 }
 
-/// Waits for entries, but only briefly, so that the thread soon notices a new `Read`.
-fn read_entries(connection: &mut Connection, read: &Read, timeout: Duration) -> RedisResult<Vec<(u64, String)>> {
+/// Waits for entries, but only briefly, so that the thread soon notices a new `InboxRead`.
+fn read_entries(connection: &mut Connection, read: &InboxRead, timeout: Duration) -> RedisResult<Vec<(u64, String)>> {
     type Streams = Option<Vec<(String, Vec<(String, (String, String))>)>>;
     let block = (timeout / 2).min(Duration::from_millis(500)).as_millis() as u64;
     let mut command = redis::cmd("XREAD");
-    command.arg("COUNT").arg(MAX_ENTRIES).arg("BLOCK").arg(block).arg("STREAMS").arg(&read.key);
+    command.arg("COUNT").arg(MAX_ENTRIES_PER_READ).arg("BLOCK").arg(block).arg("STREAMS").arg(&read.key);
     let streams: Streams = command.arg(format!("{}-0", read.after)).query(connection)?;
     let entries = streams.into_iter().flatten().flat_map(|(_, entries)| entries);
     let id = |id: &str| id.split('-').next().and_then(|id| id.parse().ok()).unwrap_or(0);

@@ -7,7 +7,7 @@ use mio::Token;
 
 use super::super::memory::MemoryConfig;
 use super::super::{Backlog, BrokerError, Join, MemberId, Message, Page, PrivateMessage, RoomEvent, Session, User};
-use super::inbox::{InboxEvent, Payload};
+use super::inbox::{InboxEvent, MessageWithoutId};
 use super::rooms::Rooms;
 use crate::maps::TokenMap;
 
@@ -40,7 +40,7 @@ impl Mirror {
 
     /// Adds a client whose join Redis has not executed yet.
     pub fn add(&mut self, client: Token, join: Join, session: Session) {
-        self.count_in(&join.room, &join.user);
+        self.increment_client_count(&join.room, &join.user);
         self.client_ids.extend(join.client_id.iter().map(|id| (Rc::clone(id), client)));
         let (room, username) = (Rc::clone(&join.room), Rc::clone(&join.username));
         let record = Client { room: None, target: room, join, session, username, is_leaving: false, is_hidden: false };
@@ -86,7 +86,7 @@ impl Mirror {
             InboxEvent::Executed(_) => {} // the broker handles `Executed`
             InboxEvent::Failed(error) => log::error!("REDIS a request failed: {error}"),
             InboxEvent::Renewed(name, epoch) => {
-                self.rooms.synced(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));
+                self.rooms.synced_room_mut(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));
             }
             InboxEvent::Opened(name, members) => {
                 let members = self.remote_members(members);
@@ -98,12 +98,12 @@ impl Mirror {
             }
             InboxEvent::JoinRejected(client) => self.reject_join(token(client)),
             InboxEvent::Arrived(name, instance, connection, username) => {
-                let (room, member) = (self.rooms.synced(&name), MemberId::Remote { instance, connection });
+                let (room, member) = (self.rooms.synced_room_mut(&name), MemberId::Remote { instance, connection });
                 self.events.extend(room.and_then(|room| room.add_remote(member, username)));
             }
             InboxEvent::Left(_, instance, client) if instance == self.instance => self.remove_local(token(client)),
             InboxEvent::Left(name, instance, connection) => {
-                let (room, member) = (self.rooms.synced(&name), MemberId::Remote { instance, connection });
+                let (room, member) = (self.rooms.synced_room_mut(&name), MemberId::Remote { instance, connection });
                 self.events.extend(room.and_then(|room| room.remove_remote(member)));
             }
             InboxEvent::Message(name, instance, client, id, payload) => {
@@ -124,7 +124,7 @@ impl Mirror {
             }
             InboxEvent::Typing(name, instance, client, username) => {
                 let client = (instance == self.instance).then_some(token(client));
-                let room = self.rooms.synced(&name).filter(|room| room.is_visible());
+                let room = self.rooms.synced_room_mut(&name).filter(|room| room.is_visible());
                 self.events.extend(room.map(|room| RoomEvent::Typing { room: room.id, client, username }));
             }
             InboxEvent::Rejected(client, reason, detail, nonce) => {
@@ -168,7 +168,7 @@ impl Mirror {
     fn apply_message(&mut self, name: &str, client: Option<Token>, message: Message) {
         let sender = client.and_then(|client| self.clients.get_mut(&client));
         sender.into_iter().for_each(|record| record.username = Rc::clone(&message.username));
-        let Some(room) = self.rooms.synced(name).filter(|room| message.id > room.last_id) else { return };
+        let Some(room) = self.rooms.synced_room_mut(name).filter(|room| message.id > room.last_id) else { return };
         debug_assert_eq!(message.id, room.last_id + 1, "ids are consecutive");
         room.last_id = message.id;
         if room.is_visible() {
@@ -249,11 +249,11 @@ impl Mirror {
             || (self.opened.len() < self.limits.rooms && by_user() < self.limits.rooms_per_user)
     }
 
-    fn count_in(&mut self, room: &Rc<str>, user: &User) {
+    fn increment_client_count(&mut self, room: &Rc<str>, user: &User) {
         self.opened.entry(Rc::clone(room)).or_insert_with(|| (user.clone(), 0)).1 += 1;
     }
 
-    fn count_out(&mut self, room: &Rc<str>) {
+    fn decrement_client_count(&mut self, room: &Rc<str>) {
         if let Some((_, count)) = self.opened.get_mut(room) {
             *count -= 1;
             if *count == 0 {
@@ -265,14 +265,14 @@ impl Mirror {
     pub fn set_target(&mut self, client: Token, room: &Rc<str>) {
         let Some(record) = self.clients.get_mut(&client) else { return };
         let (before, user) = (std::mem::replace(&mut record.target, Rc::clone(room)), record.join.user.clone());
-        self.count_in(room, &user);
-        self.count_out(&before);
+        self.increment_client_count(room, &user);
+        self.decrement_client_count(&before);
     }
 
     /// Returns whether the chat knew the client.
     pub fn forget(&mut self, client: Token) -> bool {
         let Some(record) = self.clients.remove(&client) else { return false };
-        self.count_out(&record.target);
+        self.decrement_client_count(&record.target);
         let client_id = record.join.client_id.filter(|id| self.client_ids.get(id) == Some(&client));
         client_id.and_then(|id| self.client_ids.remove(&id));
         !record.is_hidden
@@ -291,6 +291,6 @@ fn token(client: u64) -> Token {
     Token(usize::try_from(client).unwrap_or(usize::MAX))
 }
 
-fn with_ids(messages: Vec<(u64, Payload)>) -> Vec<Rc<Message>> {
+fn with_ids(messages: Vec<(u64, MessageWithoutId)>) -> Vec<Rc<Message>> {
     messages.into_iter().map(|(id, payload)| Rc::new(payload.with_id(id))).collect()
 }

@@ -19,7 +19,7 @@
 //! - *Redis has lost data*, or another Redis server has taken over. A new generation begins, in which every room has a
 //!   new epoch. If an instance has seen events that Redis has lost, the instance proceeds like a silent instance.
 
-mod beats;
+mod heartbeats;
 pub mod inbox;
 pub mod link;
 mod mirror;
@@ -33,18 +33,18 @@ use mio::Token;
 
 use super::memory::MemoryConfig;
 use super::{Broker, BrokerError, Join, NameRules, Random, RoomEvent};
-use beats::Beats;
+use heartbeats::Heartbeats;
 use inbox::InboxEvent;
 use link::{Link, LinkEvent, Threads};
 use mirror::Mirror;
-use requests::{Kind, QueuedRequest, Requests, flag};
+use requests::{Kind, QueuedRequest, Requests, format_flag};
 
 pub const SCRIPT: &str = include_str!("script.lua");
-const PROTOCOL: &str = "1"; // version of the script and its keys: instances with different versions must not share data
+const PROTOCOL_VERSION: &str = "1"; // of the script and its keys: instances with different versions must not share data
 
-const BEAT: Duration = Duration::from_millis(500);
-const RETRY: Duration = Duration::from_millis(200);
-const EXPIRY: Duration = Duration::from_secs(600); // Redis forgets an instance that has been gone for this long
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+const REGISTRATION_RETRY_DELAY: Duration = Duration::from_millis(200);
+const INSTANCE_TTL: Duration = Duration::from_secs(600); // Redis forgets an instance that has been gone for this long
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -61,7 +61,7 @@ pub struct RedisBroker {
     inbox: Inbox,
     stage: Stage,
     requests: Requests,
-    beats: Beats,
+    beats: Heartbeats,
     mirror: Mirror,
     now: Duration,
 }
@@ -123,7 +123,7 @@ impl RedisBroker {
             inbox,
             stage: Stage::Lost,
             requests: Requests::default(),
-            beats: Beats::default(),
+            beats: Heartbeats::default(),
             mirror,
             now: Duration::ZERO,
         }
@@ -141,20 +141,20 @@ impl RedisBroker {
             self.inbox.generation.clear();
             return self.register();
         }
-        let is_beat = self.now >= self.beats.next_at;
+        let is_beat = self.now >= self.beats.next_heartbeat_at;
         let is_due = if is_registered { self.requests.has_unsent() } else { is_beat };
         if !is_due {
             return;
         }
         if is_beat {
-            self.beats.next_at = self.now + BEAT;
+            self.beats.next_heartbeat_at = self.now + HEARTBEAT_INTERVAL;
         }
         let Inbox { generation, connection, read, .. } = &self.inbox;
         let MemoryConfig { messages, backlog, empty_rooms, ttl, .. } = self.settings.limits;
         let mut arguments = self.first_arguments("call");
-        arguments.extend([generation.clone(), connection.clone(), read.to_string(), flag(is_beat)]);
+        arguments.extend([generation.clone(), connection.clone(), read.to_string(), format_flag(is_beat)]);
         arguments.extend([messages, backlog, empty_rooms].map(|limit| limit.to_string()));
-        arguments.extend([ttl, EXPIRY].map(|time| time.as_millis().max(1).to_string()));
+        arguments.extend([ttl, INSTANCE_TTL].map(|time| time.as_millis().max(1).to_string()));
         let (requests, last) = if is_registered { self.requests.take_batch() } else { Default::default() };
         arguments.extend(requests);
         self.beats.is_calling = true;
@@ -220,12 +220,12 @@ impl RedisBroker {
             }
             LinkEvent::Lost { reason } => {
                 self.stage = Stage::Lost;
-                self.beats.lose_connection(reason);
+                self.beats.handle_lost_connection(reason);
             }
             LinkEvent::Reply(Err(reason)) => {
                 self.beats.is_calling = false;
                 self.beats.rejection = Some(reason);
-                self.stage = Stage::Connected { open_at: Some(self.now + RETRY) };
+                self.stage = Stage::Connected { open_at: Some(self.now + REGISTRATION_RETRY_DELAY) };
             }
             LinkEvent::Reply(Ok(reply)) => self.apply_reply(&reply),
             LinkEvent::Inbox(entries) => entries.into_iter().for_each(|(id, events)| self.read_entry(id, &events)),
@@ -260,10 +260,10 @@ impl RedisBroker {
         (self.random)(&mut name);
         let mut arguments = self.first_arguments("open");
         let Inbox { generation, lineage, read, .. } = &self.inbox;
-        let new_generation = format!("{:016x}", u64::from_be_bytes(name));
-        arguments.extend([PROTOCOL.into(), lineage.clone(), new_generation, generation.clone(), read.to_string()]);
-        arguments.push(EXPIRY.as_millis().to_string());
-        self.beats.next_at = self.now; // the first call is a beat, which lets the inbox expire
+        let (version, new_generation) = (PROTOCOL_VERSION.into(), format!("{:016x}", u64::from_be_bytes(name)));
+        arguments.extend([version, lineage.clone(), new_generation, generation.clone(), read.to_string()]);
+        arguments.push(INSTANCE_TTL.as_millis().to_string());
+        self.beats.next_heartbeat_at = self.now; // the first call is a beat, which lets the inbox expire
         self.stage = Stage::Connected { open_at: None };
         self.beats.is_calling = true;
         self.link.call(arguments);
@@ -278,7 +278,7 @@ impl RedisBroker {
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             [link::DONE, ..] => {
                 self.beats.rejection = None;
-                for (instance, beat) in self.beats.compare(&reply[1..], self.inbox.instance) {
+                for (instance, beat) in self.beats.find_silent_instances(&reply[1..], self.inbox.instance) {
                     self.push_internal("reap", vec![instance, beat]);
                 }
             }
@@ -286,7 +286,7 @@ impl RedisBroker {
             ["protocol", protocol] => {
                 let reason = format!("instances of another version (protocol {protocol}) use the prefix");
                 self.beats.rejection = Some(reason);
-                self.stage = Stage::Connected { open_at: Some(self.now + RETRY) };
+                self.stage = Stage::Connected { open_at: Some(self.now + REGISTRATION_RETRY_DELAY) };
             }
             [status, generation, connection, executed, last] => {
                 let number = |text: &str| text.parse().unwrap_or(0);
@@ -378,7 +378,7 @@ impl Broker for RedisBroker {
         if matches!(self.stage, Stage::Connected { open_at: Some(at) } if at <= now) {
             self.register();
         }
-        if matches!(self.stage, Stage::Registered) && !self.beats.is_calling && now >= self.beats.next_at {
+        if matches!(self.stage, Stage::Registered) && !self.beats.is_calling && now >= self.beats.next_heartbeat_at {
             self.push_internal("probe", Vec::new());
         }
         self.flush();
@@ -389,15 +389,17 @@ impl Broker for RedisBroker {
     fn next_turn_at(&self) -> Option<Duration> {
         let beat = match self.stage {
             Stage::Connected { open_at } => open_at,
-            Stage::Registered | Stage::CatchingUp { .. } if !self.beats.is_calling => Some(self.beats.next_at),
+            Stage::Registered | Stage::CatchingUp { .. } if !self.beats.is_calling => {
+                Some(self.beats.next_heartbeat_at)
+            }
             _ => None,
         };
-        let late = self.beats.late_at().filter(|at| *at > self.now);
+        let late = self.beats.unavailable_at().filter(|at| *at > self.now);
         [beat, late, self.requests.next_expiry(self.settings.timeout)].into_iter().flatten().min()
     }
 
     fn is_available(&self) -> bool {
-        let is_late = self.beats.late_at().is_some_and(|at| self.now >= at);
+        let is_late = self.beats.unavailable_at().is_some_and(|at| self.now >= at);
         matches!(self.stage, Stage::Registered) && !is_late && self.beats.rejection.is_none()
     }
 }

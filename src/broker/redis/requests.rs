@@ -9,8 +9,8 @@ use mio::Token;
 
 use super::super::{CredentialId, Message};
 
-const MAX_REQUESTS: usize = 256; // maximum number of requests per call of the script, which blocks Redis while it runs
-const MAX_BYTES: usize = 256 * 1024; // maximum size of a call's arguments, in bytes; a larger request is sent alone
+const MAX_REQUESTS_PER_CALL: usize = 256; // a call runs the script, which blocks Redis while it runs
+const MAX_BYTES_PER_CALL: usize = 256 * 1024; // size of the arguments; a larger request is sent alone
 
 /// Decides what happens to a request that Redis does not confirm in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Requests {
     queue: VecDeque<QueuedRequest>, // the sent requests come first
     sent: usize,                    // number of sent requests
     last_number: u64,
-    pub bytes: usize, // sum of `QueuedRequest::bytes` over the queue
+    pub bytes: usize, // sum of `QueuedRequest::counted_bytes` over the queue
 }
 
 impl QueuedRequest {
@@ -53,7 +53,7 @@ impl QueuedRequest {
 
     /// Returns 0 for internal requests. A server that shuts down waits until 0 bytes are queued, and internal requests
     /// never expire, so counting them could block the shutdown.
-    fn bytes(&self) -> usize {
+    fn counted_bytes(&self) -> usize {
         if self.kind == Kind::Internal { 0 } else { self.size() }
     }
 
@@ -66,7 +66,7 @@ impl Requests {
     pub fn push(&mut self, mut request: QueuedRequest) {
         self.last_number += 1;
         request.number = self.last_number;
-        self.bytes += request.bytes();
+        self.bytes += request.counted_bytes();
         self.queue.push_back(request);
     }
 
@@ -77,9 +77,9 @@ impl Requests {
     /// Returns the arguments of the next call of the script, and the number of the last request in the call.
     pub fn take_batch(&mut self) -> (Vec<String>, u64) {
         let (mut arguments, mut bytes, mut last) = (Vec::new(), 0, 0);
-        for request in self.queue.range_mut(self.sent..).take(MAX_REQUESTS) {
+        for request in self.queue.range_mut(self.sent..).take(MAX_REQUESTS_PER_CALL) {
             bytes += request.size();
-            if bytes > MAX_BYTES && last > 0 {
+            if bytes > MAX_BYTES_PER_CALL && last > 0 {
                 break;
             }
             let count = request.arguments.len();
@@ -123,7 +123,7 @@ impl Requests {
     fn remove(&mut self, at: usize) -> Option<QueuedRequest> {
         self.sent -= usize::from(at < self.sent);
         let request = self.queue.remove(at)?;
-        self.bytes -= request.bytes();
+        self.bytes -= request.counted_bytes();
         Some(request)
     }
 
@@ -145,11 +145,11 @@ impl Requests {
 // ---- Arguments ----
 
 /// Serializes a value. Serialization cannot fail, because every map in these values has string keys.
-pub fn json(value: &impl serde::Serialize) -> String {
+pub fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-pub fn flag(is_set: bool) -> String {
+pub fn format_flag(is_set: bool) -> String {
     if is_set { "1" } else { "0" }.into()
 }
 
@@ -195,13 +195,13 @@ mod tests {
     #[test]
     fn a_call_has_a_bounded_size() {
         let mut requests = Requests::default();
-        (0..MAX_REQUESTS + 1).for_each(|client| requests.push(request(client, Kind::Typing, 0)));
-        assert_eq!(requests.take_batch().1, MAX_REQUESTS as u64);
-        assert_eq!(requests.take_batch().1, MAX_REQUESTS as u64 + 1);
-        let long =
-            || QueuedRequest::new(Token(1), Kind::Join, "name", vec!["x".repeat(MAX_BYTES * 2 / 3)], Duration::ZERO);
+        (0..MAX_REQUESTS_PER_CALL + 1).for_each(|client| requests.push(request(client, Kind::Typing, 0)));
+        assert_eq!(requests.take_batch().1, MAX_REQUESTS_PER_CALL as u64);
+        assert_eq!(requests.take_batch().1, MAX_REQUESTS_PER_CALL as u64 + 1);
+        let argument = "x".repeat(MAX_BYTES_PER_CALL * 2 / 3);
+        let long = || QueuedRequest::new(Token(1), Kind::Join, "name", vec![argument.clone()], Duration::ZERO);
         (0..2).for_each(|_| requests.push(long()));
-        let before = MAX_REQUESTS as u64 + 1;
+        let before = MAX_REQUESTS_PER_CALL as u64 + 1;
         assert_eq!(requests.take_batch().1, before + 1);
         assert_eq!(requests.take_batch().1, before + 2);
     }

@@ -54,7 +54,7 @@ impl Rooms {
     }
 
     /// Returns the room, or `None` if events of the room may be missing.
-    pub fn synced(&mut self, name: &str) -> Option<&mut Room> {
+    pub fn synced_room_mut(&mut self, name: &str) -> Option<&mut Room> {
         self.by_name.get_mut(name).filter(|room| room.is_synced)
     }
 

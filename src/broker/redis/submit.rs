@@ -6,8 +6,8 @@ use mio::Token;
 
 use super::super::{Broker, BrokerError, Join, Message, PrivateMessage, Request, RoomEvent, Session, User};
 use super::RedisBroker;
-use super::inbox::Payload;
-use super::requests::{Kind, QueuedRequest, flag, format_credential, json, nonce_key};
+use super::inbox::MessageWithoutId;
+use super::requests::{Kind, QueuedRequest, format_credential, format_flag, nonce_key, to_json};
 
 impl RedisBroker {
     pub(super) fn submit_request(&mut self, client: Token, request: Request) {
@@ -47,12 +47,12 @@ impl RedisBroker {
 
     /// Sends a rejection through Redis, so that the client receives the error after the events of earlier requests.
     fn push_rejection(&mut self, client: Token, nonce: Option<&Rc<str>>) {
-        self.push(client, Kind::Query, "reject", vec!["rooms".into(), json(&nonce)]);
+        self.push(client, Kind::Query, "reject", vec!["rooms".into(), to_json(&nonce)]);
     }
 
     fn claim_arguments(&self, username: &Rc<str>) -> [String; 3] {
         let may_share = (self.names.may_share)(username);
-        [username.to_string(), (self.names.key)(username).to_string(), flag(may_share)]
+        [username.to_string(), (self.names.key)(username).to_string(), format_flag(may_share)]
     }
 
     fn join(&mut self, client: Token, join: Join) {
@@ -76,7 +76,7 @@ impl RedisBroker {
             join.resume.as_ref().map(|resume| (resume.epoch.clone(), resume.since)).unwrap_or_default();
         let credential = format_credential(join.credential);
         let room = join.room.to_string();
-        let (bound, new_session, since) = (flag(join.is_bound), session.to_hex(), since.to_string());
+        let (bound, new_session, since) = (format_flag(join.is_bound), session.to_hex(), since.to_string());
         vec![room, username, key, share, bound, client_id, credential, given, new_session, epoch, since]
     }
 
@@ -94,7 +94,7 @@ impl RedisBroker {
     fn publish(&mut self, client: Token, message: Message) {
         let nonce = message.nonce.clone();
         let mut arguments = self.claim_arguments(&message.username).to_vec();
-        arguments.extend([json(&nonce), nonce_key(&message), json(&Payload::new(message))]);
+        arguments.extend([to_json(&nonce), nonce_key(&message), to_json(&MessageWithoutId::new(message))]);
         self.push(client, Kind::Message { nonce }, "publish", arguments);
     }
 
@@ -103,14 +103,14 @@ impl RedisBroker {
         if !self.mirror.may_open(room, &User::Connection(Token(0))) {
             return self.push_rejection(client, nonce.as_ref());
         }
-        let arguments = vec![room.to_string(), nonce_key(&message), json(&Payload::new(message))];
+        let arguments = vec![room.to_string(), nonce_key(&message), to_json(&MessageWithoutId::new(message))];
         self.push(client, Kind::Message { nonce }, "announce", arguments);
     }
 
     fn send_private(&mut self, client: Token, message: &PrivateMessage) {
         let mut arguments = self.claim_arguments(&message.from).to_vec();
         let key = (self.names.key)(&message.to).to_string();
-        arguments.extend([json(&message.nonce), key, message.to.to_string(), json(message)]);
+        arguments.extend([to_json(&message.nonce), key, message.to.to_string(), to_json(message)]);
         self.push(client, Kind::Message { nonce: message.nonce.clone() }, "private", arguments);
     }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 // An instance treats another instance as dead after sending this many beats (about 4 s) without seeing a new beat of
 // the other instance. Beats count only while Redis responds.
-const SILENT_BEATS: u32 = 7;
+const HEARTBEATS_UNTIL_DEAD: u32 = 7;
 const MAX_WAIT: Duration = Duration::from_secs(2); // Redis is unavailable if the events of a call take this long
 
 #[derive(Default)]
-pub struct Beats {
-    pub next_at: Duration,
+pub struct Heartbeats {
+    pub next_heartbeat_at: Duration,
     pub is_calling: bool,                   // a call has received neither its reply nor its events
     pub calls: VecDeque<(u64, Duration)>,   // per call whose events have not arrived: last request number, call time
     pub rejection: Option<String>,          // why there is no connection, or why Redis rejects calls
@@ -18,7 +18,7 @@ pub struct Beats {
     was_available: Option<bool>,
 }
 
-impl Beats {
+impl Heartbeats {
     /// Records that the events of all requests up to `number` have arrived.
     pub fn confirm(&mut self, number: u64) {
         while self.calls.front().is_some_and(|(last, _)| *last <= number) {
@@ -27,11 +27,11 @@ impl Beats {
         self.is_calling &= !self.calls.is_empty();
     }
 
-    pub fn late_at(&self) -> Option<Duration> {
+    pub fn unavailable_at(&self) -> Option<Duration> {
         self.calls.front().map(|(_, at)| *at + MAX_WAIT)
     }
 
-    pub fn lose_connection(&mut self, reason: String) {
+    pub fn handle_lost_connection(&mut self, reason: String) {
         self.is_calling = false;
         self.rejection = Some(reason);
         self.others.clear();
@@ -39,7 +39,7 @@ impl Beats {
 
     /// Counts this instance's beats since the newest beat of each other instance. Returns the silent instances and
     /// their last beats. In `beats`, each instance is followed by its newest beat.
-    pub fn compare(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
+    pub fn find_silent_instances(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
         if beats.is_empty() {
             return Vec::new(); // the reply to a call without a beat
         }
@@ -53,7 +53,7 @@ impl Beats {
             if *instance == own.to_string() {
                 continue;
             }
-            if count >= SILENT_BEATS {
+            if count >= HEARTBEATS_UNTIL_DEAD {
                 log::info!("REDIS instance {instance} is silent");
                 silent.push((instance.clone(), beat.clone()));
             }
@@ -84,26 +84,27 @@ mod tests {
 
     #[test]
     fn an_instance_is_silent_after_seven_beats_without_one_of_its_own() {
-        let mut beats = Beats::default();
+        let mut beats = Heartbeats::default();
         for own in 0..20 {
             let others = reply(&[("1", &own.to_string()), ("2", "5"), ("3", &own.to_string())]);
-            let silent = beats.compare(&others, 1);
-            let expected = if own < SILENT_BEATS { Vec::new() } else { vec![("2".to_owned(), "5".to_owned())] };
+            let silent = beats.find_silent_instances(&others, 1);
+            let expected =
+                if own < HEARTBEATS_UNTIL_DEAD { Vec::new() } else { vec![("2".to_owned(), "5".to_owned())] };
             assert_eq!(silent, expected, "beat {own}");
-            assert!(beats.compare(&[], 1).is_empty(), "calls without a beat do not count");
+            assert!(beats.find_silent_instances(&[], 1).is_empty(), "calls without a beat do not count");
         }
-        beats.lose_connection("gone".into());
-        assert!(beats.compare(&reply(&[("2", "5")]), 1).is_empty(), "time without Redis does not count");
+        beats.handle_lost_connection("gone".into());
+        assert!(beats.find_silent_instances(&reply(&[("2", "5")]), 1).is_empty(), "time without Redis does not count");
     }
 
     #[test]
     fn redis_is_late_once_a_call_has_waited_two_seconds() {
-        let mut beats = Beats::default();
+        let mut beats = Heartbeats::default();
         beats.calls.extend([(3, Duration::from_secs(1)), (5, Duration::from_secs(2))]);
-        assert_eq!(beats.late_at(), Some(Duration::from_secs(3)));
+        assert_eq!(beats.unavailable_at(), Some(Duration::from_secs(3)));
         beats.confirm(4);
-        assert_eq!(beats.late_at(), Some(Duration::from_secs(4)));
+        assert_eq!(beats.unavailable_at(), Some(Duration::from_secs(4)));
         beats.confirm(5);
-        assert_eq!(beats.late_at(), None);
+        assert_eq!(beats.unavailable_at(), None);
     }
 }
