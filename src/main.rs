@@ -5,7 +5,7 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment, format_address, format_error, local_address};
-use wirechat::http::{access::Access, jwt::read_key_files};
+use wirechat::http::{access::AccessControl, jwt::read_key_files};
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter, tls};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 use wirechat::{config_file, systemd};
@@ -65,7 +65,7 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
     }
     net::parse_trace_filter(&config).map_err(usage_error)?;
     let tokens = config.read_token_file().map_err(usage_error)?;
-    let mut access = Access::new(&config, tokens.as_deref()).map_err(usage_error)?;
+    let mut access = AccessControl::new(&config, tokens.as_deref()).map_err(usage_error)?;
     config.validate().map_err(usage_error)?;
     let (errors, _) = access.jwt_keys.load(&config, read_key_files(&config));
     errors.into_iter().try_for_each(|error| Err(usage_error(error)))?;

@@ -18,21 +18,21 @@ const MAX_BANS: usize = 10_000;
 pub struct Operator<E> {
     pub counters: Counters,
     pub bans: Bans,
-    pub commits: Option<Arc<Durations>>, // durations of the commits of `--history-db`
-    pub announcing: TokenMap<Option<E>>, // one entry per pending message of the operator; `Some` once there is a reply
+    pub commit_durations: Option<Arc<Durations>>, // of `--history-db`
+    pub announcements: TokenMap<Option<E>>,       // the operator's pending messages; `Some` once there is a reply
 }
 
 impl<E> Default for Operator<E> {
     fn default() -> Operator<E> {
-        let (counters, bans, announcing) = (Counters::default(), Bans::default(), TokenMap::default());
-        Operator { counters, bans, commits: None, announcing }
+        let (counters, bans, announcements) = (Counters::default(), Bans::default(), TokenMap::default());
+        Operator { counters, bans, commit_durations: None, announcements }
     }
 }
 
 /// Counters since the server's start. Incrementing costs next to nothing, so the server counts even without `--admin`.
 #[derive(Debug, Default)]
 pub struct Counters {
-    pub accepts: u64,
+    pub accepted_connections: u64,
     pub services: [u64; 3],             // number of open upgraded connections, by `Service`
     pub rejections: BTreeMap<u16, u64>, // number of rejected requests, by HTTP status
     pub closes: BTreeMap<u16, u64>,     // number of ended upgraded connections, by the code of the first Close
@@ -59,24 +59,25 @@ impl Counters {
 }
 
 /// The upper bounds of the buckets of [`Durations`], in seconds.
-pub const BOUNDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY];
+pub const BUCKET_BOUNDS_SECONDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY];
 
 /// A histogram of durations. Any thread may add a duration.
 #[derive(Debug, Default)]
 pub struct Durations {
-    counts: [AtomicU64; BOUNDS.len()],
+    counts: [AtomicU64; BUCKET_BOUNDS_SECONDS.len()],
     nanoseconds: AtomicU64,
 }
 
 impl Durations {
     pub fn add(&self, elapsed: Duration) {
-        let bucket = BOUNDS.iter().position(|bound| elapsed.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len() - 1);
+        let bucket = BUCKET_BOUNDS_SECONDS.iter().position(|bound| elapsed.as_secs_f64() <= *bound);
+        let bucket = bucket.unwrap_or(BUCKET_BOUNDS_SECONDS.len() - 1);
         self.counts[bucket].fetch_add(1, Relaxed);
         self.nanoseconds.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// The number of durations in each bucket.
-    pub fn counts(&self) -> [u64; BOUNDS.len()] {
+    pub fn counts(&self) -> [u64; BUCKET_BOUNDS_SECONDS.len()] {
         self.counts.each_ref().map(|count| count.load(Relaxed))
     }
 

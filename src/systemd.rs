@@ -7,7 +7,7 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use socket2::Socket;
 
-const GRACE: Duration = Duration::from_secs(30); // time to receive the last Close frames and to store the last messages
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30); // time to receive Close frames and to store the last messages
 const FIRST_DESCRIPTOR: usize = 3; // sd_listen_fds(3): the sockets follow stdin, stdout and stderr
 
 /// Returns the listening sockets that this process has inherited: none unless `LISTEN_PID` is the id of this process.
@@ -47,7 +47,7 @@ pub fn report_reloading() {
 
 /// Reports that the server is stopping. `wait`: how long the shutdown waits before it closes the last connection.
 pub fn report_stopping(wait: Duration) {
-    let timeout = u32::try_from((wait + GRACE).as_micros()).unwrap_or(u32::MAX); // `u32::MAX` µs are 71 minutes
+    let timeout = u32::try_from((wait + SHUTDOWN_GRACE).as_micros()).unwrap_or(u32::MAX); // `u32::MAX` µs: 71 minutes
     let status = NotifyState::Status("Closing the connections");
     report(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(timeout)]);
 }

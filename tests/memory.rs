@@ -327,7 +327,7 @@ fn bytes_that_wait_for_their_turn_end_the_silence() {
 /// PROTOCOL.md, "Limits and timeouts": received bytes postpone the next ping. A readiness event without bytes does not.
 #[test]
 fn spurious_edges_postpone_no_ping() {
-    for spurious in [NO_EDGE, Readiness { readable: true, writable: true, ..NO_EDGE }] {
+    for spurious in [NO_EDGE, Readiness { is_readable: true, is_writable: true, ..NO_EDGE }] {
         let mut world = World::observed(&["--ping-interval", "10", "--idle-timeout", "60"]);
         world.spurious = spurious;
         let client = world.upgrade(ECHO);
@@ -1428,11 +1428,11 @@ fn partial_writes_at_every_size() {
 #[test]
 fn spurious_edges() {
     let expected = conversation(&mut World::new(&[]));
-    for (readable, writable) in [(true, false), (false, true), (true, true)] {
+    for (is_readable, is_writable) in [(true, false), (false, true), (true, true)] {
         for capacity in [7, 64 * 1024] {
             let mut world = World::new(&[]);
             world.capacity = capacity;
-            world.spurious = Readiness { readable, writable, ..NO_EDGE };
+            world.spurious = Readiness { is_readable, is_writable, ..NO_EDGE };
             assert!(conversation(&mut world) == expected, "{:?}", world.spurious);
         }
     }
@@ -1441,7 +1441,7 @@ fn spurious_edges() {
 /// The server ignores readiness events for unknown tokens and for removed connections.
 #[test]
 fn edges_for_unknown_tokens() {
-    let every_edge = Readiness { readable: true, writable: true, read_closed: true, error: true };
+    let every_edge = Readiness { is_readable: true, is_writable: true, is_read_closed: true, has_error: true };
     let mut world = World::new(&[]);
     let client = member(&mut world, "member");
     let removed = world.upgrade(ECHO);

@@ -45,7 +45,7 @@ struct Stalled {
 
 impl Stalled {
     fn new(args: &[&str]) -> Stalled {
-        let options = DatabaseOptions { survives_power_failure: true, keep: 0, max_days: 0 };
+        let options = DatabaseOptions { survives_power_failure: true, max_messages_per_room: 0, max_days: 0 };
         let connection = Connection::open_in_memory().unwrap();
         let database = Database::begin_run(connection, options, "run", SystemTime::UNIX_EPOCH).unwrap();
         let disk = ManualDisk::default();

@@ -34,7 +34,7 @@ fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
         tap.observe(*from, bytes, noon());
     }
     let mut out = String::new();
-    records.take().iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut out));
+    records.take().iter().for_each(|record| text::write(record, Style { detail, uses_colour: false }, &mut out));
     out
 }
 
@@ -350,7 +350,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
         ("life-full.txt", include_str!("golden/life-full.txt"), Detail::Full),
     ] {
         let mut text = String::new();
-        taken.iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut text));
+        taken.iter().for_each(|record| text::write(record, Style { detail, uses_colour: false }, &mut text));
         assert!(!text.contains("dev-token"), "the trace shows a token");
         expect(golden, name, &text);
     }
@@ -366,9 +366,9 @@ fn a_terminal_adds_only_colours() {
     let records = Records::default();
     Tap::open(7, records.clone()).observe(Role::Client, &hello, noon());
     let taken = records.take();
-    let written = |colour| {
+    let written = |uses_colour| {
         let mut text = String::new();
-        taken.iter().for_each(|record| text::write(record, Style { detail: Detail::Full, colour }, &mut text));
+        taken.iter().for_each(|record| text::write(record, Style { detail: Detail::Full, uses_colour }, &mut text));
         text
     };
     let (plain, coloured) = (written(false), written(true));
@@ -405,7 +405,7 @@ fn a_clean_end_has_a_cause() {
     tap.finish("both Closes passed; the server ended TCP (§7.1.1)", noon());
     let end = records.take().pop().expect("the end");
     let mut text = String::new();
-    text::write(&end, Style { detail: Detail::Line, colour: false }, &mut text);
+    text::write(&end, Style { detail: Detail::Line, uses_colour: false }, &mut text);
     assert_eq!(
         text,
         "2026-11-22T12:00:01.204Z  #7 = over, cleanly: the client sent the first Close (1000 \"bye\"); both Closes passed; \

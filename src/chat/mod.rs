@@ -148,9 +148,9 @@ impl Chat {
     }
 
     /// Publishes the operator's message, which the caller has validated. The reply will appear in
-    /// `self.operator.announcing`, under the token `operator`.
+    /// `self.operator.announcements`, under the token `operator`.
     pub fn announce(&mut self, operator: Token, room: Rc<str>, message: Message, now: Now) {
-        self.operator.announcing.insert(operator, None);
+        self.operator.announcements.insert(operator, None);
         self.broker.submit(operator, Request::Announce { room, message }, now.monotonic);
     }
 
@@ -444,7 +444,7 @@ impl Chat {
             Some(Membership::Joining { held, .. }) if held.len() < MAX_HELD_EVENTS => held.push(event),
             Some(Membership::Joining { .. }) => self.close(client, event::FLOODING),
             Some(Membership::Leaving(_)) => {}
-            None => _ = self.operator.announcing.get_mut(&client).map(|reply| *reply = Some(event)),
+            None => _ = self.operator.announcements.get_mut(&client).map(|reply| *reply = Some(event)),
         }
     }
 

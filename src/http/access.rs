@@ -11,7 +11,7 @@ use crate::config::{Config, is_loopback_name};
 
 /// Decides which clients may connect. `None` in a field allows every token, origin or host.
 #[derive(Debug, Default)]
-pub struct Access {
+pub struct AccessControl {
     pub tokens: Option<AccessTokens>,
     pub is_encrypted: bool, // whether the server itself speaks TLS
     pub jwt_keys: JwtKeys,  // keys that verify JWTs; the server accepts JWTs in addition to `tokens`
@@ -21,10 +21,10 @@ pub struct Access {
     pub deflates: bool, // whether the server accepts permessage-deflate
 }
 
-impl Access {
-    pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
+impl AccessControl {
+    pub fn new(config: &Config, token_file: Option<&str>) -> Result<AccessControl, String> {
         let (is_encrypted, no_echo) = (config.features.tls_cert.is_some(), config.no_echo);
-        let mut access = Access { is_encrypted, no_echo, deflates: config.features.deflate, ..Access::default() };
+        let mut access = AccessControl { is_encrypted, no_echo, deflates: config.features.deflate, ..Self::default() };
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
         // Allow pages opened from disk, but only with tokens: sandboxed iframes of any site also send `Origin: null`.
@@ -135,12 +135,12 @@ mod tests {
 
     use super::*;
 
-    fn try_access(args: &[&str]) -> Result<Access, String> {
+    fn try_access(args: &[&str]) -> Result<AccessControl, String> {
         let args = std::iter::once("wirechat").chain(args.iter().copied());
-        Access::new(&Config::try_parse_from(args).unwrap(), None)
+        AccessControl::new(&Config::try_parse_from(args).unwrap(), None)
     }
 
-    fn access(args: &[&str]) -> Access {
+    fn access(args: &[&str]) -> AccessControl {
         try_access(args).unwrap()
     }
 

@@ -18,7 +18,7 @@ use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Now, Resume, Sessio
 use crate::ws::deflate::{Agreement, negotiate};
 use crate::ws::handshake::{BEARER_PREFIX, accept_handshake, method_rejection, upgrade_required};
 pub use crate::ws::request::{HeadReader, Rejection, Request, bad_request, is_authority, quote};
-use access::{Access, normalize_host, normalize_origin};
+use access::{AccessControl, normalize_host, normalize_origin};
 
 const PAGE: &str = include_str!("../../client.html");
 const MAX_ORIGIN_LEN: usize = 300; // in bytes; enough for a scheme, a DNS name of 255 bytes and a port
@@ -42,9 +42,9 @@ pub struct Client {
     pub needs_token: bool,
 }
 
-pub fn route_request(request: &Request, access: &Access, client: Client, now: Now) -> Result<Outcome, Rejection> {
+pub fn route_request(request: &Request, access: &AccessControl, from: Client, now: Now) -> Result<Outcome, Rejection> {
     let scheme = if access.is_encrypted { "https" } else { "http" };
-    let scheme = if client.is_proxied { proxy::find_scheme(request) } else { scheme };
+    let scheme = if from.is_proxied { proxy::find_scheme(request) } else { scheme };
     let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
@@ -59,7 +59,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     match request.path {
         "/health" => return Ok(Outcome::Response(health())),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(format_page(request, is_head, now.time))),
-        "/check" => return Ok(check_handshake(request, access, &client, &own_origin, now)),
+        "/check" => return Ok(check_handshake(request, access, &from, &own_origin, now)),
         path if dialect.is_none() && path != "/inspect" && (path != "/echo" || access.no_echo) => {
             return Err(not_found(path));
         }
@@ -71,11 +71,11 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     let mut response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     deflate.iter().for_each(|agreement| agreement.add_header(&mut response));
     check_origin(request, access, &own_origin)?;
-    Ok(Outcome::Upgrade { response, deflate, route: select_route(request, access, &client, now)? })
+    Ok(Outcome::Upgrade { response, deflate, route: select_route(request, access, &from, now)? })
 }
 
 /// Checks the origin, token and parameters of a trial handshake, for the path in the query parameter `endpoint`.
-fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str, now: Now) -> Outcome {
+fn check_handshake(request: &Request, access: &AccessControl, client: &Client, own_origin: &str, now: Now) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
     let endpoint = find_parameter(request.query, "endpoint").unwrap_or_else(|| Ok("/".into()));
@@ -95,7 +95,7 @@ fn dialect_at(path: &str) -> Option<Dialect> {
     }
 }
 
-fn select_route(request: &Request, access: &Access, client: &Client, now: Now) -> Result<Route, Rejection> {
+fn select_route(request: &Request, access: &AccessControl, client: &Client, now: Now) -> Result<Route, Rejection> {
     // On /inspect, a ticket replaces the token: the server sends tickets only in `welcome`, after it checks the token.
     let (query, has_ticket) = (request.query, request.path == "/inspect");
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
@@ -191,7 +191,7 @@ pub fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_hea
 }
 
 /// Checks that `Host` and the authority in the request target, if any, are allowed. Returns the authority, else `Host`.
-pub fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
+pub fn check_authority<'h>(request: &Request<'h>, access: &AccessControl) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // an HTTP/1.0 request may omit Host
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
@@ -215,7 +215,7 @@ pub fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h
 }
 
 /// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
-fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
+fn check_origin<'h>(request: &Request<'h>, access: &AccessControl, own: &str) -> Result<Option<&'h str>, Rejection> {
     let origin = match request.header_values("Origin").collect::<Vec<_>>()[..] {
         // Allow a missing Origin: the check protects only users of browsers, which send Origin (RFC 6455 §10.2).
         [] => return Ok(None),
@@ -239,7 +239,7 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
 }
 
-fn check_token(request: &Request, access: &Access, client: &Client, now: Now) -> Result<Identity, Rejection> {
+fn check_token(request: &Request, access: &AccessControl, client: &Client, now: Now) -> Result<Identity, Rejection> {
     if !client.may_try_token {
         return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
     }
@@ -340,7 +340,7 @@ mod tests {
     use crate::config::Config;
 
     fn outcome(request_line: &str, headers: &str) -> String {
-        let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
+        let access = AccessControl::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
         let client =

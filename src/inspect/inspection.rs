@@ -29,9 +29,9 @@ use crate::ws::frame::{Opcode, Role};
 use crate::ws::request::Rejection;
 
 /// Maximum number of handshakes stored for inspectors that attach later.
-const MAX_HANDSHAKES: usize = 256;
+const MAX_STORED_HANDSHAKES: usize = 256;
 /// Maximum size in bytes of a request head stored for inspectors. Browsers usually send less than half as much.
-const MAX_REQUEST: usize = 8 * 1024;
+const MAX_STORED_REQUEST_LEN: usize = 8 * 1024;
 /// Maximum number of records in the queue that all inspectors share: a single read can produce thousands of records. A
 /// full queue drops new records except `End`, which every inspector must receive.
 const MAX_QUEUED_RECORDS: usize = 16 * 1024;
@@ -137,7 +137,7 @@ pub struct Inspection {
     links: TokenMap<Rc<InspectorLink>>,
     /// Inspectors, keyed by the inspector's own connection (not by the inspected connection).
     inspectors: TokenMap<Inspector>,
-    pub plays: RunningCases,
+    pub running_cases: RunningCases,
     actions: VecDeque<Action>,
 }
 
@@ -159,7 +159,7 @@ impl Inspection {
             handshakes: Rc::default(),
             links: TokenMap::default(),
             inspectors: TokenMap::default(),
-            plays: RunningCases::new(None),
+            running_cases: RunningCases::new(None),
             actions: VecDeque::new(),
         }
     }
@@ -227,7 +227,7 @@ impl Inspection {
         }
         link.inspector.set(Some(client));
         self.inspectors.insert(client, Inspector { connection, missed: 0, pings: 0 });
-        let catalogue = self.plays.catalogue().map(|record| (client, QueueEntry::Cases(record)));
+        let catalogue = self.running_cases.catalogue().map(|record| (client, QueueEntry::Cases(record)));
         self.queue.0.borrow_mut().extend(catalogue);
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
@@ -264,7 +264,7 @@ impl Inspection {
                 }
                 None => INVALID_CLOSE_CODE,
             },
-            (Some("play"), Some(_)) => match self.plays.start(client, command["case"].as_str()) {
+            (Some("play"), Some(_)) => match self.running_cases.start(client, command["case"].as_str()) {
                 Ok(()) => return,
                 Err(error) => return self.send(client, &json!({ "record": "error", "message": error })),
             },
@@ -275,7 +275,7 @@ impl Inspection {
 
     pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>, now: SystemTime) -> Option<Action> {
         // Queue a test case's result, so that the inspector receives it after the records of the case's connection.
-        while let Some((client, record)) = self.plays.next_finished(now) {
+        while let Some((client, record)) = self.running_cases.next_finished(now) {
             self.queue.0.borrow_mut().push_back((client, QueueEntry::Cases(record)));
         }
         loop {
@@ -300,7 +300,7 @@ impl Inspection {
     pub fn remove(&mut self, connection: Token) {
         // `detach` does nothing unless the removed connection is an inspector's, so no check is needed.
         self.detach(connection);
-        self.plays.remove(connection);
+        self.running_cases.remove(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
             // Queue `Ended` last, so that the inspector's queued records precede its Close frame.
@@ -361,7 +361,7 @@ impl Handshakes {
     fn push(&mut self, handshake: CapturedHandshake) {
         // Drop the oldest handshake. It is the least likely to be needed, because a page usually opens its inspector
         // soon after it connects.
-        if self.0.len() == MAX_HANDSHAKES {
+        if self.0.len() == MAX_STORED_HANDSHAKES {
             self.0.pop_front();
         }
         self.0.push_back(handshake);
@@ -398,7 +398,7 @@ impl HandshakeCapture {
             Role::Client => {
                 self.request.read(bytes, 0);
                 // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
-                return self.request.bytes.len() > MAX_REQUEST;
+                return self.request.bytes.len() > MAX_STORED_REQUEST_LEN;
             }
             // `upgrade` sets `has_ticket` before the server sends a 101. Without a ticket, this response is not a 101:
             // end the capture.

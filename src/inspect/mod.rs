@@ -84,7 +84,7 @@ pub struct Head {
     /// The raw bytes of the HTTP head, including the final blank line if it has arrived.
     pub bytes: Vec<u8>,
     /// Size in bytes of any blank lines before the request line or status line.
-    pub blank: usize,
+    pub leading_blank_len: usize,
     pub is_complete: bool,
     pub parts: Parts,
 }

@@ -28,7 +28,7 @@ pub struct InspectOptions {
     /// The values of `--record` and `--record-limit` (in bytes).
     pub record: Option<(PathBuf, u64)>,
     /// Whether a page may inspect its own connection.
-    pub inspection: bool,
+    pub enables_inspection: bool,
     /// Maximum outbox size per connection, in bytes.
     pub max_outbox: usize,
 }
@@ -76,8 +76,9 @@ impl InspectObservers {
         // Each connection can have only one observer, and a recorded connection has one from the start. An inspector
         // cannot add a second observer later, so the first observer must already contain a tap.
         let taps_all = options.trace.is_some() || recordings.is_some();
-        let inspection =
-            options.inspection.then(|| Inspection::new(options.max_outbox, taps_all, Rc::clone(&queue), random));
+        let inspection = options
+            .enables_inspection
+            .then(|| Inspection::new(options.max_outbox, taps_all, Rc::clone(&queue), random));
         let context = Context { now: Cell::new(SystemTime::UNIX_EPOCH), trace: options.trace, queue };
         Ok(InspectObservers { context: Rc::new(context), recordings, inspection })
     }
@@ -92,7 +93,7 @@ impl InspectObservers {
     ) -> InspectObservers {
         let options = PlayOptions { player, server, wake: Arc::new(wake) };
         if let Some(inspection) = &mut self.inspection {
-            inspection.plays = RunningCases::new(Some(options));
+            inspection.running_cases = RunningCases::new(Some(options));
         }
         self
     }
@@ -104,7 +105,7 @@ impl Observers for InspectObservers {
     }
 
     fn create_observer(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>> {
-        let played = self.inspection.as_mut().and_then(|inspection| inspection.plays.accept(connection, peer));
+        let played = self.inspection.as_mut().and_then(|inspection| inspection.running_cases.accept(connection, peer));
         let is_played = played.is_some();
         let (number, now) = (connection.0, self.context.now.get());
         let recorder = self.recordings.as_mut().and_then(|recordings| recordings.start(number, now)).map(Box::new);
@@ -140,7 +141,7 @@ impl Observers for InspectObservers {
 
     fn needs_token(&self, connection: Token) -> bool {
         // A test case's connection needs no access token: the inspector that started the case has shown a ticket.
-        !self.inspection.as_ref().is_some_and(|inspection| inspection.plays.contains(connection))
+        !self.inspection.as_ref().is_some_and(|inspection| inspection.running_cases.contains(connection))
     }
 
     fn forget(&mut self, connection: Token) {
@@ -302,12 +303,12 @@ mod tests {
             let written = Rc::clone(&trace);
             let options = InspectOptions {
                 trace: has_trace.then(|| Trace {
-                    style: Style { detail: Detail::Line, colour: false },
+                    style: Style { detail: Detail::Line, uses_colour: false },
                     filter: Filter::default(),
                     write: Box::new(move |text| written.borrow_mut().push_str(text)),
                 }),
                 record: record.map(|dir| (dir, 1 << 20)),
-                inspection: true,
+                enables_inspection: true,
                 max_outbox: MAX_OUTBOX,
             };
             let inspect = InspectObservers::new(options, &mut |bytes| bytes.fill(7));
@@ -632,7 +633,7 @@ mod tests {
 
     #[test]
     fn without_trace_recordings_and_inspection_nothing_is_observed() {
-        let options = InspectOptions { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX };
+        let options = InspectOptions { trace: None, record: None, enables_inspection: false, max_outbox: MAX_OUTBOX };
         let inspect = InspectObservers::new(options, &mut |_| panic!("no ticket, no randomness"));
         let mut inspect = inspect.expect("no folder is needed");
         assert!(inspect.create_observer(FIRST, PEER).is_none() && inspect.welcome_field(FIRST).is_none());

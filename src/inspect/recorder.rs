@@ -31,7 +31,7 @@ const CUT_LINE_LEN: usize = 80;
 
 /// Maximum number of read boundaries stored per request. Without this limit, a request that arrives one byte at a time
 /// would cost 24 extra bytes of memory per byte.
-const MAX_READS: usize = 1024;
+const MAX_STORED_READS: usize = 1024;
 
 /// Recordings of connections without an upgrade share `--record-limit` divided by this number. Anyone can open such
 /// connections, so their recordings must not use up the quota of upgraded connections.
@@ -71,7 +71,7 @@ pub struct Recorder {
     accepted_at: SystemTime,
     output: Output,
     is_upgraded: bool,
-    /// Client bytes received before the response. `reads` contains the time and length of up to [`MAX_READS`] reads.
+    /// Client bytes received before the response. `reads` has the time and length of up to [`MAX_STORED_READS`] reads.
     buffered: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
     response: Head,
@@ -247,9 +247,9 @@ impl Recorder {
 
     fn buffer_request(&mut self, bytes: &[u8], now: SystemTime) {
         self.buffered.extend_from_slice(bytes);
-        let is_full = self.reads.len() == MAX_READS;
+        let is_full = self.reads.len() == MAX_STORED_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // `MAX_READS` boundaries are stored already: count the bytes as part of the previous read.
+            // `MAX_STORED_READS` boundaries are stored already: count the bytes as part of the previous read.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }

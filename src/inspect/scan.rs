@@ -30,11 +30,11 @@ impl Head {
         let kept = bytes.len().min(MAX_HEAD - before);
         self.bytes.extend_from_slice(&bytes[..kept]);
         // RFC 9112 §2.2: a server ignores blank lines before the request line, so those do not terminate the head.
-        if self.blank == before {
-            self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        if self.leading_blank_len == before {
+            self.leading_blank_len += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
         }
         // Search for the end of the head only from three bytes before the new bytes, to take linear time overall.
-        let from = before.saturating_sub(HEAD_END.len() - 1).max(self.blank);
+        let from = before.saturating_sub(HEAD_END.len() - 1).max(self.leading_blank_len);
         let found = self.bytes[from..].windows(HEAD_END.len()).position(|end| end == HEAD_END);
         let end = found.map_or(self.bytes.len(), |at| from + at + HEAD_END.len());
         self.bytes.truncate(end);

@@ -33,7 +33,7 @@ const ROW_BYTES: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
     pub detail: Detail,
-    pub colour: bool,
+    pub uses_colour: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Style {
     /// Enables colours on a terminal, unless `NO_COLOR` is set and not empty (<https://no-color.org>).
     pub fn new(detail: Detail, is_terminal: bool) -> Style {
         let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Style { detail, colour: is_terminal && !declined }
+        Style { detail, uses_colour: is_terminal && !declined }
     }
 }
 
@@ -64,7 +64,7 @@ pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
 }
 
 fn write_with_prefix(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
-    let paint = Paint(style.colour);
+    let paint = Paint(style.uses_colour);
     let (sign, text, sections) = match &record.kind {
         RecordKind::Request(head) => ('→', format_head(head) + &format_parts(head.parts.count, "reads"), vec!["4.1"]),
         RecordKind::Response(response) => ('←', format_response(response), vec!["4.2.2"]),

@@ -11,10 +11,10 @@ use signal_hook_mio::v1_0::Signals;
 use socket2::{SockAddr, Socket};
 
 use super::listener::{self, Listener, raise_descriptor_limit};
-use super::{PollFlags, is_ready, log_writer::LogWriter, metrics::ADMIN, metrics::Admin, tls};
+use super::{PollFlags, is_ready, log_writer::LogWriter, metrics::ADMIN_TOKEN, metrics::AdminListener, tls};
 use crate::config::{self, Config};
 use crate::server::{Readiness, Server};
-use crate::{broker::Random, chat::Now, http::access::Access, server::limits::ConnectionLimits, systemd};
+use crate::{broker::Random, chat::Now, http::access::AccessControl, server::limits::ConnectionLimits, systemd};
 use crate::{inspect::cases::BoxedPlayer, operator::Operator};
 
 const SIGNALS: Token = Token(usize::MAX);
@@ -24,8 +24,8 @@ const FIRST_LISTENER: usize = usize::MAX / 2; // poll token of the first listene
 const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal: 128 + SIGINT, the shell convention
 // Maximum number of readiness events per turn: enough for one turn to learn of a mass disconnect, so that the server
 // sends nothing to peers that have disconnected.
-const MAX_EVENTS: usize = 65536;
-const MAX_ACCEPTS: usize = 64; // per listener and turn, so that a flood of new clients does not delay connected clients
+const MAX_EVENTS_PER_TURN: usize = 65536;
+const MAX_ACCEPTS_PER_TURN: usize = 64; // per listener, so that a flood of new clients does not delay connected clients
 
 pub struct EventLoop {
     poll: Poll,
@@ -36,8 +36,8 @@ pub struct EventLoop {
     server: Server<tls::Transport>,
     tls: tls::Acceptor,
     started: Instant,
-    pub admin: Option<Admin>,     // the listener for the operator (feature `metrics`)
-    pub addresses: Vec<SockAddr>, // the listeners' addresses, with the port that the kernel chose for port 0
+    pub admin: Option<AdminListener>, // the listener for the operator (feature `metrics`)
+    pub addresses: Vec<SockAddr>,     // the listeners' addresses, with the port that the kernel chose for port 0
     pub max_connections: usize,
 }
 
@@ -47,7 +47,7 @@ impl EventLoop {
     pub fn bind(
         config: Config,
         inherited: Vec<Socket>,
-        access: Access,
+        access: AccessControl,
         log: LogWriter,
         player: BoxedPlayer,
         tls: tls::Acceptor,
@@ -75,7 +75,7 @@ impl EventLoop {
         let wake = move || _ = waker.wake();
         let local = addresses.iter().find_map(config::local_address);
         if let Some(address) = local.filter(|_| !config.proxy_protocol) {
-            observers = observers.with_player(tls.admit_player(player), address, wake.clone());
+            observers = observers.with_player(tls.exempt_player_from_tls(player), address, wake.clone());
         }
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
@@ -83,18 +83,18 @@ impl EventLoop {
         let broker = super::new_broker(&config, random, &mut operator, wake)?;
         let mut server = Server::new(config.clone(), access, limits, Box::new(observers), broker, now);
         server.chat.operator = operator;
-        let (started, admin) = (Instant::now(), Admin::open(&config, poll.registry())?);
+        let (started, admin) = (Instant::now(), AdminListener::open(&config, poll.registry())?);
         Ok(EventLoop { poll, listeners, signals, log, config, server, tls, started, admin, addresses, max_connections })
     }
 
     /// Runs until a signal or a storage failure stops the server. Returns `Ok(false)` after a storage failure.
     pub fn run(mut self) -> io::Result<bool> {
-        let mut events = Events::with_capacity(MAX_EVENTS);
+        let mut events = Events::with_capacity(MAX_EVENTS_PER_TURN);
         systemd::report_ready();
         loop {
             let listeners = self.listeners.iter().filter(|_| self.server.may_accept());
             let accept = listeners.filter_map(|listener| listener.next_at).min();
-            let (admin, log) = (self.admin.as_ref().and_then(Admin::next_turn_at), self.log.lines().deadline());
+            let (admin, log) = (self.admin.as_ref().and_then(AdminListener::next_turn_at), self.log.lines().deadline());
             let next = [self.server.next_turn_at(), accept, admin, log, self.tls.next_check_at()];
             let next = next.into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
@@ -108,15 +108,15 @@ impl EventLoop {
             for event in &events {
                 match event.token() {
                     SIGNALS => has_signal = true,
-                    ADMIN => self.admin.iter_mut().for_each(Admin::set_ready),
+                    ADMIN_TOKEN => self.admin.iter_mut().for_each(AdminListener::set_ready),
                     Token(token @ FIRST_LISTENER..) => {
                         let listener = self.listeners.get_mut(token - FIRST_LISTENER);
                         listener.into_iter().for_each(|listener| _ = listener.next_at.get_or_insert_default());
                     }
                     token => {
-                        let (read_closed, error) = (event.is_read_closed(), event.is_error());
-                        let (readable, writable) = (event.is_readable(), event.is_writable());
-                        self.server.set_ready(token, Readiness { readable, writable, read_closed, error });
+                        let (is_read_closed, has_error) = (event.is_read_closed(), event.is_error());
+                        let (is_readable, is_writable) = (event.is_readable(), event.is_writable());
+                        self.server.set_ready(token, Readiness { is_readable, is_writable, is_read_closed, has_error });
                     }
                 }
             }
@@ -148,7 +148,7 @@ impl EventLoop {
     fn accept(&mut self, now: Duration) {
         let interest = Interest::READABLE | Interest::WRITABLE;
         for listener in &mut self.listeners {
-            for _ in 0..MAX_ACCEPTS {
+            for _ in 0..MAX_ACCEPTS_PER_TURN {
                 if !self.server.may_accept() {
                     return;
                 }

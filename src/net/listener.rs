@@ -142,7 +142,7 @@ pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String>
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let descriptors = if raised.is_ok() { maximum } else { current }.map_or(usize::MAX, |limit| limit as usize);
-    let reserved = RESERVED_DESCRIPTORS + config.features.admin.map_or(0, |_| super::metrics::DESCRIPTORS);
+    let reserved = RESERVED_DESCRIPTORS + config.features.admin.map_or(0, |_| super::metrics::MAX_ADMIN_DESCRIPTORS);
     let (spare, most) = (RESERVED_DESCRIPTORS / 2, descriptors.saturating_sub(reserved));
     // Each recorded connection needs a second descriptor, for its recording, even if the server rejects the client.
     let most = if config.record.is_some() { most.saturating_sub(spare) / 2 } else { most };

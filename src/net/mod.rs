@@ -43,15 +43,15 @@ fn new_broker<E>(
         use crate::broker::sqlite::{Limits, SqliteBroker, database::DatabaseOptions};
         let options = DatabaseOptions {
             survives_power_failure: config.features.history_sync.as_deref() != Some("normal"),
-            keep: config.features.history_keep.unwrap_or(10_000),
+            max_messages_per_room: config.features.history_keep.unwrap_or(10_000),
             max_days: config.features.history_days.unwrap_or(0),
         };
         let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
         (config.history, config.max_empty_rooms) = (0, 0); // the database, not memory, keeps messages and empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
-        let commits = operator.commits.get_or_insert_default().clone();
-        let on_commit = move |elapsed| commits.add(elapsed);
+        let commit_durations = operator.commit_durations.get_or_insert_default().clone();
+        let on_commit = move |elapsed| commit_durations.add(elapsed);
         let (broker, stored) = SqliteBroker::open(path, options, limits, random, memory, wake, on_commit)?;
         operator.bans.restore(stored.bans, stored.submit);
         return Ok(Box::new(broker));
@@ -68,8 +68,8 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
         Trace { style, filter, write: Box::new(move |lines: &str| writer.write(lines)) }
     });
     let record = config.record.clone().map(|dir| (dir, config.record_limit));
-    let inspection = config.inspect || (config.is_local() && !config.no_inspect);
-    InspectObservers::new(InspectOptions { trace, record, inspection, max_outbox: config.max_outbox }, random)
+    let enables_inspection = config.inspect || (config.is_local() && !config.no_inspect);
+    InspectObservers::new(InspectOptions { trace, record, enables_inspection, max_outbox: config.max_outbox }, random)
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {

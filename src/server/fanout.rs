@@ -23,7 +23,7 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// The server sends a room's batch as soon as it has this many bytes, except during a mass disconnect.
 const FULL_BATCH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT: usize = 128; // maximum number of `left` events in a turn before the server holds all batches
+const MASS_DISCONNECT_THRESHOLD: usize = 128; // with more `left` events in a turn, the server holds all batches
 const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches
 const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum size in bytes of a held batch, in each rendering
 
@@ -34,7 +34,7 @@ pub struct Fanout {
     pub deflater: Deflater<(RoomId, Dialect)>,
     rooms: RoomMap<Batch>,
     order: VecDeque<RoomId>, // rooms in order of first event; the batch of a listed room may already have been sent
-    pub full_rooms: HashSet<RoomId>,
+    pub rooms_with_full_batch: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
     pub held_since: Option<Duration>, // monotonic time when the hold on batches began; `None` without a hold
@@ -54,7 +54,7 @@ impl Fanout {
 
     pub fn begin_turn(&mut self, now: Duration) {
         (self.now, self.left_events) = (now, 0);
-        self.full_rooms.clear();
+        self.rooms_with_full_batch.clear();
     }
 
     /// Whether the server holds all batches for a later turn. Without a hold, n members leaving at once cost n² writes.
@@ -63,7 +63,7 @@ impl Fanout {
     }
 
     pub fn expire_hold(&mut self) {
-        self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
+        self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT_THRESHOLD);
     }
 
     /// Appends an event to the room's batch. Returns `true` if the batch is full and the server must send it now.
@@ -75,7 +75,7 @@ impl Fanout {
         event: &Event,
     ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));
-        if self.left_events > MASS_DISCONNECT {
+        if self.left_events > MASS_DISCONNECT_THRESHOLD {
             self.held_since.get_or_insert(self.now);
         }
         let max_len = if self.is_held() { MAX_HELD_LEN } else { FULL_BATCH_LEN };
@@ -106,7 +106,7 @@ impl Fanout {
 
     /// Removes and returns a room's full batch. The server reads no more from the room's members in this turn.
     pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
-        self.full_rooms.insert(room);
+        self.rooms_with_full_batch.insert(room);
         self.rooms.remove(&room)
     }
 
@@ -195,7 +195,7 @@ mod tests {
         let mut fanout = Fanout::default();
         let rooms = [1, 2, 3].map(RoomId);
         rooms.into_iter().chain(rooms).for_each(|room| append(&mut fanout, room, "x"));
-        assert!(fanout.take_full_batch(rooms[1]).is_some() && fanout.full_rooms.contains(&rooms[1]));
+        assert!(fanout.take_full_batch(rooms[1]).is_some() && fanout.rooms_with_full_batch.contains(&rooms[1]));
         append(&mut fanout, rooms[1], "x");
         let served: Vec<RoomId> = std::iter::from_fn(|| fanout.take_next_batch()).map(|(room, _)| room).collect();
         assert_eq!(served, rooms);
@@ -207,7 +207,7 @@ mod tests {
         let mut fanout = Fanout::default();
         let mut append = |event: &Event| fanout.append(ROOM, [EVENTS].into_iter(), None, event);
         let left = Event::Left { username: "x".into(), active: ActiveUsers::default() };
-        assert!((0..=MASS_DISCONNECT).all(|_| !append(&left)));
+        assert!((0..=MASS_DISCONNECT_THRESHOLD).all(|_| !append(&left)));
         let long = joined(&"x".repeat(FULL_BATCH_LEN));
         assert_eq!((1..1000).find(|_| append(&long)), Some(MAX_HELD_LEN / FULL_BATCH_LEN));
         assert!(fanout.is_held() && fanout.take_next_batch().is_none());

@@ -49,7 +49,7 @@ impl<S: Socket> Server<S> {
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
         let is_proxy = is_local || is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
         connection.cold.expects_header = is_proxy && self.config.proxy_protocol;
-        self.chat.operator.counters.accepts += 1;
+        self.chat.operator.counters.accepted_connections += 1;
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
         self.set_peer(token, peer, is_proxy);
@@ -425,7 +425,7 @@ impl<S: Socket> Server<S> {
         // First read the remaining input, so that the chat publishes messages that arrived before the shutdown.
         let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
         for _ in 0..=queued / READS_PER_TURN {
-            self.fanout.full_rooms.clear();
+            self.fanout.rooms_with_full_batch.clear();
             self.read();
             self.send_batches();
         }
@@ -510,7 +510,7 @@ mod tests {
     use super::*;
     use crate::chat::Now;
     use crate::config::Config;
-    use crate::http::access::Access;
+    use crate::http::access::AccessControl;
     use crate::inspect::{InspectObservers, InspectOptions};
     use crate::server::limits::ConnectionLimits;
     use crate::server::{Readiness, Server};
@@ -518,8 +518,9 @@ mod tests {
 
     const REQUEST: &str = "GET /echo?token=dev-token HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    const WRITABLE: Readiness = Readiness { readable: false, writable: true, read_closed: false, error: false };
-    const READABLE: Readiness = Readiness { readable: true, ..WRITABLE };
+    const WRITABLE: Readiness =
+        Readiness { is_readable: false, is_writable: true, is_read_closed: false, has_error: false };
+    const READABLE: Readiness = Readiness { is_readable: true, ..WRITABLE };
 
     /// A socket that accepts `space` bytes, then returns `WouldBlock`.
     #[derive(Default)]
@@ -558,11 +559,12 @@ mod tests {
     /// `is_upgraded`, the connection is open and its outbox holds two frames, the first of them half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
-        let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));
+        let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let close_at = now.monotonic + config.close_timeout;
         let broker = Box::new(crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
-        let options = InspectOptions { trace: None, record: None, inspection: false, max_outbox: config.max_outbox };
+        let options =
+            InspectOptions { trace: None, record: None, enables_inspection: false, max_outbox: config.max_outbox };
         let observers = Box::new(InspectObservers::new(options, &mut |bytes| bytes.fill(7)).unwrap());
         let mut server = Server::new(config, access, limits, observers, broker, now);
         let socket = Pipe { input: REQUEST.bytes().collect(), ..Pipe::default() };

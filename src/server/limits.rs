@@ -13,8 +13,8 @@ use crate::chat::{DEFAULT_ROOM, names, rate_limiter::TokenBucket};
 use crate::{config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // burst size, in seconds of `--connect-rate`: a whole household may reconnect at once
-const MAX_LOGGED_REJECTIONS: usize = 5; // logged rejections per address and minute: one client must not fill the log
+const CONNECT_BURST_SECONDS: f64 = 5.0; // of `--connect-rate`: a whole household may reconnect at once
+const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // per address: one client must not fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -76,7 +76,7 @@ impl ConnectionLimits {
         if *count > self.max_per_address {
             return Err("This address has too many connections");
         }
-        let (rate, burst) = (self.connect_rate, (self.connect_rate * CONNECT_BURST).max(1.0));
+        let (rate, burst) = (self.connect_rate, (self.connect_rate * CONNECT_BURST_SECONDS).max(1.0));
         let is_expired = |bucket: &TokenBucket| bucket.is_expired(rate, burst, Duration::ZERO, now);
         let full = TokenBucket::full(burst, now);
         let may_connect = rate == 0.0 || self.connects.entry(address, full, is_expired).take(rate, burst, now);
@@ -108,13 +108,13 @@ impl ConnectionLimits {
         let (_, counts) = self.rejections.get_or_insert_with(|| (now + MINUTE, PeerMap::default()));
         let count = counts.entry(network_of(address), 0, |_| false);
         *count += 1;
-        *count <= MAX_LOGGED_REJECTIONS
+        *count <= MAX_LOGGED_REJECTIONS_PER_MINUTE
     }
 
     pub fn take_rejection_summary(&mut self, now: Duration) -> Vec<(IpAddr, usize)> {
         let Some((_, counts)) = self.rejections.take_if(|(at, _)| *at <= now) else { return Vec::new() };
-        let repeated = counts.into_entries().filter(|(_, count)| *count > MAX_LOGGED_REJECTIONS);
-        repeated.map(|(address, count)| (address, count - MAX_LOGGED_REJECTIONS)).collect()
+        let repeated = counts.into_entries().filter(|(_, count)| *count > MAX_LOGGED_REJECTIONS_PER_MINUTE);
+        repeated.map(|(address, count)| (address, count - MAX_LOGGED_REJECTIONS_PER_MINUTE)).collect()
     }
 
     pub fn next_summary_at(&self) -> Option<Duration> {
@@ -246,7 +246,7 @@ mod tests {
     fn repeated_rejections_are_summarized_once_a_minute() {
         let mut limits = limits(&["--max-per-address", "2"]);
         let logged = (0..317).filter(|_| limits.should_log_rejection(ip("192.0.2.1"), at(1.0))).count();
-        assert_eq!(logged, MAX_LOGGED_REJECTIONS);
+        assert_eq!(logged, MAX_LOGGED_REJECTIONS_PER_MINUTE);
         assert!(limits.should_log_rejection(ip("192.0.2.2"), at(2.0)));
         assert_eq!(limits.next_summary_at(), Some(at(61.0)));
         assert_eq!(limits.take_rejection_summary(at(60.9)), []);

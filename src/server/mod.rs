@@ -24,9 +24,9 @@ use mio::Token;
 use crate::broker::{Broker, RoomId};
 use crate::chat::event::{Effect, Event};
 use crate::chat::{Chat, Now, dialect::Dialect};
-use crate::http::{access::Access, proxy::is_trusted_proxy, service_unavailable};
+use crate::http::{access::AccessControl, proxy::is_trusted_proxy, service_unavailable};
 pub use crate::ws::close::CloseCode;
-use crate::ws::deflate::broadcast::{DEFAULT_MIN, Variant};
+use crate::ws::deflate::broadcast::{DEFAULT_MIN_PAYLOAD_LEN, Variant};
 use crate::ws::frame::Opcode;
 use crate::ws::protocol::{Event as ProtocolEvent, State};
 use crate::{config::Config, ws::message::Message};
@@ -45,7 +45,7 @@ const READS_PER_TURN: usize = 2048; // each read delays the turn's writes by a f
 
 pub struct Server<S> {
     config: Config,
-    access: Access,
+    access: AccessControl,
     pub chat: Chat,
     pub connections: Connections<S>,
     removed: VecDeque<Connection<S>>, // removed connections whose sockets are still open
@@ -62,16 +62,16 @@ pub struct Server<S> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
-    pub readable: bool,
-    pub writable: bool,
-    pub read_closed: bool, // the peer has shut down its write side
-    pub error: bool,
+    pub is_readable: bool,
+    pub is_writable: bool,
+    pub is_read_closed: bool, // the peer has shut down its write side
+    pub has_error: bool,
 }
 
 impl<S: Socket> Server<S> {
     pub fn new(
         config: Config,
-        access: Access,
+        access: AccessControl,
         limits: ConnectionLimits,
         observers: Box<dyn Observers>,
         broker: Box<dyn Broker>,
@@ -79,7 +79,7 @@ impl<S: Socket> Server<S> {
     ) -> Server<S> {
         let mut chat = Chat::new(&config, broker);
         chat.set_reserved_usernames(access.reserved_usernames());
-        let fanout = Fanout::new(config.features.deflate_min.unwrap_or(DEFAULT_MIN));
+        let fanout = Fanout::new(config.features.deflate_min.unwrap_or(DEFAULT_MIN_PAYLOAD_LEN));
         Server {
             chat,
             limits,
@@ -108,19 +108,19 @@ impl<S: Socket> Server<S> {
     /// Records the readiness that the poll reported. The server reads and writes later, in `finish_turn`.
     pub fn set_ready(&mut self, token: Token, readiness: Readiness) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        if readiness.readable || readiness.read_closed || readiness.error {
-            connection.set_readable(readiness.read_closed || readiness.error);
+        if readiness.is_readable || readiness.is_read_closed || readiness.has_error {
+            connection.set_readable(readiness.is_read_closed || readiness.has_error);
         }
         let wants_read = connection.wants_read(self.config.max_outbox);
-        if readiness.readable && !wants_read {
+        if readiness.is_readable && !wants_read {
             // While reads are paused, new readiness is the only sign that the peer is active.
             connection.cold.last_received = self.now.monotonic;
         }
-        if readiness.writable && !connection.is_flushed() {
+        if readiness.is_writable && !connection.is_flushed() {
             self.connections.queue(Work::Write, token);
         }
         self.connections.queue_read(token, self.config.max_outbox);
-        if readiness.error && !wants_read {
+        if readiness.has_error && !wants_read {
             self.abort(token, "the socket failed"); // while reads are paused, no read can report the socket's error
         }
     }
@@ -160,7 +160,7 @@ impl<S: Socket> Server<S> {
                 let next = if self.pauses_reads() { None } else { self.connections.dequeue(work) };
                 let Some(token) = next else { break };
                 // Once a room's batch is full, read no more from its members this turn, so that recipients keep up.
-                if self.chat.room_of(token).is_some_and(|room| self.fanout.full_rooms.contains(&room)) {
+                if self.chat.room_of(token).is_some_and(|room| self.fanout.rooms_with_full_batch.contains(&room)) {
                     self.connections.queue(work, token);
                 } else {
                     self.read_from(token, &mut scratch);

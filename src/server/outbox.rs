@@ -18,7 +18,7 @@ use crate::ws::frame::{self, Role};
 /// Size in bytes at which the outbox starts a new [`Chunk::Owned`]. Short chunks free memory early: a chunk is freed
 /// only after its last byte is sent.
 const MAX_OWNED_CHUNK: usize = 4096;
-const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
+const MAX_CHUNKS_PER_WRITE: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 
 #[derive(Default)]
 pub struct Outbox {
@@ -124,10 +124,10 @@ impl Outbox {
 
     pub fn flush(&mut self, socket: &mut impl Socket, mut observer: Option<&mut dyn Observer>) -> io::Result<()> {
         while self.len > 0 {
-            let mut slices: [IoSlice<'_>; MAX_SLICES] =
+            let mut slices: [IoSlice<'_>; MAX_CHUNKS_PER_WRITE] =
                 std::array::from_fn(|at| IoSlice::new(self.chunks.get(at).map(Chunk::bytes).unwrap_or_default()));
             slices[0].advance(self.sent as usize);
-            let written = match socket.write_vectored(&slices[..self.chunks.len().min(MAX_SLICES)]) {
+            let written = match socket.write_vectored(&slices[..self.chunks.len().min(MAX_CHUNKS_PER_WRITE)]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),

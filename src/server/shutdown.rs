@@ -6,7 +6,7 @@ use mio::Token;
 
 /// Interval between the steps in which connections close. A member receives all `left` events of a step in one write.
 /// If each connection closed separately, n leaving members would cost about n² writes.
-const STEP: Duration = Duration::from_millis(100);
+const STEP_INTERVAL: Duration = Duration::from_millis(100);
 
 pub enum Shutdown {
     Announced { until: Duration }, // `--drain-delay`: the server still accepts clients
@@ -26,14 +26,14 @@ impl CloseSchedule {
     /// `connections` contains the monotonic time of each connection's last received byte, and the connection's token.
     pub fn new(mut connections: Vec<(Duration, Token)>, span: Duration, now: Duration) -> CloseSchedule {
         connections.sort_unstable();
-        let per_step = connections.len() as f64 / span.div_duration_f64(STEP).max(1.0);
+        let per_step = connections.len() as f64 / span.div_duration_f64(STEP_INTERVAL).max(1.0);
         let waiting = connections.into_iter().map(|(_, token)| token).collect();
-        CloseSchedule { waiting, per_step, remainder: 0.0, step_at: now + STEP }
+        CloseSchedule { waiting, per_step, remainder: 0.0, step_at: now + STEP_INTERVAL }
     }
 
     /// Returns the connections to close in this step; `None` if no connection is left.
     pub fn take_step(&mut self, now: Duration) -> Option<Vec<Token>> {
-        self.step_at = (self.step_at + STEP).max(now); // skip missed steps: catching up would cause a burst
+        self.step_at = (self.step_at + STEP_INTERVAL).max(now); // skip missed steps: catching up would cause a burst
         let count = self.per_step + self.remainder;
         self.remainder = count.fract();
         let count = self.waiting.len().min(count as usize);

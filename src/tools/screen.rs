@@ -43,7 +43,7 @@ impl Screen {
             Tone::Bad => AnsiColor::Red.on_default().bold(),
             Tone::Heading => Ansi::new().bold(),
         };
-        if self.style.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        if self.style.uses_colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
     /// Formats a record as `--trace` prints it, without the trailing newline.

@@ -11,7 +11,7 @@
 use std::borrow::Cow;
 
 use super::close::ProtocolError;
-use super::deflate::inflating::Inflating;
+use super::deflate::inflating::InflatingMessage;
 use super::frame::Opcode;
 
 /// A data message (§5.6), borrowed from the read buffer if the message arrived as one frame in one read.
@@ -35,7 +35,7 @@ impl<'a> Message<'a> {
 pub enum Assembler {
     Text { valid: String, incomplete: Vec<u8> }, // `incomplete`: at most three bytes of an unfinished character
     Binary(Vec<u8>),
-    Deflated(Box<Inflating>),
+    Deflated(Box<InflatingMessage>),
 }
 
 impl Assembler {

@@ -25,7 +25,7 @@
 //! | 7.4, 7.4.1, 7.4.2, 11.7 status codes | [`close::CloseCode::from_wire`], [`close::ProtocolError::code`] | `rfc_7_4_each_edge_of_each_range_of_codes`, `hostile_frames::closes` |
 //! | 8.1 text that is not UTF-8 | [`message::Assembler::push`] | `rfc_8_1_text_must_not_end_inside_a_character`, `hostile_frames::utf8` |
 //! | 9.1 extensions: permessage-deflate (RFC 7692) or none | [`extension::is_extension_list`], [`deflate::negotiation::negotiate`] | `rfc_9_1_offers`, `hostile_handshake::extensions` |
-//! | 10.1, 10.2, 10.5 clients that are not browsers, allowed origins, authentication | [`Access::allows_origin`](crate::http::access::Access::allows_origin), [`Access::identify`](crate::http::access::Access::identify) | `hostile_handshake::origins`, `hostile_handshake::tokens` |
+//! | 10.1, 10.2, 10.5 clients that are not browsers, allowed origins, authentication | [`AccessControl::allows_origin`](crate::http::access::AccessControl::allows_origin), [`AccessControl::identify`](crate::http::access::AccessControl::identify) | `hostile_handshake::origins`, `hostile_handshake::tokens` |
 //! | 10.4 limits | [`protocol::Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::limits_of_messages` |
 //!
 //! | section that does not bind a server | why |

@@ -18,7 +18,7 @@ use wirechat::chat::dialect::Dialect;
 use wirechat::chat::event::{Effect, Event as ChatEvent};
 use wirechat::chat::{Chat, Identity, JoinRequest, Now};
 use wirechat::config::Config;
-use wirechat::http::access::Access;
+use wirechat::http::access::AccessControl;
 use wirechat::inspect::filter::Filter;
 use wirechat::inspect::text::{Detail, Style};
 use wirechat::inspect::{InspectObservers, InspectOptions, Records, Tap, Trace};
@@ -227,10 +227,10 @@ fn connection(observer: Option<Box<dyn Observer>>) -> Connection<MemorySocket> {
 
 /// Returns an observer that discards its trace and has already observed the handshake.
 fn tracer() -> Box<dyn Observer> {
-    let style = Style { detail: Detail::Line, colour: false };
+    let style = Style { detail: Detail::Line, uses_colour: false };
     let write = Box::new(|line: &str| _ = black_box(line));
     let trace = Some(Trace { style, filter: Filter::default(), write });
-    let options = InspectOptions { trace, record: None, inspection: false, max_outbox: 1 << 20 };
+    let options = InspectOptions { trace, record: None, enables_inspection: false, max_outbox: 1 << 20 };
     let mut inspect = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
     let mut observer = inspect.create_observer(Token(0), ADDRESS).expect("every connection is traced");
     observer.observe(Role::Client, REQUEST);
@@ -280,13 +280,14 @@ fn tap(c: &mut Criterion) {
 
 /// Measures a whole turn of the server: one member of a room sends a message, and all members receive the message.
 fn turn(c: &mut Criterion) {
-    let readable = Readiness { readable: true, writable: false, read_closed: false, error: false };
+    let readable = Readiness { is_readable: true, is_writable: false, is_read_closed: false, has_error: false };
     for members in ROOM_SIZES {
         let config = config();
-        let access = Access::new(&config, None).expect("no token file is needed");
+        let access = AccessControl::new(&config, None).expect("no token file is needed");
         let limits = ServerLimits::new(&config, members + 1, 1);
         let broker = Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
-        let options = InspectOptions { trace: None, record: None, inspection: false, max_outbox: config.max_outbox };
+        let options =
+            InspectOptions { trace: None, record: None, enables_inspection: false, max_outbox: config.max_outbox };
         let observers = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
         let mut server = Server::new(config, access, limits, Box::new(observers), broker, NOW);
         for number in 0..members {

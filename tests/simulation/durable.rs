@@ -37,7 +37,7 @@ fn new_file() -> Connection {
 
 impl DiskControl {
     pub fn new(keep: u64) -> DiskControl {
-        let options = DatabaseOptions { survives_power_failure: true, keep, max_days: 0 };
+        let options = DatabaseOptions { survives_power_failure: true, max_messages_per_room: keep, max_days: 0 };
         let state = State { database: None, options, fails: false, runs: 0 };
         DiskControl { disk: ManualDisk::default(), state: Rc::new(RefCell::new(state)) }
     }

@@ -60,7 +60,7 @@ MUTANTS = [
      'self.outbox.len() > if self.is_echo() { MAX_ECHO_OUTBOX } else { max_outbox * 100 }'),
     ('a slow consumer is never closed', CONNECTION, 'self.is_open() && !self.is_echo() && self.outbox', 'self.is_echo() && self.outbox'),
     ('a drained connection does not wait for the peer', CONNECTION, '(!discards || self.input == Input::Ended)', '(!discards || self.input <= Input::Ended)'),
-    ('an edge to write is ignored', SERVER, 'if readiness.writable && !connection.is_flushed()', 'if readiness.error && !connection.is_flushed()'),
+    ('an edge to write is ignored', SERVER, 'if readiness.is_writable && !connection.is_flushed()', 'if readiness.has_error && !connection.is_flushed()'),
     ('input that is left asks for no turn', SERVER,
      'self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake])', 'false'),
     ('sockets are never closed', SERVER, 'self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));', ''),

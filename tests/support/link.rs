@@ -97,10 +97,10 @@ impl Link {
         let is_reset = self.client_end == End::Reset;
         let is_ended = self.is_ended();
         let readiness = Readiness {
-            readable: spurious.readable || is_ended || !self.to_server.is_empty(),
-            writable: spurious.writable || is_reset || self.to_client.len() < self.capacity,
-            read_closed: is_ended,
-            error: is_reset,
+            is_readable: spurious.is_readable || is_ended || !self.to_server.is_empty(),
+            is_writable: spurious.is_writable || is_reset || self.to_client.len() < self.capacity,
+            is_read_closed: is_ended,
+            has_error: is_reset,
         };
         (mem::take(&mut self.has_edge) || is_spurious || spurious != NO_EDGE).then_some(readiness)
     }

@@ -18,7 +18,7 @@ use wirechat::broker::Broker;
 use wirechat::broker::memory::MemoryBroker;
 use wirechat::chat::Now;
 use wirechat::config::Config;
-use wirechat::http::{access::Access, jwt::read_key_files};
+use wirechat::http::{access::AccessControl, jwt::read_key_files};
 use wirechat::net::listener::Listener;
 use wirechat::net::log_writer::LogWriter;
 use wirechat::server::limits::ConnectionLimits;
@@ -33,7 +33,7 @@ use crate::support::watched::DEMO_TOKENS;
 pub use link::{Client, End};
 use link::{MemorySocket, SharedLink};
 
-/// The value of `MAX_ACCEPTS` in `net/event_loop.rs`.
+/// The value of `MAX_ACCEPTS_PER_TURN` in `net/event_loop.rs`.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Maximum number of rejected connections that linger.
 pub const MAX_LINGERING: usize = 8;
@@ -41,7 +41,8 @@ pub const MAX_LINGERING: usize = 8;
 const MAX_TURNS: usize = 200_000;
 /// The error code of accept(2) if the process has no file descriptor left.
 const EMFILE: i32 = 24;
-pub const NO_EDGE: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: false };
+pub const NO_EDGE: Readiness =
+    Readiness { is_readable: false, is_writable: false, is_read_closed: false, has_error: false };
 
 /// A server, its clock, and the in-memory link of every connection.
 pub struct World {
@@ -84,7 +85,7 @@ impl World {
         log::set_max_level(log::LevelFilter::Debug);
         let config = Config::try_parse_from([&["wirechat"], args].concat()).expect("arguments");
         config.validate().expect("a valid configuration");
-        let mut access = Access::new(&config, None).expect("the demo tokens");
+        let mut access = AccessControl::new(&config, None).expect("the demo tokens");
         assert_eq!(access.jwt_keys.load(&config, read_key_files(&config)).0, Vec::<String>::new());
         let limits = ConnectionLimits::new(&config, config.max_connections.unwrap_or(1000), MAX_LINGERING);
         let mut random = fastrand::Rng::with_seed(seed);

@@ -28,7 +28,7 @@ pub struct BanChange {
     pub subject: String,
     pub until: Option<SystemTime>, // `None` lifts the ban
     pub now: SystemTime,
-    pub is_stored: Sender<bool>, // receives `true` if stored, `false` if the disk is full, nothing if the storage fails
+    pub result_sender: Sender<bool>, // `true`: stored; `false`: the disk is full; nothing: the storage failed
 }
 
 /// Submits a change: the subject, the end of the ban (`None` lifts the ban), and the current time. The receiver gets
@@ -40,8 +40,8 @@ pub struct BanStore(pub Weak<Sender<Operation>>);
 
 impl BanStore {
     pub fn submit(&self, subject: String, until: Option<SystemTime>, now: SystemTime) -> Receiver<bool> {
-        let (is_stored, receiver) = channel();
-        let operation = Operation::Ban(BanChange { subject, until, now, is_stored });
+        let (result_sender, receiver) = channel();
+        let operation = Operation::Ban(BanChange { subject, until, now, result_sender });
         if let Some(operations) = self.0.upgrade() {
             let _ = operations.send(operation); // if the thread has failed, the receiver gets nothing
         }

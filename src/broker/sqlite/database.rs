@@ -51,7 +51,7 @@ CREATE UNIQUE INDEX messages_by_nonce ON messages (room, username, nonce) WHERE 
 #[derive(Debug, Clone)]
 pub struct DatabaseOptions {
     pub survives_power_failure: bool, // whether every commit syncs the WAL
-    pub keep: u64,                    // maximum number of messages kept per room; 0: no limit
+    pub max_messages_per_room: u64,   // maximum number of messages kept per room; 0: no limit
     pub max_days: u32,                // maximum age of a message in days; older messages are deleted; 0: no limit
 }
 
@@ -221,7 +221,7 @@ impl Database {
         self.is_trusted = executed.is_ok();
         for operation in operations {
             if let (Operation::Ban(change), Ok(_)) = (operation, &executed) {
-                let _ = change.is_stored.send(is_committed); // an error means that the receiver no longer exists
+                let _ = change.result_sender.send(is_committed); // an error means that the receiver no longer exists
             }
         }
         executed.map_err(|error| explain(&error))
@@ -260,7 +260,7 @@ impl Database {
             return Ok(batch);
         }
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (mut batch, mut rooms, keep) = (Batch::default(), BTreeMap::new(), self.options.keep);
+        let (mut batch, mut rooms, keep) = (Batch::default(), BTreeMap::new(), self.options.max_messages_per_room);
         for operation in operations {
             let outcome = if let Operation::Store { room, message } = operation {
                 let mut original = find_duplicate(&transaction, room, message)?;
@@ -320,7 +320,7 @@ impl Database {
 
     /// Deletes some expired messages. Returns whether the sweep goes on; if not, the next sweep begins after a minute.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
-        let DatabaseOptions { keep, max_days, .. } = self.options;
+        let DatabaseOptions { max_messages_per_room: keep, max_days, .. } = self.options;
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let oldest = now_since_1970.checked_sub(DAY.saturating_mul(max_days)).filter(|_| max_days > 0);
         if oldest.is_none() && keep == 0 {

@@ -110,8 +110,8 @@ impl SqliteBroker {
         let mut run = [0; 8];
         random(&mut run);
         let run = format!("{:016x}", u64::from_be_bytes(run));
-        if options.keep > 0 {
-            limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
+        if options.max_messages_per_room > 0 {
+            limits.messages = limits.messages.min(usize::try_from(options.max_messages_per_room).unwrap_or(usize::MAX));
         }
         let (mut database, bans) = Database::open_now(path, options, &run)?;
         let execute = move |operations: &[Operation]| database.execute_timed(operations, &on_commit);
@@ -379,7 +379,8 @@ mod tests {
     use super::*;
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-    const OPTIONS: DatabaseOptions = DatabaseOptions { survives_power_failure: true, keep: 0, max_days: 0 };
+    const OPTIONS: DatabaseOptions =
+        DatabaseOptions { survives_power_failure: true, max_messages_per_room: 0, max_days: 0 };
 
     /// A folder that is removed at the end of the test.
     struct Folder(PathBuf);
@@ -589,9 +590,14 @@ mod tests {
         let at = |seconds| NOW + Duration::from_millis(1000 * seconds);
         let mut results = Vec::new();
         let mut change = |subject: &str, until: Option<u64>, now: u64| {
-            let (is_stored, result) = std::sync::mpsc::channel();
+            let (result_sender, result) = std::sync::mpsc::channel();
             results.push(result);
-            Operation::Ban(bans::BanChange { subject: subject.into(), until: until.map(at), now: at(now), is_stored })
+            Operation::Ban(bans::BanChange {
+                subject: subject.into(),
+                until: until.map(at),
+                now: at(now),
+                result_sender,
+            })
         };
         let store = |text: &str| Operation::Store { room: "tea".into(), message: stored(text, None) };
         let batch = [store("one"), change("username ann", Some(9), 1), Operation::Wait, store("two")];
@@ -737,7 +743,7 @@ mod tests {
             Database::begin_run(connection, options, "run", NOW).unwrap()
         };
         let ids = |database: &mut Database| read(database, 1000, 1000, 100_000);
-        let mut counted = database(DatabaseOptions { keep: 3, ..OPTIONS });
+        let mut counted = database(DatabaseOptions { max_messages_per_room: 3, ..OPTIONS });
         (1..=5).for_each(|number| _ = store(&mut counted, "text", Some(&format!("n{number}"))));
         assert_eq!(ids(&mut counted), (5, vec![3, 4, 5]));
         assert!(is_resumed(&mut counted, "run", 2) && !is_resumed(&mut counted, "run", 1));

@@ -23,8 +23,8 @@ use crate::chat::event::Event;
 use crate::chat::{Chat, Claims, CredentialId, Identity, dialect::excerpt, names, quote_for_log};
 use crate::config::Config;
 
-const LEEWAY: f64 = 5.0; // in seconds; allowed clock skew between the server and the issuer
-const MAX_TIME: f64 = 253_402_300_799.0; // the end of the year 9999, because RFC 3339 has no later times
+const LEEWAY_SECONDS: f64 = 5.0; // allowed clock skew between the server and the issuer
+const MAX_UNIX_TIME: f64 = 253_402_300_799.0; // the end of the year 9999, because RFC 3339 has no later times
 const MIN_SECRET_LEN: usize = 32; // in bytes; RFC 7518 §3.2: at least the size of the hash output
 const MIN_RSA_LEN: usize = 256; // in bytes; RFC 7518 §3.3: "2048 bits or larger"
 
@@ -64,7 +64,7 @@ impl JwtKeys {
         (self.iss, self.aud) = (config.features.jwt_issuer.clone(), config.features.jwt_aud.clone());
         let (before, old, mut errors) = (self.ids(), std::mem::take(&mut self.keys), Vec::new());
         for (index, (path, file)) in config.features.jwt_key.iter().zip(files).enumerate() {
-            let key = file.and_then(|file| parse_key(&file)).map(|parsed| self.number_key(parsed, &old));
+            let key = file.and_then(|file| parse_key(&file)).map(|parsed| self.assign_key_id(parsed, &old));
             let key = key.map_err(|error| errors.push(format!("--jwt-key {}: {error}", path.display())));
             self.keys.extend(key.ok().or_else(|| old.get(index).cloned()));
         }
@@ -81,7 +81,7 @@ impl JwtKeys {
         changes
     }
 
-    fn number_key(&mut self, (algorithm, key, verifier): ParsedKey, old: &[Key]) -> Key {
+    fn assign_key_id(&mut self, (algorithm, key, verifier): ParsedKey, old: &[Key]) -> Key {
         let is_same = |other: &&Key| other.algorithm == algorithm && bytes_of(&other.key) == bytes_of(&key);
         let known = old.iter().chain(&self.keys).find(is_same).map(|other| other.id);
         let id = known.unwrap_or_else(|| {
@@ -157,10 +157,10 @@ impl JwtKeys {
             number.transpose()
         };
         let expires = number("exp")?.ok_or("exp is missing")?;
-        if now >= expires + LEEWAY {
+        if now >= expires + LEEWAY_SECONDS {
             return Err("it has expired (exp)".into());
         }
-        if number("nbf")?.is_some_and(|start| start > now + LEEWAY) {
+        if number("nbf")?.is_some_and(|start| start > now + LEEWAY_SECONDS) {
             return Err("it is not valid yet (nbf)".into());
         }
         if self.iss.is_some() && self.iss.as_deref() != claims.get("iss").and_then(Value::as_str) {
@@ -172,7 +172,7 @@ impl JwtKeys {
         let subject = claims.get("sub").and_then(Value::as_str).ok_or("sub is not a string")?;
         let username = names::parse_username(subject).map_err(|_| "sub is not a username")?.into();
         let rooms = claims.get("rooms").map(parse_rooms).transpose()?;
-        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(expires.clamp(0.0, MAX_TIME));
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(expires.clamp(0.0, MAX_UNIX_TIME));
         Ok((username, Claims { rooms, expires }))
     }
 }

@@ -5,7 +5,7 @@ use std::{mem, rc::Rc};
 
 use crate::chat::{Claims, CredentialId, Identity, event::Event};
 
-const WARNING: Duration = Duration::from_secs(30); // the server warns a client this long before its JWT expires
+const EXPIRY_WARNING_LEAD_TIME: Duration = Duration::from_secs(30); // time from the warning to the expiry of the JWT
 
 /// The credential of a client, and the JWT's claims if the credential is a JWT.
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ impl Proof {
         if left.is_zero() {
             return (None, None);
         }
-        if left > WARNING {
-            return (Some(left - WARNING), None);
+        if left > EXPIRY_WARNING_LEAD_TIME {
+            return (Some(left - EXPIRY_WARNING_LEAD_TIME), None);
         }
         let warning = Event::TokenExpiring { seconds: left.as_secs_f64().ceil() as u64 };
         (Some(left), (!mem::replace(&mut self.is_warned, true)).then_some(warning))

@@ -1,4 +1,4 @@
-//! Replaces `net::metrics` in a build without the `metrics` feature. [`Admin`] is uninhabited, because
+//! Replaces `net::metrics` in a build without the `metrics` feature. [`AdminListener`] is uninhabited, because
 //! such a build has no admin listener.
 
 use std::net::SocketAddr;
@@ -9,11 +9,11 @@ use mio::{Registry, Token};
 use super::{listener::Listener, tls::Transport};
 use crate::{chat::Now, config::Config, server::Server};
 
-pub const ADMIN: Token = Token(usize::MAX - 3);
-pub const DESCRIPTORS: usize = 0;
+pub const ADMIN_TOKEN: Token = Token(usize::MAX - 3);
+pub const MAX_ADMIN_DESCRIPTORS: usize = 0;
 
 #[derive(Debug)]
-pub struct Admin {
+pub struct AdminListener {
     pub address: SocketAddr,
     never: Never,
 }
@@ -21,8 +21,8 @@ pub struct Admin {
 #[derive(Debug)]
 enum Never {}
 
-impl Admin {
-    pub fn open(_: &Config, _: &Registry) -> Result<Option<Admin>, String> {
+impl AdminListener {
+    pub fn open(_: &Config, _: &Registry) -> Result<Option<AdminListener>, String> {
         Ok(None)
     }
 

@@ -1,12 +1,12 @@
 //! The admin listener: a second port, for the operator only, in the poll loop of the chat clients (PROTOCOL.md,
-//! "Administration"). `connection` reads one HTTP request per connection, `console` responds to it, and `text` writes
+//! "Administration"). `connection` reads one HTTP request per connection, `api` responds to it, and `text` writes
 //! the metrics.
 //!
 //! Everything is bounded: the number of connections, the size of a request, and the lifetime of a connection. A
 //! connection that the listener cannot serve waits in the kernel's accept queue and does not delay the clients.
 
+mod api;
 mod connection;
-mod console;
 mod text;
 
 use std::net::SocketAddr;
@@ -20,36 +20,37 @@ use socket2::SockAddr;
 use super::listener::{self, Listener};
 use super::{PollFlags, is_ready, tls::Transport};
 use crate::{chat::Now, config::Config, http::format_rejection, server::Server};
+use api::{AdminApi, Reply};
 use connection::{AdminConnection, Progress};
-use console::{Console, Reply};
 
-pub const ADMIN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
+pub const ADMIN_TOKEN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
 const MAX_CONNECTIONS: usize = 24; // enough for a few terminals, a monitoring system and a load balancer
 /// The number of file descriptors that the admin listener may use.
-pub const DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
+pub const MAX_ADMIN_DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
 
-pub struct Admin {
+pub struct AdminListener {
     pub address: SocketAddr,
     listener: Listener,
     registry: Registry,
     connections: Vec<AdminConnection>, // oldest first
     is_ready: bool,                    // whether a connection may have input, or room for output
-    console: Console,
+    api: AdminApi,
 }
 
-impl Admin {
+impl AdminListener {
     /// Listens on `--admin`, if given. `Err` is an error message for the operator.
-    pub fn open(config: &Config, registry: &Registry) -> Result<Option<Admin>, String> {
+    pub fn open(config: &Config, registry: &Registry) -> Result<Option<AdminListener>, String> {
         let Some(address) = config.features.admin else { return Ok(None) };
         if address.port() != 0 && config.listen.contains(&SockAddr::from(address)) {
             return Err(format!("--admin and --listen are both {address}. Pass another --admin."));
         }
         let listener = Listener::bind(&address.into()).map_err(|error| error.replace("--listen", "--admin"))?;
         let error = |error| format!("The system cannot poll: {error}.");
-        registry.register(&mut SourceFd(&listener.socket.as_raw_fd()), ADMIN, Interest::READABLE).map_err(error)?;
-        let (registry, console) = (registry.try_clone().map_err(error)?, Console::new(config, address)?);
+        let fd = listener.socket.as_raw_fd();
+        registry.register(&mut SourceFd(&fd), ADMIN_TOKEN, Interest::READABLE).map_err(error)?;
+        let (registry, api) = (registry.try_clone().map_err(error)?, AdminApi::new(config, address)?);
         let address = listener.socket.local_addr().ok().and_then(|address| address.as_socket()).unwrap_or(address);
-        Ok(Some(Admin { address, listener, registry, connections: Vec::new(), is_ready: false, console }))
+        Ok(Some(AdminListener { address, listener, registry, connections: Vec::new(), is_ready: false, api }))
     }
 
     /// Records that the poll reported the listener or one of its connections, which all share one poll token.
@@ -59,7 +60,7 @@ impl Admin {
     }
 
     pub fn next_turn_at(&self) -> Option<Duration> {
-        let accept = self.listener.next_at.filter(|_| self.has_place());
+        let accept = self.listener.next_at.filter(|_| self.can_accept());
         let deadlines = self.connections.iter().map(|connection| connection.deadline);
         deadlines.chain(accept).chain(self.is_ready.then_some(Duration::ZERO)).min()
     }
@@ -79,7 +80,7 @@ impl Admin {
             if is_served {
                 self.connections.push(connection);
             } else if let Some(announcement) = connection.announcement() {
-                self.console.forget(announcement, server);
+                self.api.forget(announcement, server);
             }
         }
     }
@@ -87,13 +88,13 @@ impl Admin {
     /// Records the duration of the turn. `started` is when the server started. `now` is how long after `started` the
     /// turn began.
     pub fn finish_turn(&mut self, server: &Server<Transport>, started: Instant, now: Duration) {
-        self.console.turns.add(started.elapsed().saturating_sub(now));
-        self.console.storage.observe(server, now);
+        self.api.turn_durations.add(started.elapsed().saturating_sub(now));
+        self.api.storage.observe(server, now);
     }
 
     fn accept(&mut self, now: Duration) {
         for _ in 0..MAX_CONNECTIONS {
-            if !self.has_place() {
+            if !self.can_accept() {
                 return;
             }
             let accepted = self.listener.accept(now, listener::accept, |socket| is_ready(socket, PollFlags::IN));
@@ -104,14 +105,14 @@ impl Admin {
                 oldest.into_iter().for_each(|oldest| drop(self.connections.remove(oldest)));
             }
             let interest = Interest::READABLE | Interest::WRITABLE;
-            if self.registry.register(&mut SourceFd(&socket.as_raw_fd()), ADMIN, interest).is_ok() {
+            if self.registry.register(&mut SourceFd(&socket.as_raw_fd()), ADMIN_TOKEN, interest).is_ok() {
                 self.connections.push(AdminConnection::new(socket, peer, now));
                 self.is_ready = true;
             }
         }
     }
 
-    fn has_place(&self) -> bool {
+    fn can_accept(&self) -> bool {
         self.connections.len() < MAX_CONNECTIONS || self.connections.iter().any(AdminConnection::is_reading)
     }
 
@@ -126,14 +127,14 @@ impl Admin {
         let reply = match connection.announcement() {
             Some(announcement) => {
                 let is_late = connection.deadline <= now.monotonic;
-                self.console.take_announcement(announcement, is_late, server, now)
+                self.api.take_announcement(announcement, is_late, server, now)
             }
             None if connection.deadline <= now.monotonic => return false,
             None => match connection.receive() {
                 Progress::Ended => return false,
                 Progress::Rejected(rejection) => Some(Err((rejection, false))),
                 Progress::Request { head, body } => {
-                    Some(self.console.respond(&head, &body, server, clients, connection.peer, now))
+                    Some(self.api.respond(&head, &body, server, clients, connection.peer, now))
                 }
                 Progress::Waits => None,
             },

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::chat::dialect::Dialect;
 use crate::http::Request;
 use crate::net::tls::Transport;
-use crate::operator::{BOUNDS, Durations};
+use crate::operator::{BUCKET_BOUNDS_SECONDS, Durations};
 use crate::server::Server;
 use crate::server::connection::Service;
 
@@ -14,14 +14,14 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Writes the metrics in a format that the request accepts. Returns the content type and the text.
-pub fn write(request: &Request, server: &Server<Transport>, turns: &Durations) -> (&'static str, String) {
+pub fn write(request: &Request, server: &Server<Transport>, turn_durations: &Durations) -> (&'static str, String) {
     let accepts = |kind: &str| {
         let kinds = request.list_elements("Accept").filter_map(|element| element.split(|byte| *byte == b';').next());
         kinds.map(<[u8]>::trim_ascii).any(|element| element.eq_ignore_ascii_case(kind.as_bytes()))
     };
     let is_open_metrics = accepts("application/openmetrics-text") || !accepts("text/plain");
     let mut page = Page { text: String::with_capacity(8 * 1024), is_open_metrics };
-    page.write_all(server, turns);
+    page.write_all(server, turn_durations);
     if is_open_metrics { (OPEN_METRICS, page.text + "# EOF\n") } else { (TEXT_FORMAT, page.text) }
 }
 
@@ -31,7 +31,7 @@ struct Page {
 }
 
 impl Page {
-    fn write_all(&mut self, server: &Server<Transport>, turns: &Durations) {
+    fn write_all(&mut self, server: &Server<Transport>, turn_durations: &Durations) {
         let (chat, limits) = (&server.chat, &server.limits);
         let counters = &chat.operator.counters;
         let mut members = [0; Dialect::ALL.len()];
@@ -58,7 +58,7 @@ impl Page {
         self.gauges("build_info", "Version of the server.", "version", [(env!("CARGO_PKG_VERSION"), 1)]);
         self.gauges("connections", "Connections by endpoint; none before the upgrade.", "endpoint", endpoints);
         self.gauge("rooms", "Rooms with members.", chat.rooms.len());
-        self.counter("accepts", "Accepted connections.", counters.accepts);
+        self.counter("accepts", "Accepted connections.", counters.accepted_connections);
         self.counters("rejections", "Rejected requests by HTTP status.", "status", rejections);
         self.counters("closes", "Ended WebSocket connections by the code that was sent first.", "code", closes);
         let messages = dialects.into_iter().zip(counters.messages);
@@ -71,10 +71,10 @@ impl Page {
         self.counter("slow_consumers", "Clients closed because they did not read.", counters.slow_consumers);
         self.gauge("buffered_bytes", "Bytes in all buffers.", buffered);
         self.gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.broker.queued_bytes());
-        if let Some(commits) = &chat.operator.commits {
-            self.histogram("storage_commit_duration_seconds", "Duration of a commit of --history-db.", commits);
+        if let Some(durations) = &chat.operator.commit_durations {
+            self.histogram("storage_commit_duration_seconds", "Duration of a commit of --history-db.", durations);
         }
-        self.histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turns);
+        self.histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turn_durations);
     }
 
     fn family(&mut self, name: &str, help: &str, kind: &str) {
@@ -117,7 +117,7 @@ impl Page {
     fn histogram(&mut self, name: &str, help: &str, durations: &Durations) {
         self.family(name, help, "histogram");
         let mut total = 0;
-        for (bound, count) in BOUNDS.into_iter().zip(durations.counts()) {
+        for (bound, count) in BUCKET_BOUNDS_SECONDS.into_iter().zip(durations.counts()) {
             total += count;
             let bound = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
             let _ = writeln!(self.text, "wirechat_{name}_bucket{{le=\"{bound}\"}} {total}");
@@ -139,12 +139,12 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() {
-        let turns = Durations::default();
+        let turn_durations = Durations::default();
         for micros in [50, 100, 101, 2_000_000] {
-            turns.add(Duration::from_micros(micros));
+            turn_durations.add(Duration::from_micros(micros));
         }
         let mut page = Page { text: String::new(), is_open_metrics: true };
-        page.histogram("x", "Help.", &turns);
+        page.histogram("x", "Help.", &turn_durations);
         let lines: Vec<&str> = page.text.lines().skip(2).collect();
         assert_eq!(lines[..2], ["wirechat_x_bucket{le=\"0.0001\"} 2", "wirechat_x_bucket{le=\"0.0003\"} 3"]);
         let end = ["wirechat_x_bucket{le=\"1.0\"} 3", "wirechat_x_bucket{le=\"+Inf\"} 4"];

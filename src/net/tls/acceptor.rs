@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::certificate::{Certificate, FileStamp, Files};
-use super::socket::{Shared, TlsSocket, Transport};
+use super::socket::{SharedTlsState, TlsSocket, Transport};
 use crate::config::Config;
 use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
 
@@ -25,7 +25,7 @@ struct TlsAcceptor {
     loaded: [FileStamp; 2], // the state of the files when the server last loaded them
     seen: [FileStamp; 2],   // the state of the files at the last check
     next_check: Duration,   // monotonic time
-    shared: Rc<Shared>,
+    shared: Rc<SharedTlsState>,
     plain_peers: Rc<PlainPeers>,
 }
 
@@ -90,7 +90,7 @@ impl Acceptor {
         }
     }
 
-    pub fn admit_player(&self, player: BoxedPlayer) -> BoxedPlayer {
+    pub fn exempt_player_from_tls(&self, player: BoxedPlayer) -> BoxedPlayer {
         match &self.0 {
             Some(tls) => Box::new(PlainPlayer { player, peers: Rc::clone(&tls.plain_peers) }),
             None => player,

@@ -23,7 +23,7 @@ const MIN_READ: usize = 1024; // minimum buffer size for read(2)
 const MAX_READS: usize = 4; // maximum reads from TCP per call of `read` while none yields plaintext
 /// Time that one turn may spend on handshakes, so that the private-key operations of many clients do not delay the
 /// rooms. With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about 2 ms.
-const HANDSHAKE_TIME: Duration = Duration::from_millis(2);
+const HANDSHAKE_TIME_PER_TURN: Duration = Duration::from_millis(2);
 /// A fatal alert, `internal_error` (RFC 8446 §6.2), for a client that the server rejects before the handshake.
 const REJECTION_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
@@ -36,7 +36,7 @@ pub enum Transport {
 }
 
 /// State that all TLS connections share: buffers for one read and one write, and the handshake time of this turn.
-pub struct Shared {
+pub struct SharedTlsState {
     input: RefCell<Box<[u8]>>,
     output: RefCell<Box<[u8]>>,
     plaintext: RefCell<Vec<u8>>, // a buffer to join short slices into one record
@@ -50,9 +50,9 @@ pub struct TlsSocket {
     input: Vec<u8>,     // received bytes of an incomplete record or handshake message
     plaintext: Vec<u8>, // decrypted bytes that did not fit in the server's buffer
     output: Vec<u8>,    // encrypted bytes that the kernel has not accepted
-    stream: Stream,
+    stream: StreamState,
     wants_shutdown: bool, // whether to shut down the write side of TCP once `output` is sent
-    shared: Rc<Shared>,
+    shared: Rc<SharedTlsState>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,17 +65,17 @@ enum Mode {
 
 /// The state of the peer's stream, as known from read(2) and the TLS records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stream {
+enum StreamState {
     Drained,  // the kernel's receive buffer is empty, so new bytes cause a readiness edge
     Readable, // the kernel may hold more bytes
     Ended,    // the peer has sent close_notify or FIN, and `read` has not reported the end yet
     Reported,
 }
 
-impl Default for Shared {
-    fn default() -> Shared {
+impl Default for SharedTlsState {
+    fn default() -> SharedTlsState {
         let buffer = |len| RefCell::new(vec![0; len].into_boxed_slice());
-        Shared {
+        SharedTlsState {
             input: buffer(MAX_READ),
             output: buffer(MAX_RECORD + 1024), // a KeyUpdate may precede the record
             plaintext: RefCell::default(),
@@ -84,7 +84,7 @@ impl Default for Shared {
     }
 }
 
-impl Shared {
+impl SharedTlsState {
     pub fn begin_turn(&self) {
         self.handshake_time.set(Duration::ZERO);
     }
@@ -95,7 +95,9 @@ impl Socket for Transport {
         match self {
             Transport::Plain(_) => false,
             Transport::Tls(tls) if from == Role::Server => !tls.output.is_empty(),
-            Transport::Tls(tls) => !tls.plaintext.is_empty() || matches!(tls.stream, Stream::Readable | Stream::Ended),
+            Transport::Tls(tls) => {
+                !tls.plaintext.is_empty() || matches!(tls.stream, StreamState::Readable | StreamState::Ended)
+            }
         }
     }
 
@@ -162,7 +164,7 @@ impl TlsSocket {
     pub fn new(
         tcp: socket2::Socket,
         settings: &Arc<ServerConfig>,
-        shared: &Rc<Shared>,
+        shared: &Rc<SharedTlsState>,
     ) -> Result<TlsSocket, rustls::Error> {
         Ok(TlsSocket {
             tcp,
@@ -171,7 +173,7 @@ impl TlsSocket {
             input: Vec::new(),
             plaintext: Vec::new(),
             output: Vec::new(),
-            stream: Stream::Drained,
+            stream: StreamState::Drained,
             wants_shutdown: false,
             shared: Rc::clone(shared),
         })
@@ -187,9 +189,9 @@ impl TlsSocket {
                 self.plaintext = self.plaintext[len..].to_vec();
                 return Ok(len);
             }
-            if matches!(self.stream, Stream::Ended | Stream::Reported) {
+            if matches!(self.stream, StreamState::Ended | StreamState::Reported) {
                 // TCP may end without close_notify: the Close frame, not TLS, shows whether the conversation is over.
-                self.stream = Stream::Reported;
+                self.stream = StreamState::Reported;
                 return Ok(0);
             }
             let len = self.receive(buffer)?;
@@ -203,7 +205,7 @@ impl TlsSocket {
     /// Reads once from TCP. Returns the length of the plaintext in `buffer`, which may be 0.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let is_handshake = matches!(self.mode, Mode::New | Mode::Session) && self.session.is_handshaking();
-        if is_handshake && self.shared.handshake_time.get() >= HANDSHAKE_TIME {
+        if is_handshake && self.shared.handshake_time.get() >= HANDSHAKE_TIME_PER_TURN {
             return Err(ErrorKind::Interrupted.into());
         }
         let shared = Rc::clone(&self.shared);
@@ -212,10 +214,10 @@ impl TlsSocket {
         let limit = buffer.len().saturating_sub(self.input.len()).clamp(MIN_READ, MAX_READ);
         let len = self.tcp.read(&mut scratch[..limit]);
         self.stream = match &len {
-            Ok(0) => Stream::Ended,
-            Ok(len) if *len < limit => Stream::Drained, // epoll(7): a short read means an empty socket buffer
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Stream::Drained,
-            _ => Stream::Readable,
+            Ok(0) => StreamState::Ended,
+            Ok(len) if *len < limit => StreamState::Drained, // epoll(7): a short read means an empty socket buffer
+            Err(error) if error.kind() == ErrorKind::WouldBlock => StreamState::Drained,
+            _ => StreamState::Readable,
         };
         let received = &mut scratch[..len?];
         match self.mode {
@@ -262,7 +264,7 @@ impl TlsSocket {
                 }
                 Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.output),
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(), // `output` already contains the bytes
-                Ok(ConnectionState::PeerClosed) => self.stream = Stream::Ended,
+                Ok(ConnectionState::PeerClosed) => self.stream = StreamState::Ended,
                 Ok(_) => result = Some(Ok(copied)), // the session needs more input, or can encrypt output
                 Err(error) => result = Some(Err(format!("TLS: {error}"))),
             }

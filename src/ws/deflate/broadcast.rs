@@ -13,7 +13,7 @@ use crate::ws::protocol::{Limits, Protocol};
 
 const MAX_TAIL: usize = 2 * 1024; // in bytes; most repetition in a chat is within the last dozen events
 const MIN_WINDOW_BITS: u8 = 9;
-pub const DEFAULT_MIN: usize = 32; // in bytes; shorter messages stay uncompressed
+pub const DEFAULT_MIN_PAYLOAD_LEN: usize = 32; // in bytes; shorter messages stay uncompressed
 
 /// How a member receives the messages of its room.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,7 +77,7 @@ struct Group {
 
 impl<K> Default for Deflater<K> {
     fn default() -> Deflater<K> {
-        Deflater::new(DEFAULT_MIN)
+        Deflater::new(DEFAULT_MIN_PAYLOAD_LEN)
     }
 }
 

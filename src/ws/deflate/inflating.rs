@@ -50,7 +50,7 @@ impl Inflaters {
         let mut inflater = self.0.as_ref().and_then(|pool| pool.take()).unwrap_or_default();
         inflater.reset(b"");
         let (inflater, pool) = (Some(inflater), self.clone());
-        Assembler::Deflated(Box::new(Inflating { inflater, pool, output, limit, cost: Cost::default() }))
+        Assembler::Deflated(Box::new(InflatingMessage { inflater, pool, output, limit, cost: Cost::default() }))
     }
 }
 
@@ -62,7 +62,7 @@ impl fmt::Debug for Inflaters {
 
 /// A compressed message that has not fully arrived.
 #[derive(Debug)]
-pub struct Inflating {
+pub struct InflatingMessage {
     inflater: Option<Inflater>, // `Some` until `drop` returns it to the pool
     pool: Inflaters,
     output: Assembler,
@@ -70,7 +70,7 @@ pub struct Inflating {
     cost: Cost,
 }
 
-impl Inflating {
+impl InflatingMessage {
     /// Returns the number of inflated bytes so far, and the number of bytes of memory that the message uses.
     pub fn len_and_capacity(&self) -> (usize, usize) {
         let (len, capacity) = self.output.len_and_capacity();
@@ -78,7 +78,7 @@ impl Inflating {
     }
 
     pub fn push(&mut self, mut input: &[u8]) -> Result<(), ProtocolError> {
-        let Inflating { inflater: Some(inflater), output, limit, cost, .. } = self else { return Ok(()) };
+        let InflatingMessage { inflater: Some(inflater), output, limit, cost, .. } = self else { return Ok(()) };
         loop {
             let before = input.len();
             let step = inflater.step(&mut input);
@@ -125,7 +125,7 @@ fn window(output: &Assembler) -> Vec<u8> {
     }
 }
 
-impl Drop for Inflating {
+impl Drop for InflatingMessage {
     fn drop(&mut self) {
         let inflater = self.inflater.take();
         if let Some(pool) = &self.pool.0 {

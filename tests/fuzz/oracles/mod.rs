@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use clap::Parser;
 use wirechat::chat::Now;
 use wirechat::config::Config;
-use wirechat::http::access::Access;
+use wirechat::http::access::AccessControl;
 
 const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
 
@@ -63,8 +63,8 @@ fn cuts(seed: u8, len: usize) -> Vec<usize> {
 }
 
 /// Returns access rules that allow every host and origin, so that only other rules can reject a request.
-fn access(tokens: Option<&str>) -> Access {
+fn access(tokens: Option<&str>) -> AccessControl {
     let config =
         Config::try_parse_from(["wirechat", "--allow-host", "*", "--allow-origin", "*"]).expect("a configuration");
-    Access::new(&config, tokens).expect("tokens")
+    AccessControl::new(&config, tokens).expect("tokens")
 }

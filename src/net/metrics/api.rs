@@ -16,7 +16,7 @@ use crate::chat::command::Command;
 use crate::chat::dialect::Dialect;
 use crate::chat::event::{ErrorText, Event};
 use crate::chat::{Message, Now, names, network_of, quote_for_log};
-use crate::http::access::Access;
+use crate::http::access::AccessControl;
 use crate::http::{Rejection, Request, bad_request, check_authority, forbidden, not_found, quote, read_parameter};
 use crate::operator::{BanSubject, Durations};
 use crate::server::connection::{Connection, Service};
@@ -24,11 +24,11 @@ use crate::server::{CloseCode, Server};
 use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
 
 const REASON: &str = "removed by the operator";
-const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // maximum length of a ban in seconds: 100 years
-const STALL: Duration = Duration::from_secs(5); // the storage is stalled if it makes no progress for this long
+const MAX_BAN_SECONDS: u64 = 100 * 366 * 24 * 60 * 60; // 100 years
+const STORAGE_STALL_TIMEOUT: Duration = Duration::from_secs(5); // time without progress
 // `/ready` fails for this long after a listener logged a failed accept. While accepts keep failing, a listener logs one
 // failure per second, so `/ready` keeps failing too.
-const ACCEPT_FAILURE: Duration = Duration::from_secs(2);
+const ACCEPT_FAILURE_WINDOW: Duration = Duration::from_secs(2);
 const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far above the tokens of connections, which count up from 1
 
 type Allow = &'static [(&'static str, &'static str)];
@@ -47,18 +47,18 @@ const ROUTES: [(&str, Allow); 8] = [
     ("/publish", POST),
 ];
 
-pub struct Console {
-    access: Access,
+pub struct AdminApi {
+    access: AccessControl,
     max_text: usize,
-    pub turns: Durations,
-    pub storage: Storage,
+    pub turn_durations: Durations,
+    pub storage: StorageMonitor,
     storing: HashMap<Token, (Receiver<bool>, Value)>, // pending ban changes: result of the write, response body
     next_announcement: Token,
 }
 
 /// Detects a stalled storage: messages are queued, their size does not shrink, and no client receives a message.
 #[derive(Debug, Default)]
-pub struct Storage {
+pub struct StorageMonitor {
     queued: usize,
     deliveries: u64,
     progressed_at: Duration,
@@ -77,7 +77,7 @@ enum Subject {
     Ban(BanSubject),
 }
 
-impl Storage {
+impl StorageMonitor {
     pub fn observe(&mut self, server: &Server<Transport>, now: Duration) {
         let (queued, deliveries) = (server.chat.broker.queued_bytes(), server.chat.operator.counters.deliveries);
         if self.queued == 0 || queued < self.queued || deliveries != self.deliveries {
@@ -87,19 +87,19 @@ impl Storage {
     }
 
     fn is_stalled(&self, now: Duration) -> bool {
-        self.queued > 0 && now.saturating_sub(self.progressed_at) >= STALL
+        self.queued > 0 && now.saturating_sub(self.progressed_at) >= STORAGE_STALL_TIMEOUT
     }
 }
 
-impl Console {
-    pub fn new(config: &Config, address: SocketAddr) -> Result<Console, String> {
+impl AdminApi {
+    pub fn new(config: &Config, address: SocketAddr) -> Result<AdminApi, String> {
         // Against DNS rebinding, check `Host` as if clients connected to this address. Requests need no access token.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
-        let (access, max_text) = (Access::new(&config, None)?, config.max_text);
-        let (turns, storage) = (Durations::default(), Storage::default());
+        let (access, max_text) = (AccessControl::new(&config, None)?, config.max_text);
+        let (turn_durations, storage) = (Durations::default(), StorageMonitor::default());
         let (storing, next_announcement) = (HashMap::new(), FIRST_ANNOUNCEMENT);
-        Ok(Console { access, max_text, turns, storage, storing, next_announcement })
+        Ok(AdminApi { access, max_text, turn_durations, storage, storing, next_announcement })
     }
 
     pub fn respond(
@@ -137,7 +137,7 @@ impl Console {
                 format_response(status, &[TEXT], &format!("{line}\n"), is_head, now.time)
             }
             ("/metrics", _) => {
-                let (content_type, text) = text::write(request, server, &self.turns);
+                let (content_type, text) = text::write(request, server, &self.turn_durations);
                 format_response(200, &[("Content-Type", content_type)], &text, is_head, now.time)
             }
             ("/clients", _) => json(list_clients(server)),
@@ -145,10 +145,10 @@ impl Console {
             ("/kick", _) => json(json!({ "closed": kick(request, server, peer)? }).to_string()),
             ("/ban", method) => {
                 let change = if method == "POST" { ban } else { unban };
-                let (result, is_stored) = change(request, server, peer, now.time)?;
-                let Some(is_stored) = is_stored else { return Ok(Reply::Response(json(result.to_string()))) };
+                let (result, receiver) = change(request, server, peer, now.time)?;
+                let Some(receiver) = receiver else { return Ok(Reply::Response(json(result.to_string()))) };
                 let token = self.next_token();
-                self.storing.insert(token, (is_stored, result));
+                self.storing.insert(token, (receiver, result));
                 return Ok(Reply::Announcing(token));
             }
             _ => return self.publish(request, body, server, peer, now).map(Reply::Announcing),
@@ -184,7 +184,7 @@ impl Console {
             Some("redis: the rooms are unavailable")
         } else if server.pauses_reads() || self.storage.is_stalled(now) {
             Some("storage: messages wait for the disk")
-        } else if failed_at.is_some_and(|at| now.saturating_sub(at) < ACCEPT_FAILURE) {
+        } else if failed_at.is_some_and(|at| now.saturating_sub(at) < ACCEPT_FAILURE_WINDOW) {
             Some("descriptors: the server cannot accept clients")
         } else {
             None
@@ -202,7 +202,7 @@ impl Console {
         if !server.accepts() || server.storage_failed {
             return Err(Rejection::new(503, "The server is shutting down (RFC 9110 §15.6.4)."));
         }
-        let room = read_parameter(request.query, "room").ok_or_else(|| missing("room"))?;
+        let room = read_parameter(request.query, "room").ok_or_else(|| missing_parameter("room"))?;
         let room = names::parse_room_name(&room).map_err(|error| bad_request(error + "."))?;
         let room: Rc<str> = room.into();
         let time = humantime::format_rfc3339_millis(now.time).to_string().into();
@@ -222,14 +222,14 @@ impl Console {
 
     /// Forgets a pending `/publish` or `/ban` request whose peer has disconnected.
     pub fn forget(&mut self, token: Token, server: &mut Server<Transport>) {
-        server.chat.operator.announcing.remove(&token);
+        server.chat.operator.announcements.remove(&token);
         self.storing.remove(&token);
     }
 
     /// Returns the response to a `/ban` request, once the writer reports the result or the request times out.
-    fn take_ban(&mut self, token: Token, is_late: bool, now: Now) -> Option<Outcome> {
-        let (is_stored, result) = self.storing.get(&token)?;
-        let body = match is_stored.try_recv() {
+    fn take_ban_result(&mut self, token: Token, is_late: bool, now: Now) -> Option<Outcome> {
+        let (receiver, result) = self.storing.get(&token)?;
+        let body = match receiver.try_recv() {
             Ok(true) => {
                 let response = format_response(200, &[JSON], &format!("{result}\n"), false, now.time);
                 self.storing.remove(&token);
@@ -252,12 +252,12 @@ impl Console {
         now: Now,
     ) -> Option<Outcome> {
         if self.storing.contains_key(&token) {
-            return self.take_ban(token, is_late, now);
+            return self.take_ban_result(token, is_late, now);
         }
-        let announcing = &mut server.chat.operator.announcing;
-        let event = announcing.get_mut(&token).and_then(Option::take);
+        let announcements = &mut server.chat.operator.announcements;
+        let event = announcements.get_mut(&token).and_then(Option::take);
         if event.is_some() || is_late {
-            announcing.remove(&token);
+            announcements.remove(&token);
         }
         match event {
             Some(Event::Message(message)) => {
@@ -277,7 +277,7 @@ impl Console {
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
 
-fn missing(parameter: &str) -> Rejection {
+fn missing_parameter(parameter: &str) -> Rejection {
     bad_request(format!("The query parameter {parameter} is missing."))
 }
 
@@ -372,28 +372,29 @@ type BanResult = Result<(Value, Option<Receiver<bool>>), Rejection>;
 
 fn ban(request: &Request, server: &mut Server<Transport>, peer: SocketAddr, now: SystemTime) -> BanResult {
     let subject = parse_subject(request, ["username", "address"])?;
-    let seconds = read_parameter(request.query, "seconds").ok_or_else(|| missing("seconds"))?;
-    let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_BAN).contains(seconds));
-    let seconds = seconds.ok_or_else(|| bad_request(format!("seconds must be a number from 1 to {MAX_BAN}.")))?;
+    let seconds = read_parameter(request.query, "seconds").ok_or_else(|| missing_parameter("seconds"))?;
+    let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_BAN_SECONDS).contains(seconds));
+    let error = || bad_request(format!("seconds must be a number from 1 to {MAX_BAN_SECONDS}."));
+    let seconds = seconds.ok_or_else(error)?;
     let (until, bans) = (now + Duration::from_secs(seconds), &mut server.chat.operator.bans);
     bans.remove_expired(now);
-    let Subject::Ban(ban) = &subject else { return Err(missing("username")) };
+    let Subject::Ban(ban) = &subject else { return Err(missing_parameter("username")) };
     if bans.is_full() && !bans.is_banned(ban) {
         return Err(Rejection::new(507, "There are too many bans; lift some first."));
     }
-    let (_, is_stored) = bans.set(ban, Some(until), now);
+    let (_, receiver) = bans.set(ban, Some(until), now);
     let closed = subject.close(server);
     log::info!("BAN {} seconds={seconds} closed={closed} by={peer}", subject.format_for_log());
-    Ok((json!({ "closed": closed }), is_stored))
+    Ok((json!({ "closed": closed }), receiver))
 }
 
 fn unban(request: &Request, server: &mut Server<Transport>, peer: SocketAddr, now: SystemTime) -> BanResult {
     let subject = parse_subject(request, ["username", "address"])?;
-    let Subject::Ban(ban) = &subject else { return Err(missing("username")) };
-    let (was_banned, is_stored) = server.chat.operator.bans.set(ban, None, now);
+    let Subject::Ban(ban) = &subject else { return Err(missing_parameter("username")) };
+    let (was_banned, receiver) = server.chat.operator.bans.set(ban, None, now);
     let lifted = usize::from(was_banned);
     log::info!("UNBAN {} lifted={lifted} by={peer}", subject.format_for_log());
-    Ok((json!({ "lifted": lifted }), is_stored))
+    Ok((json!({ "lifted": lifted }), receiver))
 }
 
 fn list_bans(server: &mut Server<Transport>, now: SystemTime) -> Value {
