@@ -14,7 +14,7 @@ const COMMAND_LINE_ONLY: [&str; 3] = ["config", "help", "version"];
 
 /// Reads the `--config` file and inserts its options before all other arguments, except options that the command line
 /// or the environment sets. `Err` is an error message for the operator.
-pub fn add_file(command: &Command, mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
+pub fn add_config_file(command: &Command, mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     // Ignore errors in arguments other than `--config`: the caller reports those errors later.
     let lenient = add_environment(command.clone()).ignore_errors(true).try_get_matches_from(&arguments);
     let Some((matches, path)) = lenient.ok().and_then(|matches| {

@@ -43,7 +43,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
     // An invalid server option, in the environment or in a configuration file, must not make a tool fail.
     let mut command = CommandLine::command();
     if !names_a_tool {
-        arguments = config_file::add_file(&command, arguments).map_err(|error| (EXIT_USAGE, error))?;
+        arguments = config_file::add_config_file(&command, arguments).map_err(|error| (EXIT_USAGE, error))?;
         command = add_environment(command);
     }
     // clap mistakes the `full` in `--trace full` for a tool. A special error message suggests `--trace=full` instead.

@@ -8,16 +8,16 @@ use proxy_header::{Error, ParseConfig, ProxyHeader};
 use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
-const MAX_V1: usize = 107; // maximum size of a header in bytes (section 2.1)
-const MAX_V2: usize = 4096; // the protocol allows 64 KiB, but even headers with data about TLS are much shorter
+const MAX_V1_HEADER_LEN: usize = 107; // section 2.1
+const MAX_V2_HEADER_LEN: usize = 4096; // the protocol allows 64 KiB, but even headers with data about TLS are shorter
 
 /// Removes a complete header from the kernel's receive buffer, and returns the client's address, if the header contains
 /// one. Returns `WouldBlock` while the header is incomplete. Peeks first, so that the bytes after the header stay in
 /// the buffer.
 pub fn read_header(socket: &Socket) -> io::Result<Option<SocketAddr>> {
-    let mut buffer = [0; MAX_V2];
+    let mut buffer = [0; MAX_V2_HEADER_LEN];
     let (_, received) = recv(socket, &mut buffer, RecvFlags::PEEK)?;
-    let limit = if buffer[0] == b'P' { MAX_V1 } else { MAX_V2 };
+    let limit = if buffer[0] == b'P' { MAX_V1_HEADER_LEN } else { MAX_V2_HEADER_LEN };
     if buffer[0] == b'\r' && buffer[12] == 0x20 {
         // LOCAL: the proxy opened the connection for itself. The receiver must ignore the address family (section 2.2).
         buffer[13] = 0;

@@ -53,7 +53,7 @@ fn config(args: &[&str]) -> Config {
 
 fn memory_broker(config: &Config) -> MemoryBroker {
     let mut random = Rng::with_seed(1);
-    server::memory_broker(config, Box::new(move |bytes: &mut [u8]| random.fill(bytes)))
+    server::new_memory_broker(config, Box::new(move |bytes: &mut [u8]| random.fill(bytes)))
 }
 
 impl Harness {

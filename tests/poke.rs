@@ -19,7 +19,7 @@ use support::watched::Watched;
 use support::{DEADLINE, Server};
 use wirechat::tools::poke::case::{Case, End, Opening};
 use wirechat::tools::poke::check::{Verdict, check, describe_expected, describe_received};
-use wirechat::tools::poke::play::{Closing, Timing};
+use wirechat::tools::poke::play::{ClosingResult, Timing};
 use wirechat::tools::poke::{Target, catalogue};
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::frame::{self, Opcode};
@@ -84,7 +84,7 @@ fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     let mut closed = 0;
     for case in catalogue::all_cases().filter(|case| case.end == End::Open) {
         let transcript = target.play(case, UNHURRIED, &mut |_| {}).unwrap();
-        assert_eq!(transcript.closing, Some(Closing::Completed), "{}", case.name);
+        assert_eq!(transcript.closing, Some(ClosingResult::Completed), "{}", case.name);
         closed += 1;
     }
     assert!(closed > 30, "{closed}");

@@ -19,7 +19,7 @@ use serde_json::json;
 use support::masked;
 use support::users::events_path;
 use wirechat::broker::sqlite::database::{Database, DatabaseOptions};
-use wirechat::broker::sqlite::{Limits, SqliteBroker};
+use wirechat::broker::sqlite::{LogLimits, SqliteBroker};
 
 /// Options for rare Pings, for no rate limit, and for no history in memory.
 const CALM: [&str; 10] = [
@@ -49,7 +49,7 @@ impl Stalled {
         let connection = Connection::open_in_memory().unwrap();
         let database = Database::begin_run(connection, options, "run", SystemTime::UNIX_EPOCH).unwrap();
         let disk = ManualDisk::default();
-        let limits = Limits { messages: 50, backlog: 256 * 1024, bytes: 1 << 20 };
+        let limits = LogLimits { messages: 50, backlog: 256 * 1024, bytes: 1 << 20 };
         let world = World::with_broker(&[&CALM, args].concat(), 1, false, |decisions| {
             Box::new(SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits))
         });

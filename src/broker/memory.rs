@@ -12,14 +12,14 @@ use super::{PrivateMessage, Random, Request, Resume, RoomEvent, RoomId, RoomMap,
 use crate::maps::TokenMap;
 
 #[derive(Debug, Clone, Copy)]
-pub struct MemoryConfig {
-    pub messages: usize,       // maximum number of messages in the history of one room
-    pub bytes: usize,          // maximum memory for the histories of all rooms, in bytes
-    pub backlog: usize,        // maximum size in bytes of the backlog for a client that joins a room or switches rooms
-    pub rooms: usize,          // maximum number of rooms with members; users can always join the default room
-    pub rooms_per_user: usize, // maximum number of non-empty rooms that one user opened
-    pub empty_rooms: usize,    // maximum number of empty rooms whose history the broker keeps
-    pub ttl: Duration,         // time until the history of an empty room expires
+pub struct BrokerLimits {
+    pub max_messages: usize,       // in the history of one room
+    pub max_bytes: usize,          // memory for the histories of all rooms
+    pub max_backlog: usize,        // size in bytes of the backlog for a client that joins a room or switches rooms
+    pub max_rooms: usize,          // rooms with members; users can always join the default room
+    pub max_rooms_per_user: usize, // non-empty rooms that one user opened
+    pub max_empty_rooms: usize,    // empty rooms whose history the broker keeps
+    pub ttl: Duration,             // time until the history of an empty room expires
     pub default_room: &'static str,
 }
 
@@ -43,7 +43,7 @@ struct Member {
 }
 
 impl MemoryBroker {
-    pub fn new(config: MemoryConfig, random: Random, names: NameRules) -> MemoryBroker {
+    pub fn new(config: BrokerLimits, random: Random, names: NameRules) -> MemoryBroker {
         let (rooms, ids, empty, opened) = (RoomMap::default(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
         let rooms = Rooms { rooms, ids, empty, opened, last_id: 0, bytes: 0, config, random };
         let (members, by_username, client_ids) = (TokenMap::default(), BTreeSet::new(), HashMap::new());
@@ -104,7 +104,7 @@ impl MemoryBroker {
 
     fn add_member(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| self.rooms.open(name, by, now));
-        let (max_bytes, room) = (self.rooms.config.backlog, self.rooms.get_mut(id));
+        let (max_bytes, room) = (self.rooms.config.max_backlog, self.rooms.get_mut(id));
         room.members += 1;
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
@@ -144,7 +144,7 @@ impl MemoryBroker {
         self.rooms.find(name).is_none().then_some(RoomEvent::Closed { room })
     }
 
-    fn send_private(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
+    fn send_private_message(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
         self.authorize(client, &message.from, message.nonce.as_ref())?;
         let key = (self.names.key)(&message.to);
         let all = (Rc::clone(&key), false, Token(0))..=(key, true, Token(usize::MAX));
@@ -163,7 +163,7 @@ impl MemoryBroker {
     fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
         // A command runs only while at least half of the client's outbox is free. Limit a history page to that half.
-        let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
+        let (messages, more) = log.page(before, limit, self.rooms.config.max_backlog / 2);
         Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
     }
 
@@ -214,7 +214,7 @@ impl Broker for MemoryBroker {
             Request::Switch { room } => self.switch(client, &room, now),
             Request::Publish(message) => self.publish(client, message),
             Request::Announce { room, message } => self.announce(client, &room, message, now),
-            Request::Private(message) => self.send_private(client, message),
+            Request::Private(message) => self.send_private_message(client, message),
             Request::History { before, limit } => self.read_history(client, before, limit),
             // Unlike a message, a `typing` command does not change the username that the client holds.
             Request::Typing { username } => {
@@ -237,7 +237,7 @@ struct Rooms {
     opened: BTreeSet<(User, RoomId)>,          // every room, sorted by the user who opened it
     last_id: u64,
     bytes: usize,
-    config: MemoryConfig,
+    config: BrokerLimits,
     random: Random,
 }
 
@@ -257,8 +257,8 @@ impl Rooms {
     fn can_join(&self, name: &str, user: &User) -> bool {
         let is_open = |room: &RoomId| self.rooms[room].members > 0;
         let has_place = || {
-            self.rooms.len() - self.empty.len() < self.config.rooms
-                && self.rooms_created_by(user).filter(is_open).count() < self.config.rooms_per_user
+            self.rooms.len() - self.empty.len() < self.config.max_rooms
+                && self.rooms_created_by(user).filter(is_open).count() < self.config.max_rooms_per_user
         };
         // The limits do not apply to the default room, so that no user can lock other users out of the chat.
         name == self.config.default_room || self.find(name).is_some() || has_place()
@@ -272,7 +272,7 @@ impl Rooms {
     /// Opens a room that has no members. Restores the room's previous history unless the history has expired.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
-        // Drop an expired history only when the room reopens: no timer is needed, because `config.bytes` bounds memory.
+        // Drop an expired history only when the room reopens: no timer is needed: `config.max_bytes` bounds memory.
         let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.config.ttl);
         let (log, user) = kept.map(|room| (room.log, room.user)).unwrap_or_else(|| {
             // The epoch is random: after a restart, a reused epoch would let a client resume in the wrong history.
@@ -280,7 +280,7 @@ impl Rooms {
             (self.random)(&mut epoch);
             (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
         });
-        while self.rooms_created_by(&user).count() >= self.config.rooms_per_user && self.evict_last_room_of(&user) {}
+        while self.rooms_created_by(&user).count() >= self.config.max_rooms_per_user && self.evict_newest_room(&user) {}
         self.last_id += 1;
         let id = RoomId(self.last_id);
         self.bytes += log.bytes;
@@ -302,18 +302,18 @@ impl Rooms {
             room.emptied_at = now;
             let (user, has_messages) = (room.user.clone(), room.log.last_id > 0);
             self.empty.insert((has_messages, now, id));
-            while self.empty.len() > self.config.empty_rooms && self.evict_room(&user) {}
+            while self.empty.len() > self.config.max_empty_rooms && self.evict_room(&user) {}
         }
     }
 
     fn append(&mut self, id: RoomId, message: Message) -> Rc<Message> {
-        let (max_messages, room) = (self.config.messages, self.get_mut(id));
+        let (max_messages, room) = (self.config.max_messages, self.get_mut(id));
         let (user, message) = (room.user.clone(), room.log.append(message));
         let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + memory_bytes(&message) - freed;
         // First evict empty rooms. Then shrink the largest history: a busy room must not cost a quiet room its history.
-        while self.bytes > self.config.bytes && self.evict_room(&user) {}
-        while self.bytes > self.config.bytes {
+        while self.bytes > self.config.max_bytes && self.evict_room(&user) {}
+        while self.bytes > self.config.max_bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
             self.bytes -= largest.log.drop_oldest();
         }
@@ -324,11 +324,11 @@ impl Rooms {
     /// that `user` opened (if there are several), the room that has been empty longest.
     fn evict_room(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
-        has_messages && self.evict_last_room_of(user) || self.remove(oldest).is_some()
+        has_messages && self.evict_newest_room(user) || self.remove(oldest).is_some()
     }
 
     /// If the user has opened at least two rooms that are now empty, evicts the newest of them.
-    fn evict_last_room_of(&mut self, user: &User) -> bool {
+    fn evict_newest_room(&mut self, user: &User) -> bool {
         let empty = self.rooms_created_by(user).rev().filter(|id| self.rooms[id].members == 0);
         let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };
         self.remove(last).is_some()
@@ -350,19 +350,19 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
     const HOUR: Duration = Duration::from_secs(3600);
-    const LIMITS: MemoryConfig = MemoryConfig {
-        messages: 50,
-        bytes: 1 << 24,
-        backlog: 1 << 20,
-        rooms: 1000,
-        rooms_per_user: 1000,
-        empty_rooms: 1000,
+    const LIMITS: BrokerLimits = BrokerLimits {
+        max_messages: 50,
+        max_bytes: 1 << 24,
+        max_backlog: 1 << 20,
+        max_rooms: 1000,
+        max_rooms_per_user: 1000,
+        max_empty_rooms: 1000,
         ttl: HOUR,
         default_room: "general",
     };
     const SESSION: Option<Session> = Some(Session([0xff; 16]));
 
-    fn broker(config: MemoryConfig) -> MemoryBroker {
+    fn broker(config: BrokerLimits) -> MemoryBroker {
         let mut number = 0_u8;
         let random = Box::new(move |bytes: &mut [u8]| {
             number += 1;
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn a_client_receives_only_the_newest_messages_that_fit() {
-        let mut broker = broker(MemoryConfig { backlog: 300, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_backlog: 300, ..LIMITS });
         join_room(&mut broker, 1, "a", NOW);
         for text in ["one", "two", "three", "four"] {
             publish(&mut broker, 1, text);
@@ -446,7 +446,7 @@ mod tests {
     fn the_operator_publishes_to_rooms_with_and_without_members() {
         // With `empty_rooms: 0`, the broker removes an empty room as soon as it has published the operator's message.
         for empty_rooms in [0, 1000] {
-            let mut broker = broker(MemoryConfig { rooms: 1, empty_rooms, ..LIMITS });
+            let mut broker = broker(BrokerLimits { max_rooms: 1, max_empty_rooms: empty_rooms, ..LIMITS });
             let announce = |broker: &mut MemoryBroker, room: &str, nonce: &str| {
                 let message = Message { nonce: Some(nonce.into()), ..message("host", "hi") };
                 broker.submit(Token(99), Request::Announce { room: room.into(), message }, NOW);
@@ -488,7 +488,7 @@ mod tests {
 
     #[test]
     fn empty_rooms_are_bounded_and_the_oldest_is_evicted_first() {
-        let mut broker = broker(MemoryConfig { empty_rooms: 2, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_empty_rooms: 2, ..LIMITS });
         for (number, is_used) in [(0, false), (1, true), (2, true), (3, false), (4, true)] {
             join_room(&mut broker, number, &number.to_string(), NOW);
             if is_used {
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_and_empty_rooms_pay_first() {
-        let mut broker = broker(MemoryConfig { messages: 1000, bytes: 10_000, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_messages: 1000, max_bytes: 10_000, ..LIMITS });
         join_room(&mut broker, 1, "empty", NOW);
         publish(&mut broker, 1, &"x".repeat(1000));
         leave(&mut broker, 1, NOW);
@@ -525,7 +525,7 @@ mod tests {
 
     #[test]
     fn without_history_ids_still_count() {
-        let mut broker = broker(MemoryConfig { messages: 0, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_messages: 0, ..LIMITS });
         let empty = join_room(&mut broker, 1, "r", NOW);
         assert_eq!((publish(&mut broker, 1, "one"), publish(&mut broker, 1, "two")), (1, 2));
         let resume = |client, since| {
@@ -609,7 +609,7 @@ mod tests {
 
     #[test]
     fn a_user_who_opens_many_rooms_evicts_its_own_histories_first() {
-        let mut broker = broker(MemoryConfig { empty_rooms: 3, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_empty_rooms: 3, ..LIMITS });
         join_room(&mut broker, 1, "quiet", NOW);
         publish(&mut broker, 1, "x");
         leave(&mut broker, 1, NOW);
@@ -623,7 +623,7 @@ mod tests {
 
     #[test]
     fn a_user_may_open_a_bounded_number_of_rooms_and_the_default_room_always() {
-        let mut broker = broker(MemoryConfig { rooms: 4, rooms_per_user: 2, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_rooms: 4, max_rooms_per_user: 2, ..LIMITS });
         let by = |client: usize, room: &str, number| Join { user: user(number), ..join(client, room) };
         for (client, room, number) in [(1, "a", 1), (2, "b", 1), (3, "c", 2), (4, "d", 3)] {
             broker.submit(Token(client), Request::Join(by(client, room, number)), NOW);
@@ -643,7 +643,7 @@ mod tests {
 
     #[test]
     fn a_client_that_replaces_itself_finds_the_history_of_its_room() {
-        let mut broker = broker(MemoryConfig { empty_rooms: 0, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_empty_rooms: 0, ..LIMITS });
         let join = |client| Join { client_id: Some("id".into()), ..join(client, "a") };
         broker.submit(Token(1), Request::Join(join(1)), NOW);
         events(&mut broker);
@@ -658,7 +658,7 @@ mod tests {
 
     #[test]
     fn at_the_limit_a_user_replaces_only_its_own_rooms() {
-        let mut broker = broker(MemoryConfig { rooms: 2, ..LIMITS });
+        let mut broker = broker(BrokerLimits { max_rooms: 2, ..LIMITS });
         let own = |client, room| Join { user: user(1), ..join(client, room) };
         for (client, room) in [(1, "general"), (2, "own")] {
             broker.submit(Token(client), Request::Join(own(client, room)), NOW);

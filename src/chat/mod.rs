@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn picture_matches_the_code() {
         let config = Config::parse_from(["wirechat"]);
-        let broker = crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
+        let broker = crate::server::new_memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
         let mut chat = Chat::new(&config, Box::new(broker));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let (alice, bob, carol) = (Token(1), Token(2), Token(3));

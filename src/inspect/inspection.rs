@@ -59,7 +59,7 @@ pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,
     is_ticket_used: Cell<bool>,
     /// Whether to split the next message that the server sends on the connection into fragments.
-    pub fragment_next: Cell<bool>,
+    pub should_fragment_next: Cell<bool>,
     /// Number of frames on the connection so far, in both directions, as counted by the tap.
     pub frame_count: Cell<u64>,
     /// Number of records dropped since the last report to the inspector, because the queue was full or because a test
@@ -257,7 +257,7 @@ impl Inspection {
                 let payload = format!("ping {}", inspector.pings);
                 return self.actions.push_back(Action::Ping(connection, payload));
             }
-            (Some("fragment"), Some(_)) => return self.link(connection).fragment_next.set(true),
+            (Some("fragment"), Some(_)) => return self.link(connection).should_fragment_next.set(true),
             (Some("close"), Some(_)) => match parse_close_code(&command["code"]) {
                 Some(code) => {
                     return self.actions.push_back(Action::Close(connection, code, "closed by the inspector"));

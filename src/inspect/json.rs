@@ -41,7 +41,7 @@ fn response_to_json(response: &Response) -> Value {
             "joined": steps.key_and_guid,
             "sha1": plain_hex(&steps.sha1),
             "accept": steps.accept,
-            "answered": steps.in_response,
+            "answered": steps.response_accept,
         })
     });
     // Do not rename `answer`, `answered` and `refusal` in the JSON: existing pages depend on the names.

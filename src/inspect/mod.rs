@@ -111,7 +111,7 @@ pub struct AcceptSteps {
     /// The SHA-1 hash in base64: the accept value that the response must contain.
     pub accept: String,
     /// The accept value in the response, which may be wrong or absent.
-    pub in_response: Option<String>,
+    pub response_accept: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,14 +180,14 @@ impl AcceptSteps {
         // §4.2.2: "concatenating /key/ … with the string …, taking the SHA-1 hash of this concatenated value"
         let key_and_guid = format!("{key}{GUID}");
         let sha1 = Sha1::digest(key_and_guid.as_bytes()).into();
-        AcceptSteps { key: key.into(), key_and_guid, sha1, accept: accept_value(key.as_bytes()), in_response: None }
+        AcceptSteps { key: key.into(), key_and_guid, sha1, accept: accept_value(key.as_bytes()), response_accept: None }
     }
 
     /// Computes the accept value for the key in a request (§4.2.2, item 5.4), and adds the response's accept value for
     /// comparison. Returns `None` if the request has no key.
     pub fn from_handshake(request: &Head, response: &Head) -> Option<AcceptSteps> {
         let key = request.header("Sec-WebSocket-Key")?;
-        Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::from_key(&key) })
+        Some(AcceptSteps { response_accept: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::from_key(&key) })
     }
 }
 

@@ -246,9 +246,9 @@ impl Observer for ConnectionObserver {
 
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
         let active_tap = self.active_tap.as_ref()?;
-        // §5.5: control frames "MUST NOT be fragmented", so leave `fragment_next` set for the next data frame.
+        // §5.5: control frames "MUST NOT be fragmented", so leave `should_fragment_next` set for the next data frame.
         let is_data = frames.first().is_some_and(|first| first & 0x8 == 0);
-        (is_data && active_tap.link.fragment_next.take()).then(|| {
+        (is_data && active_tap.link.should_fragment_next.take()).then(|| {
             let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER_SIZE);
             reframe::append_in_fragments(&mut fragments, frames);
             fragments

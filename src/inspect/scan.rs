@@ -17,7 +17,7 @@ use crate::ws::mask;
 use crate::ws::protocol::Limits;
 
 /// Maximum number of bytes of an HTTP head to store: the largest value that `--max-head` accepts.
-const MAX_HEAD: usize = 1024 * 1024;
+const MAX_STORED_HEAD_LEN: usize = 1024 * 1024;
 
 impl Head {
     /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of the read or write.
@@ -27,7 +27,7 @@ impl Head {
             return bytes;
         }
         let before = self.bytes.len();
-        let kept = bytes.len().min(MAX_HEAD - before);
+        let kept = bytes.len().min(MAX_STORED_HEAD_LEN - before);
         self.bytes.extend_from_slice(&bytes[..kept]);
         // RFC 9112 §2.2: a server ignores blank lines before the request line, so those do not terminate the head.
         if self.leading_blank_len == before {
@@ -40,7 +40,7 @@ impl Head {
         self.bytes.truncate(end);
         self.is_complete = found.is_some();
         self.parts.add(part, end - before);
-        // Bytes beyond `MAX_HEAD` still belong to the head, so do not return them.
+        // Bytes beyond `MAX_STORED_HEAD_LEN` still belong to the head, so do not return them.
         if self.is_complete { &bytes[end - before..] } else { &[] }
     }
 
@@ -329,10 +329,10 @@ mod tests {
 
     #[test]
     fn a_head_beyond_the_limit_has_nothing_after_it() {
-        let (mut head, piece) = (Head::default(), vec![b'x'; MAX_HEAD / 2 + 1]);
+        let (mut head, piece) = (Head::default(), vec![b'x'; MAX_STORED_HEAD_LEN / 2 + 1]);
         assert_eq!(head.read(&piece, 1), b"");
         assert_eq!(head.read(&piece, 2), b"");
-        assert_eq!((head.bytes.len(), head.is_complete), (MAX_HEAD, false));
+        assert_eq!((head.bytes.len(), head.is_complete), (MAX_STORED_HEAD_LEN, false));
         assert_eq!(head.read(b"\r\n\r\n", 3), b"");
     }
 }

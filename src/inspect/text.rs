@@ -239,7 +239,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
     }
     let Some(steps) = &response.accept else { return };
     let accept = &steps.accept[..];
-    let comparison = match steps.in_response.as_deref() {
+    let comparison = match steps.response_accept.as_deref() {
         None => String::new(),
         Some(value) if value == accept => "  equals Sec-WebSocket-Accept".into(),
         Some(value) => format!("  but Sec-WebSocket-Accept is {}", quote(value)),

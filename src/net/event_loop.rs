@@ -17,9 +17,9 @@ use crate::server::{Readiness, Server};
 use crate::{broker::Random, chat::Now, http::access::AccessControl, server::limits::ConnectionLimits, systemd};
 use crate::{inspect::cases::BoxedPlayer, operator::Operator};
 
-const SIGNALS: Token = Token(usize::MAX);
-const WAKER: Token = Token(usize::MAX - 1); // poll token of the waker, which lets other threads wake the poll
-const FIRST_LISTENER: usize = usize::MAX / 2; // poll token of the first listener; each further listener adds 1
+const SIGNALS_TOKEN: Token = Token(usize::MAX);
+const WAKER_TOKEN: Token = Token(usize::MAX - 1); // lets other threads wake the poll
+const FIRST_LISTENER_TOKEN: usize = usize::MAX / 2; // each further listener adds 1
 
 const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal: 128 + SIGINT, the shell convention
 // Maximum number of readiness events per turn: enough for one turn to learn of a mass disconnect, so that the server
@@ -61,16 +61,16 @@ impl EventLoop {
         };
         let poll = Poll::new().map_err(error)?;
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(error)?;
-        for (token, listener) in (FIRST_LISTENER..).map(Token).zip(&listeners) {
+        for (token, listener) in (FIRST_LISTENER_TOKEN..).map(Token).zip(&listeners) {
             let mut source = SourceFd(&listener.socket.as_raw_fd());
             poll.registry().register(&mut source, token, Interest::READABLE).map_err(error)?;
         }
-        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(error)?;
+        poll.registry().register(&mut signals, SIGNALS_TOKEN, Interest::READABLE).map_err(error)?;
         let addresses: Vec<_> = listeners.iter().filter_map(|listener| listener.socket.local_addr().ok()).collect();
         // Fail at start if the system has no random bytes: a server with predictable secrets must not run.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
         let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}")));
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(error)?);
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER_TOKEN).map_err(error)?);
         let mut observers = super::new_observers(&config, &log, &mut random)?;
         let wake = move || _ = waker.wake();
         let local = addresses.iter().find_map(config::local_address);
@@ -93,7 +93,7 @@ impl EventLoop {
         systemd::report_ready();
         loop {
             let listeners = self.listeners.iter().filter(|_| self.server.may_accept());
-            let accept = listeners.filter_map(|listener| listener.next_at).min();
+            let accept = listeners.filter_map(|listener| listener.next_accept_at).min();
             let (admin, log) = (self.admin.as_ref().and_then(AdminListener::next_turn_at), self.log.lines().deadline());
             let next = [self.server.next_turn_at(), accept, admin, log, self.tls.next_check_at()];
             let next = next.into_iter().flatten().min();
@@ -107,11 +107,11 @@ impl EventLoop {
             let mut has_signal = false;
             for event in &events {
                 match event.token() {
-                    SIGNALS => has_signal = true,
+                    SIGNALS_TOKEN => has_signal = true,
                     ADMIN_TOKEN => self.admin.iter_mut().for_each(AdminListener::set_ready),
-                    Token(token @ FIRST_LISTENER..) => {
-                        let listener = self.listeners.get_mut(token - FIRST_LISTENER);
-                        listener.into_iter().for_each(|listener| _ = listener.next_at.get_or_insert_default());
+                    Token(token @ FIRST_LISTENER_TOKEN..) => {
+                        let listener = self.listeners.get_mut(token - FIRST_LISTENER_TOKEN);
+                        listener.into_iter().for_each(|listener| _ = listener.next_accept_at.get_or_insert_default());
                     }
                     token => {
                         let (is_read_closed, has_error) = (event.is_read_closed(), event.is_error());
@@ -132,7 +132,7 @@ impl EventLoop {
             let count = self.server.connection_count();
             self.server.finish_turn();
             for listener in self.listeners.iter_mut().filter(|_| self.server.connection_count() < count) {
-                listener.next_at = listener.next_at.min(Some(now.monotonic));
+                listener.next_accept_at = listener.next_accept_at.min(Some(now.monotonic));
             }
             self.admin.iter_mut().for_each(|admin| admin.finish_turn(&self.server, self.started, now.monotonic));
             if !self.server.accepts() {

@@ -19,9 +19,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Listener<S = Socket> {
     pub socket: S,
-    pub next_at: Option<Duration>, // monotonic time of the next accept; `None` to wait for a readiness edge
-    pub logged_at: Option<Duration>, // monotonic time when the listener last logged a failed accept
-    pub file: Option<SocketFile>,  // the file of a Unix socket that this server has created
+    pub next_accept_at: Option<Duration>, // monotonic time of the next accept; `None` to wait for a readiness edge
+    pub logged_at: Option<Duration>,      // monotonic time when the listener last logged a failed accept
+    pub file: Option<SocketFile>,         // the file of a Unix socket that this server has created
 }
 
 /// The file of a Unix socket. `drop` removes it.
@@ -59,27 +59,27 @@ impl Listener {
             // Accepted sockets inherit TCP_NODELAY. The server batches writes, so Nagle's algorithm only adds delay.
             socket.set_tcp_nodelay(true)?;
         }
-        Ok(Listener { socket, next_at: Some(Duration::ZERO), logged_at: None, file: None })
+        Ok(Listener { socket, next_accept_at: Some(Duration::ZERO), logged_at: None, file: None })
     }
 }
 
 impl<S> Listener<S> {
     /// Accepts the next client, if any. After a successful accept, `has_more` tells whether another client is waiting.
     pub fn accept<T>(&mut self, now: Duration, accept: fn(&S) -> io::Result<T>, has_more: fn(&S) -> bool) -> Option<T> {
-        while self.next_at.is_some_and(|at| at <= now) {
+        while self.next_accept_at.is_some_and(|at| at <= now) {
             let accepted = accept(&self.socket);
             let Err(error) = &accepted else {
                 // Poll first (80 ns): accept(2) allocates a socket (900 ns) before it finds that no client is waiting.
-                self.next_at = has_more(&self.socket).then_some(now);
+                self.next_accept_at = has_more(&self.socket).then_some(now);
                 return accepted.ok();
             };
             match error.kind() {
-                ErrorKind::WouldBlock => self.next_at = None,
+                ErrorKind::WouldBlock => self.next_accept_at = None,
                 // accept(2): a signal interrupted the call, or one pending connection failed. Try the next connection.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {}
                 ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {}
                 _ => {
-                    self.next_at = Some(now + RETRY_DELAY);
+                    self.next_accept_at = Some(now + RETRY_DELAY);
                     if self.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL) {
                         self.logged_at = Some(now);
                         log::warn!("REJECT all clients wait in the backlog: {error}");

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
-use crate::{broker::Broker, broker::Random, config::Config, operator::Operator, server::memory_broker};
+use crate::{broker::Broker, broker::Random, config::Config, operator::Operator, server::new_memory_broker};
 use log_writer::LogWriter;
 
 pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
@@ -40,16 +40,16 @@ fn new_broker<E>(
     }
     #[cfg(feature = "sqlite")]
     if let Some(path) = &config.features.history_db {
-        use crate::broker::sqlite::{Limits, SqliteBroker, database::DatabaseOptions};
+        use crate::broker::sqlite::{LogLimits, SqliteBroker, database::DatabaseOptions};
         let options = DatabaseOptions {
             survives_power_failure: config.features.history_sync.as_deref() != Some("normal"),
             max_messages_per_room: config.features.history_keep.unwrap_or(10_000),
             max_days: config.features.history_days.unwrap_or(0),
         };
-        let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
+        let limits = LogLimits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
         (config.history, config.max_empty_rooms) = (0, 0); // the database, not memory, keeps messages and empty rooms
-        let memory = |random| Box::new(memory_broker(&config, random));
+        let memory = |random| Box::new(new_memory_broker(&config, random));
         let commit_durations = operator.commit_durations.get_or_insert_default().clone();
         let on_commit = move |elapsed| commit_durations.add(elapsed);
         let (broker, stored) = SqliteBroker::open(path, options, limits, random, memory, wake, on_commit)?;
@@ -57,7 +57,7 @@ fn new_broker<E>(
         return Ok(Box::new(broker));
     }
     drop((operator, wake)); // unused: the in-memory broker queues all events during `submit`
-    Ok(Box::new(memory_broker(config, random)))
+    Ok(Box::new(new_memory_broker(config, random)))
 }
 
 fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Result<InspectObservers, String> {

@@ -43,7 +43,7 @@ const WORK_LIST_COUNT: usize = Work::Remove as usize + 1;
 /// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
     /// Whether the transport's own buffers, such as those of TLS, hold unread client bytes or unsent server bytes.
-    fn has_pending(&self, _from: Role) -> bool {
+    fn has_pending_bytes(&self, _from: Role) -> bool {
         false // plain TCP has no buffer in user space
     }
 
@@ -87,7 +87,7 @@ pub enum Work {
 pub struct ColdFields {
     pub peer: SocketAddr,           // the client's address, which a trusted proxy may have reported
     pub is_proxy: bool,             // whether the peer is a proxy that reports the client's address and scheme
-    pub expects_header: bool,       // whether the input starts with a PROXY header
+    pub expects_proxy_header: bool, // whether the input starts with a PROXY header
     pub is_counted: bool,           // whether the connection counts towards `--max-per-address`
     pub proof: Proof,               // what the client's access token proves
     pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
@@ -143,7 +143,7 @@ impl<S: Socket> Connection<S> {
         let cold = Box::new(ColdFields {
             peer,
             is_proxy: false,
-            expects_header: false,
+            expects_proxy_header: false,
             is_counted: false,
             proof: Proof::default(),
             deflate: None,
@@ -189,12 +189,12 @@ impl<S: Socket> Connection<S> {
     }
 
     fn has_input(&self) -> bool {
-        matches!(self.input, Input::Readable | Input::Ending) || self.socket.has_pending(Role::Client)
+        matches!(self.input, Input::Readable | Input::Ending) || self.socket.has_pending_bytes(Role::Client)
     }
 
     /// Whether the kernel has accepted all bytes of the connection's output.
     pub fn is_flushed(&self) -> bool {
-        self.outbox.is_empty() && !self.socket.has_pending(Role::Server)
+        self.outbox.is_empty() && !self.socket.has_pending_bytes(Role::Server)
     }
 
     /// Reads once. Returns `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, and
@@ -219,8 +219,8 @@ impl<S: Socket> Connection<S> {
     pub fn read_proxy_header(&mut self) -> io::Result<Option<SocketAddr>> {
         let header = self.socket.read_proxy_header();
         let is_incomplete = header.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
-        self.cold.expects_header = is_incomplete && self.input != Input::Ending;
-        self.input = if self.cold.expects_header { Input::Drained } else { self.input };
+        self.cold.expects_proxy_header = is_incomplete && self.input != Input::Ending;
+        self.input = if self.cold.expects_proxy_header { Input::Drained } else { self.input };
         header
     }
 
@@ -408,7 +408,7 @@ mod tests {
     }
 
     impl Socket for Silent {
-        fn has_pending(&self, from: Role) -> bool {
+        fn has_pending_bytes(&self, from: Role) -> bool {
             self.pending == Some(from)
         }
 

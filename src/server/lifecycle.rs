@@ -48,7 +48,7 @@ impl<S: Socket> Server<S> {
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
         let is_proxy = is_local || is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
-        connection.cold.expects_header = is_proxy && self.config.proxy_protocol;
+        connection.cold.expects_proxy_header = is_proxy && self.config.proxy_protocol;
         self.chat.operator.counters.accepted_connections += 1;
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
@@ -164,7 +164,7 @@ impl<S: Socket> Server<S> {
         if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
             request.extra = self.observers.welcome_field(token);
         }
-        self.limits.clients += 1;
+        self.limits.client_count += 1;
         self.chat.operator.counters.services[service as usize] += 1;
         let Some(connection) = self.connections.get_mut(token) else { return };
         let limits = Limits { deflates: deflate.is_some(), ..service.limits(&self.config) };
@@ -335,7 +335,7 @@ impl<S: Socket> Server<S> {
             self.limits.remove_connection(peer.ip());
         }
         match service {
-            Some(_) => self.limits.clients -= 1,
+            Some(_) => self.limits.client_count -= 1,
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
@@ -562,7 +562,7 @@ mod tests {
         let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let close_at = now.monotonic + config.close_timeout;
-        let broker = Box::new(crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
+        let broker = Box::new(crate::server::new_memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
         let options =
             InspectOptions { trace: None, record: None, enables_inspection: false, max_outbox: config.max_outbox };
         let observers = Box::new(InspectObservers::new(options, &mut |bytes| bytes.fill(7)).unwrap());

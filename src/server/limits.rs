@@ -7,7 +7,7 @@ use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 
 use mio::Token;
 
-use crate::broker::memory::{MemoryBroker, MemoryConfig};
+use crate::broker::memory::{BrokerLimits, MemoryBroker};
 use crate::broker::{NameRules, Random, network_of};
 use crate::chat::{DEFAULT_ROOM, names, rate_limiter::TokenBucket};
 use crate::{config::Config, maps::PeerMap};
@@ -20,7 +20,7 @@ const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // per address: one client mu
 pub struct ConnectionLimits {
     is_local: bool,
     max_clients: usize,
-    pub clients: usize, // number of upgraded connections
+    pub client_count: usize, // number of upgraded connections
     max_lingering: usize,
     lingering: VecDeque<Token>, // rejected connections whose clients may still read the response, oldest first
     max_per_address: usize,
@@ -54,7 +54,7 @@ impl ConnectionLimits {
     }
 
     pub fn is_full(&self) -> bool {
-        self.clients >= self.max_clients
+        self.client_count >= self.max_clients
     }
 
     /// Adds a rejected connection that lingers. If too many linger, returns the oldest, which the caller must remove.
@@ -127,19 +127,19 @@ impl ConnectionLimits {
     }
 }
 
-pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
+pub fn new_memory_broker(config: &Config, random: Random) -> MemoryBroker {
     let (memory, names) = broker_limits(config);
     MemoryBroker::new(memory, random, names)
 }
 
-pub fn broker_limits(config: &Config) -> (MemoryConfig, NameRules) {
-    let memory = MemoryConfig {
-        messages: config.history,
-        bytes: config.max_history,
-        backlog: config.max_outbox, // a longer backlog could make a new member a slow consumer
-        rooms: config.max_rooms,
-        rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
-        empty_rooms: config.max_empty_rooms,
+pub fn broker_limits(config: &Config) -> (BrokerLimits, NameRules) {
+    let memory = BrokerLimits {
+        max_messages: config.history,
+        max_bytes: config.max_history,
+        max_backlog: config.max_outbox, // a longer backlog could make a new member a slow consumer
+        max_rooms: config.max_rooms,
+        max_rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
+        max_empty_rooms: config.max_empty_rooms,
         ttl: config.history_ttl,
         default_room: DEFAULT_ROOM,
     };
@@ -175,9 +175,9 @@ mod tests {
         limits.stop_lingering(Token(3));
         assert_eq!(limits.start_lingering(Token(5)), None);
         assert!(limits.may_accept(13) && !limits.may_accept(14));
-        limits.clients = 9;
+        limits.client_count = 9;
         assert!(!limits.is_full());
-        limits.clients = 10;
+        limits.client_count = 10;
         assert!(limits.is_full());
     }
 

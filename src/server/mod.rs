@@ -33,7 +33,7 @@ use crate::{config::Config, ws::message::Message};
 use connection::{Connection, Connections, Service, Socket, Stage, Work};
 use fanout::{Batch, Fanout, Format, append_frame};
 use limits::ConnectionLimits;
-pub use limits::{broker_limits, memory_broker};
+pub use limits::{broker_limits, new_memory_broker};
 use observer::{Action, Observers};
 use outbox::Broadcast;
 use shutdown::Shutdown;
@@ -189,7 +189,7 @@ impl<S: Socket> Server<S> {
             return;
         }
         let mut unprocessed = std::mem::take(&mut connection.cold.unprocessed);
-        if connection.cold.expects_header {
+        if connection.cold.expects_proxy_header {
             self.read_proxy_header(token);
         } else if !unprocessed.is_empty() {
             self.receive(token, &mut unprocessed);
@@ -216,7 +216,7 @@ impl<S: Socket> Server<S> {
                 let client = SocketAddr::new(client.ip().to_canonical(), client.port());
                 self.set_peer(token, client, is_trusted_proxy(client.ip(), &self.config.trusted_proxy));
             }
-            Err(error) if !connection.cold.expects_header => self.handle_read_error(token, &error),
+            Err(error) if !connection.cold.expects_proxy_header => self.handle_read_error(token, &error),
             Ok(None) | Err(_) => {} // the header names no client, or is incomplete
         }
     }

@@ -2,7 +2,7 @@
 //! permessage-deflate.
 
 use super::screen::quote;
-use crate::ws::deflate::negotiation::{NAME, parse_window_bits, unquote};
+use crate::ws::deflate::negotiation::{EXTENSION_NAME, parse_window_bits, unquote};
 
 /// The parameters of permessage-deflate that the endpoints have agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ impl Agreed {
     /// Parses `chosen`, the value of `Sec-WebSocket-Extensions` in the response. Returns `None` if the server has not
     /// accepted permessage-deflate.
     pub fn from_response(chosen: &str) -> Option<Agreed> {
-        let response = elements(chosen).find(|element| element.name == NAME)?;
+        let response = elements(chosen).find(|element| element.name == EXTENSION_NAME)?;
         Some(Agreed {
             server_takes_over: response.get("server_no_context_takeover").is_none(),
             client_takes_over: response.get("client_no_context_takeover").is_none(),
@@ -96,8 +96,8 @@ pub fn find_violations(chosen: &str, offered: &str) -> Vec<String> {
     found.extend(extra.map(|extra| {
         format!("the 101 names the extension {}, which was not offered (RFC 6455 §4.1)", quote(extra.name))
     }));
-    let offers: Vec<Extension> = elements(offered).filter(|offer| offer.name == NAME).collect();
-    let responses: Vec<Extension> = elements(chosen).filter(|response| response.name == NAME).collect();
+    let offers: Vec<Extension> = elements(offered).filter(|offer| offer.name == EXTENSION_NAME).collect();
+    let responses: Vec<Extension> = elements(chosen).filter(|response| response.name == EXTENSION_NAME).collect();
     match &responses[..] {
         [response] if !offers.is_empty() => found.extend(find_deflate_violation(response, &offers)),
         // RFC 7692 §5: a server must not accept two offers of permessage-deflate, because both use RSV1.

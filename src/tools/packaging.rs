@@ -12,7 +12,7 @@ use clap_mangen::roff::{Roff, roman};
 use super::screen::check_written;
 
 /// The name of the program, of its man page and of its completion scripts.
-const NAME: &str = "wirechat";
+const PROGRAM_NAME: &str = "wirechat";
 /// Width of the help in the man page: a man page indents text by seven columns, and a terminal has 80.
 const HELP_WIDTH: usize = 72;
 
@@ -39,7 +39,7 @@ pub struct ManArguments {
 /// A one-line message if writing the script to stdout fails.
 pub fn print_completions(arguments: &CompletionArguments, mut command: Command) -> Result<bool, String> {
     let mut script = Vec::new(); // clap_complete panics if a write fails, and a write to memory never fails
-    clap_complete::generate(arguments.shell, &mut command, NAME, &mut script);
+    clap_complete::generate(arguments.shell, &mut command, PROGRAM_NAME, &mut script);
     print(&script)
 }
 

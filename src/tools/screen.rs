@@ -10,9 +10,9 @@ use crate::inspect::text::{Detail, Style};
 use crate::inspect::{Record, escape, text};
 
 /// Maximum length of quoted text, in characters.
-const MAX_QUOTED: usize = 100;
+const MAX_QUOTED_CHARS: usize = 100;
 /// Maximum length of binary data to show, in bytes.
-const MAX_HEX: usize = 16;
+const MAX_HEX_BYTES: usize = 16;
 
 #[derive(Debug)]
 pub struct Screen {
@@ -75,7 +75,7 @@ pub fn check_written(result: io::Result<()>) -> Result<(), String> {
 
 /// Quotes and escapes text from the wire, and truncates long text.
 pub fn quote(text: &str) -> String {
-    let start = escape::first_chars(text, MAX_QUOTED);
+    let start = escape::first_chars(text, MAX_QUOTED_CHARS);
     let dots = if start.len() < text.len() { "…" } else { "" };
     escape::quote(start) + dots
 }
@@ -89,8 +89,8 @@ pub fn shorten(bytes: &[u8]) -> String {
 }
 
 fn format_hex(bytes: &[u8]) -> String {
-    let dots = if bytes.len() > MAX_HEX { " …" } else { "" };
-    escape::spaced_hex(&bytes[..bytes.len().min(MAX_HEX)]) + dots
+    let dots = if bytes.len() > MAX_HEX_BYTES { " …" } else { "" };
+    escape::spaced_hex(&bytes[..bytes.len().min(MAX_HEX_BYTES)]) + dots
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@
 use std::borrow::Cow;
 
 use super::close::{CloseCode, CloseFrame, ProtocolError};
-use super::deflate::inflating::Inflaters;
+use super::deflate::inflating::InflaterPool;
 use super::frame::{self, FrameHeader, Opcode};
 use super::message::{Assembler, Message};
 use super::reader::{Chunk, FrameReader};
@@ -64,7 +64,7 @@ pub struct Protocol {
     pub limits: Limits,
     state: State,
     frames: FrameReader,
-    pub inflaters: Inflaters,               // all connections of a server share the inflaters
+    pub inflaters: InflaterPool,            // all connections of a server share the inflaters
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
     control: Vec<u8>, // partial payload of a control frame that spans several reads: at most 125 bytes (§5.5)
     output: Vec<u8>,
@@ -72,7 +72,7 @@ pub struct Protocol {
 
 impl Protocol {
     pub fn new(limits: Limits) -> Protocol {
-        let (frames, state, inflaters) = (FrameReader::new(limits.deflates), State::Open, Inflaters::default());
+        let (frames, state, inflaters) = (FrameReader::new(limits.deflates), State::Open, InflaterPool::default());
         Protocol { limits, state, frames, inflaters, message: None, control: Vec::new(), output: Vec::new() }
     }
 

@@ -27,7 +27,7 @@ use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::ConnectionLimits as ServerLimits;
 use wirechat::server::observer::{ObservedStage, Observer, Observers};
 use wirechat::server::outbox::Broadcast;
-use wirechat::server::{Readiness, Server, memory_broker};
+use wirechat::server::{Readiness, Server, new_memory_broker};
 use wirechat::ws::frame::{self, FrameHeader, Opcode, Role};
 use wirechat::ws::mask;
 use wirechat::ws::message::Message;
@@ -157,7 +157,7 @@ fn config() -> Config {
 /// Returns a chat with `members` clients in one room, and the id of the room.
 fn chat(members: usize) -> (Chat, RoomId) {
     let config = config();
-    let mut chat = Chat::new(&config, Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7)))));
+    let mut chat = Chat::new(&config, Box::new(new_memory_broker(&config, Box::new(|bytes| bytes.fill(7)))));
     for number in 0..members {
         let (identity, address) = (Identity::default(), [127, 0, 0, 1].into());
         let join = Join::new(&format!("user{number}"), "general", User::Connection(Token(number)));
@@ -285,7 +285,7 @@ fn turn(c: &mut Criterion) {
         let config = config();
         let access = AccessControl::new(&config, None).expect("no token file is needed");
         let limits = ServerLimits::new(&config, members + 1, 1);
-        let broker = Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
+        let broker = Box::new(new_memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
         let options =
             InspectOptions { trace: None, record: None, enables_inspection: false, max_outbox: config.max_outbox };
         let observers = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");

@@ -10,7 +10,7 @@ use mio::Token;
 use rusqlite::Connection;
 use wirechat::broker::memory::MemoryBroker;
 use wirechat::broker::sqlite::database::{Database, DatabaseOptions, Operation, Outcome};
-use wirechat::broker::sqlite::{Limits, SqliteBroker};
+use wirechat::broker::sqlite::{LogLimits, SqliteBroker};
 use wirechat::broker::{Broker, BrokerError, Join, Message, Request, RoomEvent};
 
 use crate::manual_disk::ManualDisk;
@@ -113,7 +113,7 @@ impl DiskControl {
 pub fn broker(
     disk: &DiskControl,
     decisions: MemoryBroker,
-    limits: Limits,
+    limits: LogLimits,
     model: &Rc<RefCell<Model>>,
 ) -> Box<dyn Broker> {
     let run = disk.begin_run();

@@ -23,7 +23,7 @@ use wirechat::net::listener::Listener;
 use wirechat::net::log_writer::LogWriter;
 use wirechat::server::limits::ConnectionLimits;
 use wirechat::server::observer::{Action, ObservedStage, Observer, Observers, QueuedBytes};
-use wirechat::server::{Readiness, Server, memory_broker};
+use wirechat::server::{Readiness, Server, new_memory_broker};
 use wirechat::ws::frame::Role;
 use wirechat::ws::protocol::Limits;
 use wirechat::ws::request::Rejection;
@@ -93,9 +93,9 @@ impl World {
         let reasons = Reasons { is_observed, ..Reasons::default() };
         let observers = Box::new(reasons.clone());
         let now = Now { time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31), monotonic: Duration::ZERO };
-        let broker = wrap(memory_broker(&config, random));
+        let broker = wrap(new_memory_broker(&config, random));
         let server = Server::new(config, access, limits, observers, broker, now);
-        let listener = Listener { socket: Backlog::default(), next_at: None, logged_at: None, file: None };
+        let listener = Listener { socket: Backlog::default(), next_accept_at: None, logged_at: None, file: None };
         let (links, capacity, is_stopped, spurious, log) = (BTreeMap::new(), 64 * 1024, false, NO_EDGE, None);
         LOG_WRITER.set(None);
         World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious }
@@ -142,7 +142,7 @@ impl World {
         }
         self.server.begin_turn(self.now);
         if self.listener.socket.has_edge.take() {
-            self.listener.next_at.get_or_insert_default();
+            self.listener.next_accept_at.get_or_insert_default();
         }
         for (token, link) in &self.links {
             let edge = link.borrow_mut().take_edge(self.spurious);
@@ -162,7 +162,7 @@ impl World {
         let count = self.server.connection_count();
         self.server.finish_turn();
         if self.server.connection_count() < count {
-            self.listener.next_at = self.listener.next_at.min(Some(self.now.monotonic));
+            self.listener.next_accept_at = self.listener.next_accept_at.min(Some(self.now.monotonic));
         }
         self.links.values().for_each(|link| link.borrow_mut().deliver());
         self.links.retain(|_, link| !link.borrow().is_dropped);
@@ -250,7 +250,7 @@ impl World {
 
     /// The earliest time for which the server, the listener or the log has requested a turn.
     pub fn next_turn_at(&self) -> Option<Duration> {
-        let accept = self.listener.next_at.filter(|_| self.server.may_accept());
+        let accept = self.listener.next_accept_at.filter(|_| self.server.may_accept());
         let flush = self.log.as_ref().and_then(|log| log.lines().deadline());
         [self.server.next_turn_at(), accept, flush].into_iter().flatten().min()
     }

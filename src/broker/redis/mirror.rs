@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use mio::Token;
 
-use super::super::memory::MemoryConfig;
+use super::super::memory::BrokerLimits;
 use super::super::{Backlog, BrokerError, Join, MemberId, Message, Page, PrivateMessage, RoomEvent, Session, User};
 use super::inbox::{InboxEvent, MessageWithoutId};
 use super::rooms::Rooms;
@@ -13,7 +13,7 @@ use crate::maps::TokenMap;
 
 pub struct Mirror {
     instance: u32,
-    limits: MemoryConfig,
+    limits: BrokerLimits,
     pub clients: TokenMap<Box<Client>>,
     client_ids: HashMap<Rc<str>, Token>,
     pub rooms: Rooms,
@@ -33,7 +33,7 @@ pub struct Client {
 }
 
 impl Mirror {
-    pub fn new(instance: u32, limits: MemoryConfig) -> Mirror {
+    pub fn new(instance: u32, limits: BrokerLimits) -> Mirror {
         let (clients, client_ids, opened) = (TokenMap::default(), HashMap::new(), HashMap::new());
         Mirror { instance, limits, clients, client_ids, rooms: Rooms::default(), opened, events: VecDeque::new() }
     }
@@ -99,12 +99,12 @@ impl Mirror {
             InboxEvent::JoinRejected(client) => self.reject_join(token(client)),
             InboxEvent::Arrived(name, instance, connection, username) => {
                 let (room, member) = (self.rooms.synced_room_mut(&name), MemberId::Remote { instance, connection });
-                self.events.extend(room.and_then(|room| room.add_remote(member, username)));
+                self.events.extend(room.and_then(|room| room.add_remote_member(member, username)));
             }
             InboxEvent::Left(_, instance, client) if instance == self.instance => self.remove_local(token(client)),
             InboxEvent::Left(name, instance, connection) => {
                 let (room, member) = (self.rooms.synced_room_mut(&name), MemberId::Remote { instance, connection });
-                self.events.extend(room.and_then(|room| room.remove_remote(member)));
+                self.events.extend(room.and_then(|room| room.remove_remote_member(member)));
             }
             InboxEvent::Message(name, instance, client, id, payload) => {
                 let client = (instance == self.instance).then_some(token(client));
@@ -117,7 +117,7 @@ impl Mirror {
                 let message = Rc::new(payload.with_id(id));
                 self.events.push_back(RoomEvent::Duplicate { client: token(client), message });
             }
-            InboxEvent::Private(recipients, message, sender) => self.apply_private(recipients, message, sender),
+            InboxEvent::Private(recipients, message, sender) => self.apply_private_message(recipients, message, sender),
             InboxEvent::Page(client, room, before, more, messages) => {
                 let page = Page { room, before, messages: with_ids(messages), more };
                 self.events.push_back(RoomEvent::History { client: token(client), page });
@@ -195,7 +195,7 @@ impl Mirror {
         ]);
     }
 
-    fn apply_private(&mut self, recipients: Vec<u64>, message: PrivateMessage, sender: Option<u64>) {
+    fn apply_private_message(&mut self, recipients: Vec<u64>, message: PrivateMessage, sender: Option<u64>) {
         let sender = sender.and_then(|client| self.clients.get_mut(&token(client)));
         sender.into_iter().for_each(|record| record.username = Rc::clone(&message.from));
         let is_member =
@@ -208,7 +208,7 @@ impl Mirror {
     fn apply_sync(&mut self, name: &Rc<str>, backlog: Backlog, members: BTreeMap<MemberId, Rc<str>>) {
         let Some(room) = self.rooms.by_name.get_mut(name) else { return };
         (room.is_synced, room.epoch, room.last_id) = (true, Rc::clone(&backlog.epoch), backlog.last_id);
-        let changes = room.replace_remote(members);
+        let changes = room.replace_remote_members(members);
         if !room.is_visible() {
             return;
         }
@@ -246,7 +246,7 @@ impl Mirror {
         let by_user = || self.opened.values().filter(|(opener, _)| opener == user).count();
         **room == *self.limits.default_room
             || is_open()
-            || (self.opened.len() < self.limits.rooms && by_user() < self.limits.rooms_per_user)
+            || (self.opened.len() < self.limits.max_rooms && by_user() < self.limits.max_rooms_per_user)
     }
 
     fn increment_client_count(&mut self, room: &Rc<str>, user: &User) {

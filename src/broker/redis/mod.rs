@@ -31,7 +31,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use mio::Token;
 
-use super::memory::MemoryConfig;
+use super::memory::BrokerLimits;
 use super::{Broker, BrokerError, Join, NameRules, Random, RoomEvent};
 use heartbeats::Heartbeats;
 use inbox::InboxEvent;
@@ -50,7 +50,7 @@ const INSTANCE_TTL: Duration = Duration::from_secs(600); // Redis forgets an ins
 pub struct Settings {
     pub prefix: String,       // of all keys in Redis
     pub timeout: Duration,    // a request expires if Redis does not confirm it within this time
-    pub limits: MemoryConfig, // `bytes` does not apply: Redis has its own memory limit
+    pub limits: BrokerLimits, // `max_bytes` does not apply: Redis has its own memory limit
 }
 
 pub struct RedisBroker {
@@ -150,10 +150,10 @@ impl RedisBroker {
             self.beats.next_heartbeat_at = self.now + HEARTBEAT_INTERVAL;
         }
         let Inbox { generation, connection, read, .. } = &self.inbox;
-        let MemoryConfig { messages, backlog, empty_rooms, ttl, .. } = self.settings.limits;
+        let BrokerLimits { max_messages, max_backlog, max_empty_rooms, ttl, .. } = self.settings.limits;
         let mut arguments = self.first_arguments("call");
         arguments.extend([generation.clone(), connection.clone(), read.to_string(), format_flag(is_beat)]);
-        arguments.extend([messages, backlog, empty_rooms].map(|limit| limit.to_string()));
+        arguments.extend([max_messages, max_backlog, max_empty_rooms].map(|limit| limit.to_string()));
         arguments.extend([ttl, INSTANCE_TTL].map(|time| time.as_millis().max(1).to_string()));
         let (requests, last) = if is_registered { self.requests.take_batch() } else { Default::default() };
         arguments.extend(requests);
@@ -174,7 +174,7 @@ impl RedisBroker {
             let QueuedRequest { client, kind, is_sent, .. } = request;
             let error = BrokerError::Unavailable;
             match kind {
-                Kind::Join => self.give_up_join(client, is_sent),
+                Kind::Join => self.abandon_join(client, is_sent),
                 Kind::Message { .. } if is_sent => {
                     self.mirror.events.push_back(RoomEvent::FateUnknown { client });
                     self.requests.drop_requests(client); // also drop later messages, which must not overtake this one
@@ -198,7 +198,7 @@ impl RedisBroker {
     }
 
     /// Rejects a join that Redis has not confirmed in time. If Redis may still execute the join, also requests a leave.
-    fn give_up_join(&mut self, client: Token, is_sent: bool) {
+    fn abandon_join(&mut self, client: Token, is_sent: bool) {
         let Some(record) = self.mirror.clients.get_mut(&client) else { return };
         record.is_hidden = true;
         self.mirror.events.push_back(RoomEvent::JoinRejected { client, error: BrokerError::Unavailable });
@@ -455,9 +455,16 @@ mod tests {
     }
 
     fn broker(link: &Rc<RefCell<FakeLink>>) -> RedisBroker {
-        let (rooms, rooms_per_user, empty_rooms) = (10, 10, 10);
-        let (messages, bytes, backlog, ttl, default_room) = (10, 1000, 1000, Duration::from_secs(60), "general");
-        let limits = MemoryConfig { messages, bytes, backlog, rooms, rooms_per_user, empty_rooms, ttl, default_room };
+        let limits = BrokerLimits {
+            max_messages: 10,
+            max_bytes: 1000,
+            max_backlog: 1000,
+            max_rooms: 10,
+            max_rooms_per_user: 10,
+            max_empty_rooms: 10,
+            ttl: Duration::from_secs(60),
+            default_room: "general",
+        };
         let settings = Settings { prefix: "chat".into(), timeout: Duration::from_secs(5), limits };
         let names = NameRules { key: Rc::clone, may_share: |_| true };
         RedisBroker::new(Box::new(Rc::clone(link)), settings, Box::new(|bytes| bytes.fill(1)), names)

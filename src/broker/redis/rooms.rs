@@ -84,21 +84,21 @@ impl Room {
     }
 
     /// Adds a member of another instance. Returns an event if the member is new and the chat knows the room.
-    pub fn add_remote(&mut self, member: MemberId, username: Rc<str>) -> Option<RoomEvent> {
+    pub fn add_remote_member(&mut self, member: MemberId, username: Rc<str>) -> Option<RoomEvent> {
         let is_new = self.remote.insert(member, Rc::clone(&username)).is_none();
         (is_new && self.is_visible()).then_some(RoomEvent::RemoteJoined { room: self.id, member, username })
     }
 
-    pub fn remove_remote(&mut self, member: MemberId) -> Option<RoomEvent> {
+    pub fn remove_remote_member(&mut self, member: MemberId) -> Option<RoomEvent> {
         let was_member = self.remote.remove(&member).is_some();
         (was_member && self.is_visible()).then_some(RoomEvent::Left { room: self.id, member })
     }
 
     /// Replaces the members of other instances. Returns an event for each member that left and for each new member.
-    pub fn replace_remote(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
+    pub fn replace_remote_members(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
         let gone: Vec<MemberId> = self.remote.keys().filter(|member| !members.contains_key(member)).copied().collect();
-        let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote(member)).collect();
-        let joined = members.into_iter().filter_map(|(member, username)| self.add_remote(member, username));
+        let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote_member(member)).collect();
+        let joined = members.into_iter().filter_map(|(member, username)| self.add_remote_member(member, username));
         left.into_iter().chain(joined.collect::<Vec<_>>()).collect()
     }
 }

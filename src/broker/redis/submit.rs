@@ -21,7 +21,7 @@ impl RedisBroker {
             }
             Request::Switch { room } => self.switch(client, room),
             Request::Publish(message) => self.publish(client, message),
-            Request::Private(message) => self.send_private(client, &message),
+            Request::Private(message) => self.send_private_message(client, &message),
             Request::History { before, limit } => {
                 self.push(client, Kind::Query, "page", vec![before.to_string(), limit.to_string()]);
             }
@@ -107,7 +107,7 @@ impl RedisBroker {
         self.push(client, Kind::Message { nonce }, "announce", arguments);
     }
 
-    fn send_private(&mut self, client: Token, message: &PrivateMessage) {
+    fn send_private_message(&mut self, client: Token, message: &PrivateMessage) {
         let mut arguments = self.claim_arguments(&message.from).to_vec();
         let key = (self.names.key)(&message.to).to_string();
         arguments.extend([to_json(&message.nonce), key, message.to.to_string(), to_json(message)]);

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::database::Operation;
 
-const MAX_END: u64 = 253_402_300_800; // Unix time of the year 10000; a later time could overflow `SystemTime`
+const MAX_BAN_END: u64 = 253_402_300_800; // Unix time of the year 10000; a later time could overflow `SystemTime`
 
 /// The server also adds this table to files of earlier versions. An earlier version can still use such a file, but
 /// ignores the bans.
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS bans (
 ";
 
 /// The subject and the end of each ban.
-pub type Bans = Vec<(String, SystemTime)>;
+pub type BanList = Vec<(String, SystemTime)>;
 
 /// A request to set or lift one ban.
 #[derive(Debug)]
@@ -33,12 +33,12 @@ pub struct BanChange {
 
 /// Submits a change: the subject, the end of the ban (`None` lifts the ban), and the current time. The receiver gets
 /// `true` once the change is stored.
-pub type SubmitBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
+pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
 /// Submits bans to the writer thread. The weak reference does not keep the thread alive.
-pub struct BanStore(pub Weak<Sender<Operation>>);
+pub struct BanSubmitter(pub Weak<Sender<Operation>>);
 
-impl BanStore {
+impl BanSubmitter {
     pub fn submit(&self, subject: String, until: Option<SystemTime>, now: SystemTime) -> Receiver<bool> {
         let (result_sender, receiver) = channel();
         let operation = Operation::Ban(BanChange { subject, until, now, result_sender });
@@ -50,9 +50,9 @@ impl BanStore {
 }
 
 /// Reads the bans that are still in force.
-pub fn load(connection: &Connection, now: SystemTime) -> rusqlite::Result<Bans> {
+pub fn load(connection: &Connection, now: SystemTime) -> rusqlite::Result<BanList> {
     let mut statement = connection.prepare("SELECT subject, until FROM bans WHERE until > ? AND until < ?")?;
-    let rows = statement.query_map([unix_seconds(now), MAX_END], |row| {
+    let rows = statement.query_map([unix_seconds(now), MAX_BAN_END], |row| {
         Ok((row.get(0)?, SystemTime::UNIX_EPOCH + Duration::from_secs(row.get(1)?)))
     })?;
     rows.collect()

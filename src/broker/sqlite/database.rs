@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
-use super::bans::{self, BanChange, Bans};
+use super::bans::{self, BanChange, BanList};
 use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, create, explain, failure};
 use super::queries::{execute_read, find_duplicate};
 use crate::broker::log::JSON_OVERHEAD;
@@ -165,7 +165,7 @@ impl Database {
     }
 
     /// Like `open`, with the current time as `now`. Also returns the operator's bans.
-    pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, Bans), String> {
+    pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, BanList), String> {
         let now = SystemTime::now();
         let database = Database::open(path, options, run, now)?;
         let bans = bans::load(&database.connection, now).map_err(|error| explain(&error))?;

@@ -42,7 +42,7 @@ use mio::Token;
 
 use super::log::{RoomLog, memory_bytes};
 use super::{Backlog, Broker, BrokerError, Join, Message, Random, Request, Resume, RoomEvent, RoomId, RoomMap};
-use bans::{Bans, SubmitBan};
+use bans::{BanList, StoreBan};
 use database::{Batch, Database, DatabaseOptions, Deletion, Operation, Outcome, StoredMessage};
 use writer::{MAX_IDLE, WriterThread};
 
@@ -54,7 +54,7 @@ pub trait Disk {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct LogLimits {
     pub messages: usize, // maximum number of messages in a room's log; a client that resumes may receive more
     pub backlog: usize,  // maximum total JSON size, in bytes, of the messages sent on a join or switch
     pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
@@ -62,15 +62,15 @@ pub struct Limits {
 
 /// The operator's bans that the file contains, each with its end time, and a function that submits changes.
 pub struct StoredBans {
-    pub bans: Bans,
-    pub submit: SubmitBan,
+    pub bans: BanList,
+    pub submit: StoreBan,
 }
 
 pub struct SqliteBroker {
     decisions: Box<dyn Broker>,
     disk: Box<dyn Disk>,
     epoch: Rc<str>, // the name of this run of the server
-    limits: Limits,
+    limits: LogLimits,
     rooms: RoomMap<Room>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
@@ -101,7 +101,7 @@ impl SqliteBroker {
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
-        mut limits: Limits,
+        mut limits: LogLimits,
         mut random: Random,
         memory: impl FnOnce(Random) -> Box<B>,
         wake: impl Fn() + Send + 'static,
@@ -123,7 +123,7 @@ impl SqliteBroker {
     }
 
     /// `decisions` is a broker that never waits and keeps no messages. `epoch` is the name of the current run.
-    pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: Limits) -> SqliteBroker {
+    pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: LogLimits) -> SqliteBroker {
         SqliteBroker {
             decisions,
             disk,
@@ -374,7 +374,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::SystemTime;
 
-    use super::super::memory::{MemoryBroker, MemoryConfig};
+    use super::super::memory::{BrokerLimits, MemoryBroker};
     use super::super::{NameRules, User};
     use super::*;
 
@@ -492,14 +492,14 @@ mod tests {
         }
     }
 
-    fn broker(disk: &ManualDisk, limits: Limits) -> SqliteBroker {
-        let config = MemoryConfig {
-            messages: 0,
-            bytes: usize::MAX,
-            backlog: 0,
-            rooms: 100,
-            rooms_per_user: 100,
-            empty_rooms: 0,
+    fn broker(disk: &ManualDisk, limits: LogLimits) -> SqliteBroker {
+        let config = BrokerLimits {
+            max_messages: 0,
+            max_bytes: usize::MAX,
+            max_backlog: 0,
+            max_rooms: 100,
+            max_rooms_per_user: 100,
+            max_empty_rooms: 0,
             ttl: Duration::ZERO,
             default_room: "general",
         };
@@ -508,7 +508,7 @@ mod tests {
         SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits)
     }
 
-    const LIMITS: Limits = Limits { messages: 50, backlog: 100_000, bytes: 1 << 20 };
+    const LIMITS: LogLimits = LogLimits { messages: 50, backlog: 100_000, bytes: 1 << 20 };
 
     fn submit(broker: &mut SqliteBroker, client: usize, request: Request) {
         broker.submit(Token(client), request, Duration::ZERO);
@@ -641,7 +641,7 @@ mod tests {
     fn the_logs_in_memory_stay_within_their_bound() {
         let disk = ManualDisk::new();
         let bytes = memory_bytes(&stored("1", None).into()) * 5;
-        let mut broker = broker(&disk, Limits { bytes, ..LIMITS });
+        let mut broker = broker(&disk, LogLimits { bytes, ..LIMITS });
         submit(&mut broker, 1, join(1));
         (1..20).for_each(|number| submit(&mut broker, 1, publish(&(number % 10).to_string(), None)));
         disk.execute();

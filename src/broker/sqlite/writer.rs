@@ -6,10 +6,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvErr
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
 use super::database::{Batch, MAX_BATCH_COST, Operation};
-use super::{Disk, bans::BanStore};
+use super::{Disk, bans::BanSubmitter};
 
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
-const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
+const BATCH_QUEUE_CAPACITY: usize = 1; // of executed batches; the thread waits while the queue is full
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
 pub struct WriterThread {
@@ -27,15 +27,15 @@ impl WriterThread {
         max_idle: Duration,
     ) -> Result<WriterThread, String> {
         let (sender, operations) = channel();
-        let (batch_sender, batches) = sync_channel(MAX_BATCHES);
+        let (batch_sender, batches) = sync_channel(BATCH_QUEUE_CAPACITY);
         let thread = std::thread::Builder::new().name("history".into());
         let thread = thread.spawn(move || run(execute, &operations, &batch_sender, &wake, max_idle));
         let thread = thread.map_err(|error| format!("The history thread cannot start: {error}."))?;
         Ok(WriterThread { operations: Some(Arc::new(sender)), batches, thread: Some(thread) })
     }
 
-    pub fn ban_store(&self) -> BanStore {
-        BanStore(self.operations.as_ref().map(Arc::downgrade).unwrap_or_default())
+    pub fn ban_store(&self) -> BanSubmitter {
+        BanSubmitter(self.operations.as_ref().map(Arc::downgrade).unwrap_or_default())
     }
 }
 

@@ -70,7 +70,7 @@ pub enum Reply {
 }
 
 /// `Err`: the rejection, and whether the method is HEAD.
-pub type Outcome = Result<Reply, (Rejection, bool)>;
+pub type AdminOutcome = Result<Reply, (Rejection, bool)>;
 
 enum Subject {
     Connection(Token),
@@ -110,7 +110,7 @@ impl AdminApi {
         clients: &[Listener],
         peer: SocketAddr,
         now: Now,
-    ) -> Outcome {
+    ) -> AdminOutcome {
         let is_head = head.starts_with(b"HEAD ");
         let reply = Request::parse_head(head, MAX_HEADERS)
             .and_then(|request| self.reply(&request, body, server, clients, peer, now));
@@ -128,13 +128,13 @@ impl AdminApi {
     ) -> Result<Reply, Rejection> {
         self.check(request)?;
         let is_head = request.method == "HEAD";
-        let json = |text: String| format_response(200, &[JSON], &(text + "\n"), is_head, now.time);
+        let json = |text: String| format_response(200, &[JSON_CONTENT_TYPE], &(text + "\n"), is_head, now.time);
         Ok(Reply::Response(match (request.path, request.method) {
-            ("/live", _) => format_response(200, &[TEXT], "live\n", is_head, now.time),
+            ("/live", _) => format_response(200, &[TEXT_CONTENT_TYPE], "live\n", is_head, now.time),
             ("/ready", _) => {
                 let obstacle = self.find_obstacle(server, clients, now.monotonic);
                 let (status, line) = obstacle.map_or((200, "ready"), |obstacle| (503, obstacle));
-                format_response(status, &[TEXT], &format!("{line}\n"), is_head, now.time)
+                format_response(status, &[TEXT_CONTENT_TYPE], &format!("{line}\n"), is_head, now.time)
             }
             ("/metrics", _) => {
                 let (content_type, text) = text::write(request, server, &self.turn_durations);
@@ -227,11 +227,11 @@ impl AdminApi {
     }
 
     /// Returns the response to a `/ban` request, once the writer reports the result or the request times out.
-    fn take_ban_result(&mut self, token: Token, is_late: bool, now: Now) -> Option<Outcome> {
+    fn take_ban_result(&mut self, token: Token, is_late: bool, now: Now) -> Option<AdminOutcome> {
         let (receiver, result) = self.storing.get(&token)?;
         let body = match receiver.try_recv() {
             Ok(true) => {
-                let response = format_response(200, &[JSON], &format!("{result}\n"), false, now.time);
+                let response = format_response(200, &[JSON_CONTENT_TYPE], &format!("{result}\n"), false, now.time);
                 self.storing.remove(&token);
                 return Some(Ok(Reply::Response(response)));
             }
@@ -250,7 +250,7 @@ impl AdminApi {
         is_late: bool,
         server: &mut Server<Transport>,
         now: Now,
-    ) -> Option<Outcome> {
+    ) -> Option<AdminOutcome> {
         if self.storing.contains_key(&token) {
             return self.take_ban_result(token, is_late, now);
         }
@@ -262,7 +262,7 @@ impl AdminApi {
         match event {
             Some(Event::Message(message)) => {
                 let body = format!("{}\n", serde_json::to_string(&message).unwrap_or_default());
-                Some(Ok(Reply::Response(format_response(200, &[JSON], &body, false, now.time))))
+                Some(Ok(Reply::Response(format_response(200, &[JSON_CONTENT_TYPE], &body, false, now.time))))
             }
             Some(Event::Error { message, .. }) => Some(Err((bad_request(message), false))),
             _ if is_late => {
@@ -274,8 +274,8 @@ impl AdminApi {
     }
 }
 
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
+const JSON_CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/json");
+const TEXT_CONTENT_TYPE: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
 
 fn missing_parameter(parameter: &str) -> Rejection {
     bad_request(format!("The query parameter {parameter} is missing."))

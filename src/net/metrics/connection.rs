@@ -11,9 +11,9 @@ use socket2::Socket;
 use crate::http::{HeadReader, Rejection, Request, bad_request};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-const MAX_HEAD: usize = 8 * 1024;
+const MAX_HEAD_LEN: usize = 8 * 1024;
 pub const MAX_HEADERS: usize = 64;
-const MAX_BODY: usize = 64 * 1024;
+const MAX_BODY_LEN: usize = 64 * 1024;
 const READS_PER_TURN: usize = 32; // up to 4 KiB each; a peer that never stops sending must not delay the clients
 
 pub struct AdminConnection {
@@ -120,7 +120,7 @@ impl Stage {
     /// Adds input. Returns the head and the body of the request once both are complete.
     fn push(&mut self, mut input: &[u8]) -> Result<Option<HeadAndBody>, Rejection> {
         if let Stage::Head(reader) = self {
-            let Some(end) = reader.receive(input, MAX_HEAD)? else { return Ok(None) };
+            let Some(end) = reader.receive(input, MAX_HEAD_LEN)? else { return Ok(None) };
             let head = reader.head().to_vec();
             let length = body_length(&Request::parse_head(&head, MAX_HEADERS)?)?;
             input = &input[end..];
@@ -145,9 +145,9 @@ fn body_length(request: &Request) -> Result<usize, Rejection> {
         _ => None,
     };
     let length: usize = length.ok_or_else(|| bad_request("Content-Length must be one number (RFC 9112 §6.3)."))?;
-    let is_allowed = length <= MAX_BODY;
+    let is_allowed = length <= MAX_BODY_LEN;
     is_allowed.then_some(length).ok_or_else(|| {
-        Rejection::new(413, format!("The body has {length} bytes; the limit is {MAX_BODY} (RFC 9110 §15.5.14)."))
+        Rejection::new(413, format!("The body has {length} bytes; the limit is {MAX_BODY_LEN} (RFC 9110 §15.5.14)."))
     })
 }
 

@@ -55,12 +55,12 @@ impl AdminListener {
 
     /// Records that the poll reported the listener or one of its connections, which all share one poll token.
     pub fn set_ready(&mut self) {
-        self.listener.next_at.get_or_insert_default();
+        self.listener.next_accept_at.get_or_insert_default();
         self.is_ready = true;
     }
 
     pub fn next_turn_at(&self) -> Option<Duration> {
-        let accept = self.listener.next_at.filter(|_| self.can_accept());
+        let accept = self.listener.next_accept_at.filter(|_| self.can_accept());
         let deadlines = self.connections.iter().map(|connection| connection.deadline);
         deadlines.chain(accept).chain(self.is_ready.then_some(Duration::ZERO)).min()
     }

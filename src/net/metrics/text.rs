@@ -10,8 +10,8 @@ use crate::operator::{BUCKET_BOUNDS_SECONDS, Durations};
 use crate::server::Server;
 use crate::server::connection::Service;
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Writes the metrics in a format that the request accepts. Returns the content type and the text.
 pub fn write(request: &Request, server: &Server<Transport>, turn_durations: &Durations) -> (&'static str, String) {
@@ -20,17 +20,17 @@ pub fn write(request: &Request, server: &Server<Transport>, turn_durations: &Dur
         kinds.map(<[u8]>::trim_ascii).any(|element| element.eq_ignore_ascii_case(kind.as_bytes()))
     };
     let is_open_metrics = accepts("application/openmetrics-text") || !accepts("text/plain");
-    let mut page = Page { text: String::with_capacity(8 * 1024), is_open_metrics };
+    let mut page = MetricsPage { text: String::with_capacity(8 * 1024), is_open_metrics };
     page.write_all(server, turn_durations);
-    if is_open_metrics { (OPEN_METRICS, page.text + "# EOF\n") } else { (TEXT_FORMAT, page.text) }
+    if is_open_metrics { (OPENMETRICS_TYPE, page.text + "# EOF\n") } else { (PROMETHEUS_TYPE, page.text) }
 }
 
-struct Page {
+struct MetricsPage {
     text: String,
     is_open_metrics: bool,
 }
 
-impl Page {
+impl MetricsPage {
     fn write_all(&mut self, server: &Server<Transport>, turn_durations: &Durations) {
         let (chat, limits) = (&server.chat, &server.limits);
         let counters = &chat.operator.counters;
@@ -40,7 +40,7 @@ impl Page {
         }
         let [events, rooms, presence] = members;
         let service = |service: Service| counters.services[service as usize];
-        let handshakes = server.connection_count().saturating_sub(limits.clients) as u64;
+        let handshakes = server.connection_count().saturating_sub(limits.client_count) as u64;
         let endpoints = [
             ("/", events),
             ("/ws/{room}", rooms),
@@ -55,67 +55,67 @@ impl Page {
         let closes = counters.closes.iter().map(|(code, count)| (format_code(*code), *count));
         let rejections = counters.rejections.iter().map(|(status, count)| (status.to_string(), *count));
         let outcomes = ["restarted", "resumed"].into_iter().zip(counters.resumes);
-        self.gauges("build_info", "Version of the server.", "version", [(env!("CARGO_PKG_VERSION"), 1)]);
-        self.gauges("connections", "Connections by endpoint; none before the upgrade.", "endpoint", endpoints);
-        self.gauge("rooms", "Rooms with members.", chat.rooms.len());
-        self.counter("accepts", "Accepted connections.", counters.accepted_connections);
-        self.counters("rejections", "Rejected requests by HTTP status.", "status", rejections);
-        self.counters("closes", "Ended WebSocket connections by the code that was sent first.", "code", closes);
+        self.write_gauges("build_info", "Version of the server.", "version", &[(env!("CARGO_PKG_VERSION"), 1)]);
+        self.write_gauges("connections", "Connections by endpoint; none before the upgrade.", "endpoint", &endpoints);
+        self.write_gauge("rooms", "Rooms with members.", chat.rooms.len());
+        self.write_counter("accepts", "Accepted connections.", counters.accepted_connections);
+        self.write_counters("rejections", "Rejected requests by HTTP status.", "status", rejections);
+        self.write_counters("closes", "Ended WebSocket connections by the code that was sent first.", "code", closes);
         let messages = dialects.into_iter().zip(counters.messages);
-        self.counters("messages", "Messages that clients published to rooms.", "dialect", messages);
-        self.counter("deliveries", "Messages sent to clients, one per recipient.", counters.deliveries);
-        self.counter("duplicates", "Messages that repeated a nonce.", counters.duplicates);
-        self.counters("resumes", "Joins that asked to resume.", "outcome", outcomes);
-        self.counter("received_bytes", "Bytes received from clients.", counters.bytes_received);
-        self.counter("sent_bytes", "Bytes sent to clients.", counters.bytes_sent + sent);
-        self.counter("slow_consumers", "Clients closed because they did not read.", counters.slow_consumers);
-        self.gauge("buffered_bytes", "Bytes in all buffers.", buffered);
-        self.gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.broker.queued_bytes());
+        self.write_counters("messages", "Messages that clients published to rooms.", "dialect", messages);
+        self.write_counter("deliveries", "Messages sent to clients, one per recipient.", counters.deliveries);
+        self.write_counter("duplicates", "Messages that repeated a nonce.", counters.duplicates);
+        self.write_counters("resumes", "Joins that asked to resume.", "outcome", outcomes);
+        self.write_counter("received_bytes", "Bytes received from clients.", counters.bytes_received);
+        self.write_counter("sent_bytes", "Bytes sent to clients.", counters.bytes_sent + sent);
+        self.write_counter("slow_consumers", "Clients closed because they did not read.", counters.slow_consumers);
+        self.write_gauge("buffered_bytes", "Bytes in all buffers.", buffered);
+        self.write_gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.broker.queued_bytes());
         if let Some(durations) = &chat.operator.commit_durations {
-            self.histogram("storage_commit_duration_seconds", "Duration of a commit of --history-db.", durations);
+            self.write_histogram("storage_commit_duration_seconds", "Duration of a commit of --history-db.", durations);
         }
-        self.histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turn_durations);
+        self.write_histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turn_durations);
     }
 
-    fn family(&mut self, name: &str, help: &str, kind: &str) {
+    fn write_family(&mut self, name: &str, help: &str, kind: &str) {
         let _ = write!(self.text, "# HELP wirechat_{name} {help}\n# TYPE wirechat_{name} {kind}\n");
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: usize) {
-        self.family(name, help, "gauge");
+    fn write_gauge(&mut self, name: &str, help: &str, value: usize) {
+        self.write_family(name, help, "gauge");
         let _ = writeln!(self.text, "wirechat_{name} {value}");
     }
 
-    fn gauges(&mut self, name: &str, help: &str, label: &str, rows: impl IntoIterator<Item = (&'static str, u64)>) {
-        self.family(name, help, "gauge");
+    fn write_gauges(&mut self, name: &str, help: &str, label: &str, rows: &[(&str, u64)]) {
+        self.write_family(name, help, "gauge");
         for (value, count) in rows {
             let _ = writeln!(self.text, "wirechat_{name}{{{label}=\"{value}\"}} {count}");
         }
     }
 
     /// OpenMetrics names a counter's family without `_total`; the older format includes `_total`.
-    fn counter_family(&mut self, name: &str, help: &str) {
+    fn write_counter_family(&mut self, name: &str, help: &str) {
         let name = if self.is_open_metrics { name.to_owned() } else { format!("{name}_total") };
-        self.family(&name, help, "counter");
+        self.write_family(&name, help, "counter");
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
-        self.counter_family(name, help);
+    fn write_counter(&mut self, name: &str, help: &str, value: u64) {
+        self.write_counter_family(name, help);
         let _ = writeln!(self.text, "wirechat_{name}_total {value}");
     }
 
-    fn counters<L>(&mut self, name: &str, help: &str, label: &str, rows: impl IntoIterator<Item = (L, u64)>)
+    fn write_counters<L>(&mut self, name: &str, help: &str, label: &str, rows: impl IntoIterator<Item = (L, u64)>)
     where
         L: AsRef<str>,
     {
-        self.counter_family(name, help);
+        self.write_counter_family(name, help);
         for (value, count) in rows {
             let _ = writeln!(self.text, "wirechat_{name}_total{{{label}=\"{}\"}} {count}", value.as_ref());
         }
     }
 
-    fn histogram(&mut self, name: &str, help: &str, durations: &Durations) {
-        self.family(name, help, "histogram");
+    fn write_histogram(&mut self, name: &str, help: &str, durations: &Durations) {
+        self.write_family(name, help, "histogram");
         let mut total = 0;
         for (bound, count) in BUCKET_BOUNDS_SECONDS.into_iter().zip(durations.counts()) {
             total += count;
@@ -143,8 +143,8 @@ mod tests {
         for micros in [50, 100, 101, 2_000_000] {
             turn_durations.add(Duration::from_micros(micros));
         }
-        let mut page = Page { text: String::new(), is_open_metrics: true };
-        page.histogram("x", "Help.", &turn_durations);
+        let mut page = MetricsPage { text: String::new(), is_open_metrics: true };
+        page.write_histogram("x", "Help.", &turn_durations);
         let lines: Vec<&str> = page.text.lines().skip(2).collect();
         assert_eq!(lines[..2], ["wirechat_x_bucket{le=\"0.0001\"} 2", "wirechat_x_bucket{le=\"0.0003\"} 3"]);
         let end = ["wirechat_x_bucket{le=\"1.0\"} 3", "wirechat_x_bucket{le=\"+Inf\"} 4"];

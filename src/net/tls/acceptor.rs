@@ -13,7 +13,7 @@ use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
 
 /// Time between two checks of the certificate's files. The server loads changed files only after two checks in a row
 /// find the same state, so a reload takes up to two intervals.
-const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(4);
 const MAX_PLAIN_PEERS: usize = 16; // exceeds the number of clients that all inspectors together may start at once
 
 /// Accepts TLS clients, or plain clients if there is no `--tls-cert`.
@@ -43,7 +43,7 @@ impl Acceptor {
             files,
             loaded: stamps,
             seen: stamps,
-            next_check: CHECK_INTERVAL,
+            next_check: CERTIFICATE_CHECK_INTERVAL,
             shared: Rc::default(),
             plain_peers: Rc::default(),
         })))
@@ -64,7 +64,7 @@ impl Acceptor {
         if now < tls.next_check {
             return;
         }
-        tls.next_check = now + CHECK_INTERVAL;
+        tls.next_check = now + CERTIFICATE_CHECK_INTERVAL;
         let stamps = tls.files.stamps();
         // A program that renews a certificate writes two files. Wait until both have stayed the same for an interval.
         let has_settled = stamps == std::mem::replace(&mut tls.seen, stamps);

@@ -18,9 +18,9 @@ use crate::server::connection::{Role, Socket};
 
 const MAX_PLAINTEXT: usize = 16 * 1024; // bytes per record (RFC 8446 §5.1)
 const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // TLS 1.2 allows a larger expansion than 1.3 (RFC 5246 §6.2.3)
-const MAX_READ: usize = 64 * 1024; // maximum bytes per read(2)
-const MIN_READ: usize = 1024; // minimum buffer size for read(2)
-const MAX_READS: usize = 4; // maximum reads from TCP per call of `read` while none yields plaintext
+const MAX_READ_LEN: usize = 64 * 1024; // maximum bytes per read(2)
+const MIN_READ_LEN: usize = 1024; // minimum buffer size for read(2)
+const MAX_READS_WITHOUT_PLAINTEXT: usize = 4; // maximum reads from TCP per call of `read`
 /// Time that one turn may spend on handshakes, so that the private-key operations of many clients do not delay the
 /// rooms. With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about 2 ms.
 const HANDSHAKE_TIME_PER_TURN: Duration = Duration::from_millis(2);
@@ -76,7 +76,7 @@ impl Default for SharedTlsState {
     fn default() -> SharedTlsState {
         let buffer = |len| RefCell::new(vec![0; len].into_boxed_slice());
         SharedTlsState {
-            input: buffer(MAX_READ),
+            input: buffer(MAX_READ_LEN),
             output: buffer(MAX_RECORD + 1024), // a KeyUpdate may precede the record
             plaintext: RefCell::default(),
             handshake_time: Cell::default(),
@@ -91,7 +91,7 @@ impl SharedTlsState {
 }
 
 impl Socket for Transport {
-    fn has_pending(&self, from: Role) -> bool {
+    fn has_pending_bytes(&self, from: Role) -> bool {
         match self {
             Transport::Plain(_) => false,
             Transport::Tls(tls) if from == Role::Server => !tls.output.is_empty(),
@@ -182,7 +182,7 @@ impl TlsSocket {
     /// Reads plaintext. Returns 0 at the end of the peer's stream. `Interrupted` asks for another call in a later turn.
     /// `InvalidInput` means plain HTTP, to which the server can respond, and `InvalidData` a TLS error.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        for _ in 0..MAX_READS {
+        for _ in 0..MAX_READS_WITHOUT_PLAINTEXT {
             if !self.plaintext.is_empty() {
                 let len = self.plaintext.len().min(buffer.len());
                 buffer[..len].copy_from_slice(&self.plaintext[..len]);
@@ -211,7 +211,7 @@ impl TlsSocket {
         let shared = Rc::clone(&self.shared);
         let mut scratch = shared.input.borrow_mut();
         // Read only as much as fits into `buffer` after decryption, so that little plaintext stays in this socket.
-        let limit = buffer.len().saturating_sub(self.input.len()).clamp(MIN_READ, MAX_READ);
+        let limit = buffer.len().saturating_sub(self.input.len()).clamp(MIN_READ_LEN, MAX_READ_LEN);
         let len = self.tcp.read(&mut scratch[..limit]);
         self.stream = match &len {
             Ok(0) => StreamState::Ended,

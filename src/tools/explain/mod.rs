@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         return Err("there are no bytes to explain: pass some, such as 81 85 37 fa 21 3d 7f 9f 4d 51 58".into());
     }
     let count = if decoded.bytes.len() == 1 { "1 byte".into() } else { format!("{} bytes", decoded.bytes.len()) };
-    screen.print(&format!("Read as {}: {count}.", decoded.read_as));
+    screen.print(&format!("Read as {}: {count}.", decoded.notation_name));
     if let Some(alternative) = &decoded.alternative {
         screen.print(&format!("It could also be {alternative}."));
     }

@@ -355,7 +355,7 @@ mod tests {
         for (program, dump) in dumps {
             let decoded = read_any(dump).unwrap_or_else(|error| panic!("{program}: {error}"));
             assert_eq!(decoded.bytes, HELLO, "{program}");
-            assert!(decoded.read_as.starts_with("a dump of "), "{program}: {}", decoded.read_as);
+            assert!(decoded.notation_name.starts_with("a dump of "), "{program}: {}", decoded.notation_name);
         }
     }
 
@@ -387,7 +387,7 @@ mod tests {
     fn hexadecimal_words_are_not_taken_for_offsets() {
         for text in ["8185 37fa\n213d 7f9f", "8185  37 fa", "818537fa\n213d7f9f", "8185:37fa:213d"] {
             let decoded = read_any(text).unwrap();
-            assert_eq!(decoded.read_as, "hexadecimal digits", "{text}");
+            assert_eq!(decoded.notation_name, "hexadecimal digits", "{text}");
         }
     }
 

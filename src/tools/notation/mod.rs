@@ -13,7 +13,7 @@ use clap::ValueEnum;
 
 const ZERO_MASKING_KEY: &str = "M0";
 /// Maximum number of characters that an error text quotes from the input.
-const MAX_QUOTED: usize = 40;
+const MAX_QUOTED_CHARS: usize = 40;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Notation {
@@ -39,14 +39,14 @@ pub enum Notation {
 pub struct Decoded {
     pub bytes: Vec<u8>,
     /// The notation as a noun phrase, such as "hexadecimal digits".
-    pub read_as: String,
+    pub notation_name: String,
     /// Another likely notation of the text, usually with the option that selects it: "decimal numbers: --as decimal".
     pub alternative: Option<String>,
 }
 
 impl Decoded {
-    pub fn new(bytes: Vec<u8>, read_as: impl Into<String>) -> Decoded {
-        Decoded { bytes, read_as: read_as.into(), alternative: None }
+    pub fn new(bytes: Vec<u8>, notation_name: impl Into<String>) -> Decoded {
+        Decoded { bytes, notation_name: notation_name.into(), alternative: None }
     }
 
     fn with_alternative(self, alternative: impl Into<String>) -> Decoded {
@@ -460,7 +460,7 @@ fn read_escape(rest: &str) -> Result<(u8, usize), String> {
 }
 
 fn quote(word: &str) -> String {
-    let start: String = word.chars().take(MAX_QUOTED).collect();
+    let start: String = word.chars().take(MAX_QUOTED_CHARS).collect();
     let dots = if start.len() < word.len() { "…" } else { "" };
     format!("\"{}{dots}\"", start.escape_debug())
 }
@@ -471,7 +471,7 @@ mod tests {
 
     const HELLO: &[u8] = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
 
-    /// The frame `HELLO` in many notations, each with the expected `read_as`.
+    /// The frame `HELLO` in many notations, each with the expected `notation_name`.
     const NOTATIONS: &[(&str, &str)] = &[
         ("81 85 37 fa 21 3d 7f 9f 4d 51 58", "hexadecimal digits"),
         ("818537fa213d7f9f4d5158", "hexadecimal digits"),
@@ -532,7 +532,7 @@ mod tests {
     fn one_frame_in_every_notation() {
         for (text, notation) in NOTATIONS {
             let decoded = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!((&decoded.bytes[..], &decoded.read_as[..]), (HELLO, *notation), "{text}");
+            assert_eq!((&decoded.bytes[..], &decoded.notation_name[..]), (HELLO, *notation), "{text}");
             assert_eq!(decoded.alternative, None, "{text}");
         }
     }

@@ -5,7 +5,7 @@
 
 use super::case::{Case, End, Reply, Requirement, letters};
 use super::connection::TcpState;
-use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe_reply, why_inapplicable};
+use super::play::{ClosingResult, Flood, Transcript, has_probe_pong, is_probe_reply, why_inapplicable};
 use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_CODE, Response};
 use crate::tools::notation;
 use crate::tools::screen::{escape, quote, shorten};
@@ -181,7 +181,7 @@ fn describe_actual_end(transcript: &Transcript) -> String {
 
 fn describe_silence(transcript: &Transcript) -> &'static str {
     let is_ping_ignored = transcript.is_probed && !has_probe_pong(&transcript.inbox);
-    let is_close_ignored = transcript.closing == Some(Closing::Unanswered);
+    let is_close_ignored = transcript.closing == Some(ClosingResult::Unanswered);
     match (is_ping_ignored, is_close_ignored) {
         (false, false) => "",
         (true, false) => ", but a Ping gets no Pong",

@@ -46,7 +46,7 @@ pub struct Transcript {
     pub is_probed: bool,
     pub flood: Option<Flood>,
     /// The result of the final closing handshake; `None` if the client did not start one.
-    pub closing: Option<Closing>,
+    pub closing: Option<ClosingResult>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Flood {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closing {
+pub enum ClosingResult {
     Completed,
     /// The server sent no Close in reply to the client's Close.
     Unanswered,
@@ -214,7 +214,7 @@ impl Player<'_> {
     /// Starts a closing handshake (§7.1.2) if the connection is open. `is_complete`: the client's last frame is known
     /// to be complete, because the client sent the test Ping or ran no step. After an incomplete frame, the server
     /// would read the Close as payload.
-    fn try_closing_handshake(&mut self, is_complete: bool) -> Option<Closing> {
+    fn try_closing_handshake(&mut self, is_complete: bool) -> Option<ClosingResult> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();
         if !is_complete || !is_open || self.has_sent_close {
@@ -223,9 +223,9 @@ impl Player<'_> {
         connection.send(&encode_masked_frame(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random_bytes()));
         connection.read_until(self.timing.timeout.min(SILENCE_TIMEOUT), |_| false);
         if connection.inbox.close.is_none() {
-            return Some(Closing::Unanswered);
+            return Some(ClosingResult::Unanswered);
         }
         connection.read_to_end(self.timing.timeout.min(SILENCE_TIMEOUT));
-        Some(Closing::Completed)
+        Some(ClosingResult::Completed)
     }
 }

@@ -22,8 +22,8 @@ const TIMING: Timing = Timing {
 };
 // The targets of test cases. They need no access token: the server recognizes a test case by the client's address.
 // The query must not be empty, because the test case `long-target` appends to the query.
-const ECHO: &str = "/echo?from=poke";
-const CHAT: &str = "/?username=poke&room=poke";
+const ECHO_TARGET: &str = "/echo?from=poke";
+const CHAT_TARGET: &str = "/?username=poke&room=poke";
 
 /// Runs test cases from the server's own IP address, or from loopback if the server listens on all addresses.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     connected.map_err(|error| format!("the server does not accept a connection: {error}"))?;
     // Use localhost as the Host: wirechat accepts it, whatever the server's address and `--allow-host` are.
     let url = Url::parse(&format!("ws://localhost:{}/", server.port()))?;
-    let url = url.with_target(if case.needs == Requirement::WirechatChat { CHAT } else { ECHO });
+    let url = url.with_target(if case.needs == Requirement::WirechatChat { CHAT_TARGET } else { ECHO_TARGET });
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});
     let transcript = transcript.map_err(|error| format!("the socket failed: {error}"))?;
     let (verdict, (section, rule)) = (check(case, &transcript), case.rule);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::codec::Compressor;
-use super::inflating::Inflaters;
+use super::inflating::InflaterPool;
 use super::negotiation::Agreement;
 use super::{MAX_WINDOW_BITS, RSV1};
 use crate::ws::frame::{self, FrameHeader, Opcode, Role};
@@ -66,7 +66,7 @@ pub struct Deflater<K> {
     alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
     groups: HashMap<K, Group>,
     max_groups: usize, // above this number, `add_member` removes groups that no longer exist
-    pub inflaters: Inflaters,
+    pub inflaters: InflaterPool,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +83,7 @@ impl<K> Default for Deflater<K> {
 
 impl<K> Deflater<K> {
     pub fn new(min: usize) -> Deflater<K> {
-        let (groups, inflaters) = (HashMap::new(), Inflaters::shared());
+        let (groups, inflaters) = (HashMap::new(), InflaterPool::shared());
         Deflater { min, shared: None, continues: None, alone: Default::default(), groups, max_groups: 16, inflaters }
     }
 
@@ -196,7 +196,7 @@ mod tests {
     use flate2::{Decompress, FlushDecompress};
 
     use super::*;
-    use crate::ws::deflate::TAIL;
+    use crate::ws::deflate::SYNC_FLUSH_MARKER;
 
     /// A member that inflates with a different implementation of DEFLATE than the server.
     struct Member {
@@ -214,7 +214,7 @@ mod tests {
             if self.variant == Variant::Alone {
                 self.inflater.reset(false);
             }
-            let (input, before) = ([payload, &TAIL].concat(), self.inflater.total_in());
+            let (input, before) = ([payload, &SYNC_FLUSH_MARKER].concat(), self.inflater.total_in());
             let mut out = Vec::with_capacity(100_000);
             self.inflater.decompress_vec(&input, &mut out, FlushDecompress::Sync).unwrap();
             assert_eq!(self.inflater.total_in() - before, input.len() as u64, "the inflater has read all of the input");
@@ -355,7 +355,7 @@ mod tests {
             // Inflate one byte at a time: otherwise, the inflater would find earlier bytes in the output buffer, and
             // accept references beyond its window.
             let (mut inflater, mut out) = (zlib_rs::Inflate::new(false, bits), Vec::new());
-            let input = [&frame[header.size..], &TAIL].concat();
+            let input = [&frame[header.size..], &SYNC_FLUSH_MARKER].concat();
             while out.len() < text.len() {
                 let (at, mut byte) = (inflater.total_in() as usize, [0]);
                 inflater.decompress(&input[at..], &mut byte, zlib_rs::InflateFlush::NoFlush).unwrap();

@@ -5,10 +5,10 @@ use std::fmt;
 
 use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
-use super::{MAX_WINDOW_BITS, Step, TAIL};
+use super::{MAX_WINDOW_BITS, SYNC_FLUSH_MARKER, Step};
 
-const PIECE: usize = 8 * 1024; // bytes of output per step; a bomb can exceed a limit by at most this much
-const LEVEL: i32 = 6; // zlib's default
+const PIECE_LEN: usize = 8 * 1024; // bytes of output per step; a bomb can exceed a limit by at most this much
+const COMPRESSION_LEVEL: i32 = 6; // zlib's default
 
 /// Inflates one message at a time, in pieces of bounded length.
 pub struct Inflater {
@@ -24,7 +24,7 @@ impl fmt::Debug for Inflater {
 
 impl Default for Inflater {
     fn default() -> Inflater {
-        Inflater { stream: Inflate::new(false, MAX_WINDOW_BITS), piece: vec![0; PIECE].into() }
+        Inflater { stream: Inflate::new(false, MAX_WINDOW_BITS), piece: vec![0; PIECE_LEN].into() }
     }
 }
 
@@ -46,7 +46,7 @@ impl Inflater {
         let (is_final, is_broken) = (status == Ok(Status::StreamEnd), status.is_err());
         *input = &input[(self.stream.total_in() - read) as usize..];
         let output = &self.piece[..(self.stream.total_out() - written) as usize];
-        Step { output, needs_input: output.len() < PIECE && !is_final && !is_broken, is_final, is_broken }
+        Step { output, needs_input: output.len() < PIECE_LEN && !is_final && !is_broken, is_final, is_broken }
     }
 }
 
@@ -60,7 +60,7 @@ impl fmt::Debug for Compressor {
 
 impl Compressor {
     pub fn new(window_bits: u8) -> Compressor {
-        Compressor(Deflate::new(LEVEL, false, window_bits))
+        Compressor(Deflate::new(COMPRESSION_LEVEL, false, window_bits))
     }
 
     /// Starts a new stream, whose messages may refer to `context`, the last bytes that the peer has inflated.
@@ -86,8 +86,8 @@ impl Compressor {
             }
         }
         // RFC 7692 §7.2.1: "Remove 4 octets (that are 0x00 0x00 0xff 0xff) from the tail end."
-        debug_assert!(input.is_empty() && out.ends_with(&TAIL), "the stream was flushed");
-        out.truncate(out.len() - TAIL.len());
+        debug_assert!(input.is_empty() && out.ends_with(&SYNC_FLUSH_MARKER), "the stream was flushed");
+        out.truncate(out.len() - SYNC_FLUSH_MARKER.len());
         out
     }
 }

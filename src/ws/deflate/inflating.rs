@@ -4,7 +4,7 @@
 use std::{cell::Cell, fmt, rc::Rc};
 
 use super::codec::Inflater;
-use super::{FINAL_BLOCK, MAX_WINDOW_BITS, TAIL};
+use super::{FINAL_BLOCK, MAX_WINDOW_BITS, SYNC_FLUSH_MARKER};
 use crate::ws::close::ProtocolError::{self, InvalidDeflate, MessageTooBig};
 use crate::ws::frame::FrameHeader;
 use crate::ws::message::{Assembler, Message};
@@ -34,11 +34,11 @@ impl Cost {
 /// because each message starts a new stream (`client_no_context_takeover`). One idle inflater is usually enough,
 /// because most messages arrive with one read.
 #[derive(Clone, Default)]
-pub struct Inflaters(Option<Rc<Cell<Option<Inflater>>>>); // `None`: keep no inflater
+pub struct InflaterPool(Option<Rc<Cell<Option<Inflater>>>>); // `None`: keep no inflater
 
-impl Inflaters {
-    pub fn shared() -> Inflaters {
-        Inflaters(Some(Rc::default()))
+impl InflaterPool {
+    pub fn shared() -> InflaterPool {
+        InflaterPool(Some(Rc::default()))
     }
 
     /// Starts to assemble a message, compressed or not. `limit` is the maximum size after inflating, in bytes.
@@ -54,9 +54,9 @@ impl Inflaters {
     }
 }
 
-impl fmt::Debug for Inflaters {
+impl fmt::Debug for InflaterPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Inflaters")
+        f.write_str("InflaterPool")
     }
 }
 
@@ -64,7 +64,7 @@ impl fmt::Debug for Inflaters {
 #[derive(Debug)]
 pub struct InflatingMessage {
     inflater: Option<Inflater>, // `Some` until `drop` returns it to the pool
-    pool: Inflaters,
+    pool: InflaterPool,
     output: Assembler,
     limit: usize,
     cost: Cost,
@@ -105,11 +105,11 @@ impl InflatingMessage {
     }
 }
 
-/// Inflates the four bytes that the sender removed from the message ([`TAIL`]), and then an empty final block. Returns
-/// `true` if the inflater recognizes that final block. If the message ended inside another block, the inflater would
-/// read the final block as data.
+/// Inflates the four bytes that the sender removed from the message ([`SYNC_FLUSH_MARKER`]), and then an empty final
+/// block. Returns `true` if the inflater recognizes that final block. If the message ended inside another block, the
+/// inflater would read the final block as data.
 pub fn ends_message(inflater: &mut Inflater) -> bool {
-    let end = [&TAIL[..], &FINAL_BLOCK].concat();
+    let end = [&SYNC_FLUSH_MARKER[..], &FINAL_BLOCK].concat();
     let mut input = &end[..];
     let step = inflater.step(&mut input);
     step.output.is_empty() && step.is_final && input.is_empty()
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn an_inflater_returns_to_the_pool_whatever_ends_the_message() {
-        let inflaters = Inflaters::shared();
+        let inflaters = InflaterPool::shared();
         for bytes in [frame(0xc1, &HELLO), frame(0xc1, b"\x07"), [frame(0x41, b""), frame(0x88, b"")].concat()] {
             let mut protocol = Protocol::new(LIMITS);
             protocol.inflaters = inflaters.clone();

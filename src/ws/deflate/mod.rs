@@ -48,7 +48,7 @@ pub const RSV1: u8 = 0x40;
 const MAX_WINDOW_BITS: u8 = 15;
 /// RFC 7692 §7.2.1: the last four bytes of a flushed stream, which a sender removes from each message. They are the
 /// length fields of an empty stored block.
-pub const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+pub const SYNC_FLUSH_MARKER: [u8; 4] = [0, 0, 0xff, 0xff];
 /// An empty stored block with BFINAL = 1.
 const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 

@@ -5,7 +5,7 @@ use crate::ws::request::Request;
 
 use super::MAX_WINDOW_BITS;
 
-pub const NAME: &str = "permessage-deflate";
+pub const EXTENSION_NAME: &str = "permessage-deflate";
 
 /// How the server may compress messages to one client. The client compresses each message on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub fn negotiate(request: &Request) -> Option<Agreement> {
     value.split(',').find_map(|offer| {
         let (name, parameters) = offer.split_once(';').map_or((offer, None), |(name, rest)| (name, Some(rest)));
         let parameters = parameters.into_iter().flat_map(|rest| rest.split(';'));
-        (name.trim_ascii() == NAME).then(|| Agreement::from_parameters(parameters)).flatten()
+        (name.trim_ascii() == EXTENSION_NAME).then(|| Agreement::from_parameters(parameters)).flatten()
     })
 }
 
@@ -58,7 +58,7 @@ impl Agreement {
     pub fn header(self) -> String {
         let context = if self.no_context_takeover { "; server_no_context_takeover" } else { "" };
         let bits = self.window_bits.map_or(String::new(), |bits| format!("; server_max_window_bits={bits}"));
-        format!("Sec-WebSocket-Extensions: {NAME}; client_no_context_takeover{context}{bits}\r\n")
+        format!("Sec-WebSocket-Extensions: {EXTENSION_NAME}; client_no_context_takeover{context}{bits}\r\n")
     }
 
     pub fn has_full_window(self) -> bool {

@@ -35,7 +35,7 @@ pub fn check(data: &[u8]) {
                     // - hexadecimal, for decimal numbers of two digits
                     // - hexadecimal, for base64 that has only hexadecimal digits and hyphens, perhaps after 0x
                     let is_alike = match notation {
-                        Some(Notation::Hex) => reading.read_as == "bits" && data[0] & 0x70 != 0,
+                        Some(Notation::Hex) => reading.notation_name == "bits" && data[0] & 0x70 != 0,
                         Some(Notation::Decimal) => data.iter().all(|byte| *byte < 100),
                         Some(Notation::Base64) => text
                             .trim_start_matches("0x")
@@ -67,7 +67,7 @@ fn check_text(text: &str) {
             // In a dump, a `*` line repeats the line before it, so a short text may decode to many bytes.
             Ok(reading) => {
                 let max = if text.contains('*') { MAX_DUMP } else { 4 * text.len() };
-                assert!(!reading.read_as.is_empty() && reading.bytes.len() <= max);
+                assert!(!reading.notation_name.is_empty() && reading.bytes.len() <= max);
             }
             Err(error) => assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}"),
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::durable;
-use wirechat::broker::sqlite::Limits;
+use wirechat::broker::sqlite::LogLimits;
 
 impl Run<'_> {
     pub(super) fn start_on(
@@ -15,7 +15,7 @@ impl Run<'_> {
         let rules = script.rules();
         let bytes = script.option("--max-history").and_then(|max| max.parse().ok()).unwrap_or(16 << 20);
         let keep = script.durable.filter(|keep| *keep > 0).unwrap_or(usize::MAX);
-        let limits = Limits { messages: rules.history.min(keep), backlog: rules.max_outbox, bytes };
+        let limits = LogLimits { messages: rules.history.min(keep), backlog: rules.max_outbox, bytes };
         let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
         args.extend(["--history", "0", "--max-empty-rooms", "0"]);
         let mut world = World::with_broker(&args, script.seed, script.is_observed, |decisions| {

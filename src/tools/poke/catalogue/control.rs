@@ -94,7 +94,8 @@ const BAD_CODE_CASE: Case =
 const ANY_CLOSE_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", but need not");
 const ANY_CODE_RULE: &str = "§7.4 lists the codes that must not be sent, but no code to fail the connection with";
-const ECHOED_RULE: (&str, &str) = ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
+const CLOSE_REPLY_RULE: (&str, &str) =
+    ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
 const CODE_RULE: (&str, &str) =
     ("§7.4", "1004–1006, 1015, and all codes outside of 1000–1014 and 3000–4999 must not be sent");
 const NO_FRAME_AFTER_CLOSE_RULE: (&str, &str) =
@@ -106,7 +107,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Close with code 1000",
         steps: &[Bytes("88 82 37 fa 21 3d 34 12")],
         end: End::Closes(&[1000]),
-        rule: ECHOED_RULE,
+        rule: CLOSE_REPLY_RULE,
         ..VALID_CLOSE_CASE
     },
     Case {
@@ -114,7 +115,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Close without a code",
         steps: &[Frame(0x88, "")],
         end: End::Closes(&[1005]),
-        rule: ECHOED_RULE,
+        rule: CLOSE_REPLY_RULE,
         ..VALID_CLOSE_CASE
     },
     Case {
@@ -122,7 +123,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Close with code 1000 and the reason \"bye\"",
         steps: &[Frame(0x88, "03 e8 'bye'")],
         end: End::Closes(&[1000]),
-        rule: ECHOED_RULE,
+        rule: CLOSE_REPLY_RULE,
         ..VALID_CLOSE_CASE
     },
     Case {
@@ -130,7 +131,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Close with a reason of 123 bytes",
         steps: &[Frame(0x88, LONGEST_CLOSE_PAYLOAD)],
         end: End::Closes(&[1000]),
-        rule: ECHOED_RULE,
+        rule: CLOSE_REPLY_RULE,
         ..VALID_CLOSE_CASE
     },
     Case {
