@@ -147,8 +147,7 @@ impl Chat {
         self.effects.clear();
     }
 
-    /// Publishes the operator's message, which the caller has validated. The reply will appear in
-    /// `self.operator.announcements`, under the token `operator`.
+    /// Publishes a validated message. The reply will be in `operator.announcements`, under the token `operator`.
     pub fn announce(&mut self, operator: Token, room: Rc<str>, message: Message, now: Now) {
         self.operator.announcements.insert(operator, None);
         self.broker.submit(operator, Request::Announce { room, message }, now.monotonic);
@@ -409,8 +408,7 @@ impl Chat {
         }
     }
 
-    /// Replaces a room's list of members on other instances, and sends the room's new state to its members on this
-    /// server.
+    /// Replaces a room's list of members on other instances, and sends the new state to the room's local members.
     fn resynchronize(&mut self, id: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog) {
         let room = self.room_mut(id);
         room.usernames.retain(|member, _| matches!(member, MemberId::Local(_)));

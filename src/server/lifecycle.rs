@@ -435,12 +435,11 @@ impl<S: Socket> Server<S> {
         self.continue_shutdown();
     }
 
-    /// Takes the next step of a shutdown if its time has come. No step closes a connection before the broker has stored
-    /// and returned all earlier messages. A drain does not wait for a broker that is unavailable: each of its many steps
-    /// would wait until messages expire.
+    /// Takes the next step of a shutdown if its time has come. No step closes a connection before the broker has returned
+    /// all earlier messages, unless a drain's broker is unavailable: each step would wait until messages expire.
     pub(super) fn continue_shutdown(&mut self) {
-        let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
-        let may_close = is_published || !self.chat.broker.is_available();
+        let (now, broker) = (self.now.monotonic, &self.chat.broker);
+        let (is_published, is_available) = (broker.queued_bytes() == 0, broker.is_available());
         match &mut self.shutdown {
             Some(Shutdown::Announced { until }) if *until > now => {}
             Some(Shutdown::Announced { .. }) if self.config.drain.is_zero() => self.stop_reading(),
@@ -452,7 +451,7 @@ impl<S: Socket> Server<S> {
                 let schedule = CloseSchedule::new(connections, self.config.drain, now);
                 self.shutdown = Some(Shutdown::Spreading(schedule));
             }
-            Some(Shutdown::Spreading(schedule)) if may_close && schedule.step_at <= now => {
+            Some(Shutdown::Spreading(schedule)) if schedule.step_at <= now && (is_published || !is_available) => {
                 schedule.waiting.retain(|token| self.connections.table.contains_key(token));
                 let Some(tokens) = schedule.take_step(now) else { return self.stop_reading() };
                 self.send_batches();
