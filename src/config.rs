@@ -83,7 +83,7 @@ pub struct Config {
     pub max_headers: usize, // bounds the parser's memory; 64 is ample: a browser sends about 15, an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // bounds the buffer of a message; fits the longest chat text in JSON escapes
+    pub max_message: usize, // bounds the buffer of a message; holds the longest chat text with every character JSON-escaped
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
@@ -181,7 +181,7 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // Require one byte per character of `--max-text`: few clients send JSON escapes, which have up to 12 bytes.
+        // A message must hold `--max-text` characters of one byte each. Few clients send JSON escapes of up to 12 bytes.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);

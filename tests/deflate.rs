@@ -364,7 +364,7 @@ fn a_chatty_room_shrinks() {
     assert!(ratio <= 0.36, "{ratio}");
 }
 
-/// A process with many clients of another WebSocket implementation: tests/deflate/peers.js or peers.py.
+/// A child process that runs many WebSocket clients of another implementation: tests/deflate/peers.js or peers.py.
 struct Peers {
     child: Child,
     stdin: ChildStdin,

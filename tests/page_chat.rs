@@ -67,8 +67,8 @@ fn wait_until_still(tab: &Tab) {
     });
 }
 
-/// Makes the proxy forward bytes again, and waits until the page has reconnected. `online` events make the page
-/// reconnect at once.
+/// Makes the proxy forward bytes again, and waits until the page has reconnected. Sends `online` events to the page, which
+/// then reconnects at once.
 fn restore(tab: &Tab, proxy: &Proxy) {
     proxy.restore();
     wait_until("the page has reconnected", || {

@@ -159,7 +159,7 @@ fn format_page(request: &Request, is_head: bool, now: SystemTime) -> Vec<u8> {
     let headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("ETag", tag),
-        ("Cache-Control", "no-cache"), // the browser must ask whether its copy is current
+        ("Cache-Control", "no-cache"), // the browser must revalidate its copy before each use
         ("Referrer-Policy", "no-referrer"), // the query may contain an access token
         ("Content-Security-Policy", policy),
     ];

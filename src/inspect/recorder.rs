@@ -266,7 +266,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // There may be fewer redacted bytes than received bytes, because an inspector's frames are omitted.
+        // The redacted copy may be shorter than the received bytes, because it omits an inspector's frames.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {

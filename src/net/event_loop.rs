@@ -135,7 +135,7 @@ impl EventLoop {
                 listener.next_accept_at = listener.next_accept_at.min(Some(now.monotonic));
             }
             self.admin.iter_mut().for_each(|admin| admin.finish_turn(&self.server, self.started, now.monotonic));
-            if !self.server.accepts() {
+            if !self.server.accepts_clients() {
                 self.listeners.clear();
             }
             if self.server.is_stopped() {

@@ -21,11 +21,11 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a re
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
-        self.accepts() && self.limits.may_accept(self.connection_count() + self.removed.len())
+        self.accepts_clients() && self.limits.may_accept(self.connection_count() + self.removed.len())
     }
 
     /// Whether the server still accepts clients. Once it does not, the event loop closes the listeners.
-    pub fn accepts(&self) -> bool {
+    pub fn accepts_clients(&self) -> bool {
         matches!(self.shutdown, None | Some(Shutdown::Announced { .. }))
     }
 

@@ -157,8 +157,8 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     })
 }
 
-/// Runs a script. Runs some scripts a second time: unchanged, because a seed must reproduce its run, or without the
-/// rude client, because that client must not affect the other clients.
+/// Runs a script. Runs some scripts again, unchanged, to check that a seed reproduces its run. Runs other scripts again
+/// without their rude client, to check that it did not affect the other clients.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {

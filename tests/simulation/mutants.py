@@ -124,6 +124,8 @@ MUTANTS = [
      'last_id.saturating_sub(keep - 1).saturating_sub(deleted_id)'),
     ('requests of a lost connection are not sent again', REDIS, 'self.requests.set_executed(number(executed));', 'let _ = executed;'),
     ('a new lineage has the old epoch', SCRIPT, 'if known[2] ~= lineage or not generation then', 'if not generation then'),
+    ('an epoch from before a loss counts for all messages', SCRIPT,
+     "local is_continued = number >= tonumber(call('HGET', meta, 'continuous_from'))", 'local is_continued = true'),
     ('a closed client receives the batch', SERVER, 'let except = except.filter(|client| self.chat.room_of(*client).is_some());', ''),
 ]
 

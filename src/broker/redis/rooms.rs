@@ -12,7 +12,7 @@ pub struct Room {
     pub is_synced: bool, // if not, events may be missing, and a `sync` request is pending
     remote: BTreeMap<MemberId, Rc<str>>,
     visible: usize, // number of this instance's clients that the chat knows as members
-    hidden: usize,  // number of this instance's clients whose join expired: their leave is pending
+    hidden: usize, // number of this instance's clients that the chat does not know: their joins expired, and they will leave
 }
 
 #[derive(Default)]

@@ -199,7 +199,7 @@ impl AdminApi {
         peer: SocketAddr,
         now: Now,
     ) -> Result<Token, Rejection> {
-        if !server.accepts() || server.storage_failed {
+        if !server.accepts_clients() || server.storage_failed {
             return Err(Rejection::new(503, "The server is shutting down (RFC 9110 §15.6.4)."));
         }
         let room = read_parameter(request.query, "room").ok_or_else(|| missing_parameter("room"))?;

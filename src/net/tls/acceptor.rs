@@ -92,7 +92,7 @@ impl Acceptor {
 
     pub fn exempt_player_from_tls(&self, player: BoxedPlayer) -> BoxedPlayer {
         match &self.0 {
-            Some(tls) => Box::new(PlainPlayer { player, peers: Rc::clone(&tls.plain_peers) }),
+            Some(tls) => Box::new(PlaintextPlayer { player, peers: Rc::clone(&tls.plain_peers) }),
             None => player,
         }
     }
@@ -100,7 +100,7 @@ impl Acceptor {
 
 /// Runs test cases whose clients connect without TLS. The server recognizes these clients by their addresses: no other
 /// process can use such an address while the client's socket is bound.
-struct PlainPlayer {
+struct PlaintextPlayer {
     player: BoxedPlayer,
     peers: Rc<PlainPeers>,
 }
@@ -122,7 +122,7 @@ impl PlainPeers {
     }
 }
 
-impl CasePlayer for PlainPlayer {
+impl CasePlayer for PlaintextPlayer {
     fn cases(&self) -> Vec<CaseSummary> {
         self.player.cases()
     }

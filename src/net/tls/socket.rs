@@ -231,7 +231,7 @@ impl TlsSocket {
             Mode::New | Mode::Session => {
                 self.mode = Mode::Session;
                 let started = is_handshake.then(Instant::now);
-                let result = self.process(received, buffer);
+                let result = self.process_records(received, buffer);
                 let spent = started.map_or(Duration::ZERO, |started| started.elapsed());
                 shared.handshake_time.set(shared.handshake_time.get() + spent);
                 result
@@ -240,7 +240,7 @@ impl TlsSocket {
     }
 
     /// Decrypts the bytes of `self.input` and `received` into `buffer`, and sends handshake messages.
-    fn process(&mut self, received: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+    fn process_records(&mut self, received: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
         let mut joined = std::mem::take(&mut self.input);
         let records = if joined.is_empty() {
             received

@@ -39,8 +39,8 @@ The exit code is 0 if the bytes are complete and valid, 1 if not, 2 if the input
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Explain frames or a handshake, given as bytes in any usual notation (omitted or "-": standard input), or a
-    /// topic: key KEY, close CODE, opcode N, section N, ping, masking, 1006
+    /// Explain frames or a handshake, given as bytes in any usual notation. Read standard input if omitted or "-". Or
+    /// explain a topic: key KEY, close CODE, opcode N, section N, ping, masking, 1006
     #[arg(value_name = "BYTES")]
     words: Vec<String>,
 
@@ -135,7 +135,7 @@ fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
 
 fn read_text(text: &str, notation: Option<Notation>) -> Result<Decoded, String> {
     match notation {
-        Some(notation) => notation::read_as(notation, text),
+        Some(notation) => notation::decode_as(notation, text),
         None => match handshake::read_http_text(text) {
             Some(decoded) => Ok(decoded),
             None => notation::read(text),

@@ -106,7 +106,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
 }
 
 /// Decodes `text`, which must be in `notation`. The error is a one-line explanation.
-pub fn read_as(notation: Notation, text: &str) -> Result<Decoded, String> {
+pub fn decode_as(notation: Notation, text: &str) -> Result<Decoded, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),
         Notation::Dump => return dump::read(text),
@@ -562,7 +562,7 @@ mod tests {
             assert_eq!(decoded.bytes, bytes, "{text}");
             assert!(decoded.alternative.is_some_and(|other| other.contains(words)), "{text}");
         }
-        let forced = |notation, text| read_as(notation, text).map(|decoded| decoded.bytes);
+        let forced = |notation, text| decode_as(notation, text).map(|decoded| decoded.bytes);
         assert_eq!(forced(Notation::Decimal, "81, 05, 48"), Ok(vec![81, 5, 48]));
         assert_eq!(forced(Notation::Hex, "[81, 85, 37]"), Ok(vec![0x81, 0x85, 0x37]));
         assert_eq!(forced(Notation::String, "\"8105\""), Ok(b"8105".to_vec()));
@@ -610,7 +610,7 @@ mod tests {
             let text: String = (0..random.usize(0..40)).map(|_| palette[random.usize(..palette.len())]).collect();
             let _ = read(&text);
             for notation in Notation::value_variants() {
-                let _ = read_as(*notation, &text);
+                let _ = decode_as(*notation, &text);
             }
             let _ = dump::read(&format!("ffffffffffffffff: {text}"));
         }

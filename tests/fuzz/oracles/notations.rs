@@ -25,7 +25,7 @@ pub fn check(data: &[u8]) {
     if !data.is_empty() {
         for (notation, text) in write(data) {
             if let Some(notation) = notation {
-                let forced = notation::read_as(notation, &text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+                let forced = notation::decode_as(notation, &text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
                 assert_eq!(forced.bytes, data, "{notation:?} {text:?}");
             }
             match notation::read(&text) {
@@ -61,7 +61,7 @@ pub fn check(data: &[u8]) {
 
 fn check_text(text: &str) {
     use Notation::*;
-    let readings = [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::read_as(notation, text));
+    let readings = [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::decode_as(notation, text));
     for result in readings.into_iter().chain([notation::read(text)]) {
         match result {
             // In a dump, a `*` line repeats the line before it, so a short text may decode to many bytes.

@@ -104,7 +104,7 @@ struct Conn {
     outgoing: VecDeque<(Duration, Out)>,
     last_out: Duration,
     hash: u64,
-    /// A hash of the received frames, without the parts that depend on rude clients.
+    /// A hash of the received frames, without everything that depends on rude clients (clients that play test cases).
     polite_hash: u64,
     received_close: Option<(u16, String)>,
     sent_close: Option<u16>,
