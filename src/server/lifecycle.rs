@@ -405,8 +405,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Starts the shutdown. Returns `false` if a shutdown has already begun. `drains`: whether `--drain-delay` and
-    /// `--drain` apply.
+    /// Starts the shutdown, with `--drain-delay` and `--drain` if it `drains`. Returns `false` if one has already begun.
     pub fn shut_down(&mut self, drains: bool) -> bool {
         if self.shutdown.is_some() {
             return false;
@@ -420,9 +419,8 @@ impl<S: Socket> Server<S> {
         true
     }
 
-    /// Closes all connections after publishing the messages that have arrived.
+    /// Reads and publishes the messages that arrived before the shutdown, and then closes all connections.
     fn stop_reading(&mut self) {
-        // First read the remaining input, so that the chat publishes messages that arrived before the shutdown.
         let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
         for _ in 0..=queued / READS_PER_TURN {
             self.fanout.rooms_with_full_batch.clear();
@@ -438,8 +436,8 @@ impl<S: Socket> Server<S> {
     /// Takes the next step of a shutdown if its time has come. No step closes a connection before the broker has returned
     /// all earlier messages, unless a drain's broker is unavailable: each step would wait until messages expire.
     pub(super) fn continue_shutdown(&mut self) {
-        let (now, broker) = (self.now.monotonic, &self.chat.broker);
-        let (is_published, is_available) = (broker.queued_bytes() == 0, broker.is_available());
+        let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
+        let waits = !is_published && self.chat.broker.is_available();
         match &mut self.shutdown {
             Some(Shutdown::Announced { until }) if *until > now => {}
             Some(Shutdown::Announced { .. }) if self.config.drain.is_zero() => self.stop_reading(),
@@ -451,7 +449,9 @@ impl<S: Socket> Server<S> {
                 let schedule = CloseSchedule::new(connections, self.config.drain, now);
                 self.shutdown = Some(Shutdown::Spreading(schedule));
             }
-            Some(Shutdown::Spreading(schedule)) if schedule.step_at <= now && (is_published || !is_available) => {
+            Some(Shutdown::Spreading(schedule)) if schedule.step_at > now => {}
+            Some(Shutdown::Spreading(schedule)) if waits => schedule.is_postponed = true,
+            Some(Shutdown::Spreading(schedule)) => {
                 schedule.waiting.retain(|token| self.connections.table.contains_key(token));
                 let Some(tokens) = schedule.take_step(now) else { return self.stop_reading() };
                 self.send_batches();

@@ -139,8 +139,8 @@ impl<S: Socket> Server<S> {
         let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();
         let stop = match &self.shutdown {
             Some(Shutdown::Announced { until } | Shutdown::Closing { until }) => Some(*until),
-            Some(Shutdown::Spreading(schedule)) if schedule.step_at > self.now.monotonic => Some(schedule.step_at),
-            _ => None, // a step that is due waits for the broker
+            Some(Shutdown::Spreading(schedule)) if !schedule.is_postponed => Some(schedule.step_at),
+            _ => None,
         };
         let now = has_work.then_some(self.now.monotonic);
         let (timer, summary, broker) =
@@ -174,12 +174,12 @@ impl<S: Socket> Server<S> {
     /// Whether the server pauses all reads. Without the pause, messages that wait for a slow disk could fill the
     /// memory, or postpone a step of the shutdown for ever.
     pub fn pauses_reads(&self) -> bool {
-        let has_due_step = match &self.shutdown {
-            Some(Shutdown::Spreading(schedule)) => schedule.step_at <= self.now.monotonic,
+        let is_waiting = match &self.shutdown {
+            Some(Shutdown::Spreading(schedule)) => schedule.is_postponed,
             Some(stage) => matches!(stage, Shutdown::Publishing),
             None => false,
         };
-        has_due_step || self.chat.broker.queued_bytes() > self.config.max_buffered / 2
+        is_waiting || self.chat.broker.queued_bytes() > self.config.max_buffered / 2
     }
 
     /// Reads at most once from the socket, so that a busy connection does not delay other connections.

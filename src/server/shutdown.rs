@@ -17,9 +17,10 @@ pub enum Shutdown {
 
 pub struct CloseSchedule {
     pub waiting: VecDeque<Token>,
-    per_step: f64,         // number of connections to close in a step
-    remainder: f64,        // fraction of a connection carried over from earlier steps
-    pub step_at: Duration, // monotonic time of the next step
+    per_step: f64,          // number of connections to close in a step
+    remainder: f64,         // fraction of a connection carried over from earlier steps
+    pub step_at: Duration,  // monotonic time of the next step
+    pub is_postponed: bool, // the step is due, and waits for the broker
 }
 
 impl CloseSchedule {
@@ -28,11 +29,12 @@ impl CloseSchedule {
         connections.sort_unstable();
         let per_step = connections.len() as f64 / span.div_duration_f64(STEP_INTERVAL).max(1.0);
         let waiting = connections.into_iter().map(|(_, token)| token).collect();
-        CloseSchedule { waiting, per_step, remainder: 0.0, step_at: now + STEP_INTERVAL }
+        CloseSchedule { waiting, per_step, remainder: 0.0, step_at: now + STEP_INTERVAL, is_postponed: false }
     }
 
     /// Returns the connections to close in this step; `None` if no connection is left.
     pub fn take_step(&mut self, now: Duration) -> Option<Vec<Token>> {
+        self.is_postponed = false;
         self.step_at = (self.step_at + STEP_INTERVAL).max(now); // skip missed steps: catching up would cause a burst
         let count = self.per_step + self.remainder;
         self.remainder = count.fract();

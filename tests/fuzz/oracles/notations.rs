@@ -61,7 +61,8 @@ pub fn check(data: &[u8]) {
 
 fn check_text(text: &str) {
     use Notation::*;
-    let readings = [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::decode_as(notation, text));
+    let readings =
+        [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::decode_as(notation, text));
     for result in readings.into_iter().chain([notation::read(text)]) {
         match result {
             // In a dump, a `*` line repeats the line before it, so a short text may decode to many bytes.
