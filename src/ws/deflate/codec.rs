@@ -8,7 +8,9 @@ use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 use super::{MAX_WINDOW_BITS, SYNC_FLUSH_MARKER, Step};
 
 const PIECE_LEN: usize = 8 * 1024; // bytes of output per step; a bomb can exceed a limit by at most this much
-const COMPRESSION_LEVEL: i32 = 6; // zlib's default
+// zlib's default, 6, takes seven times as long: 5.9 µs instead of 0.8 for a chat message, which it compresses to 0.24 of
+// its size instead of 0.31.
+const COMPRESSION_LEVEL: i32 = 1;
 
 /// Inflates one message at a time, in pieces of bounded length.
 pub struct Inflater {
