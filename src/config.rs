@@ -12,7 +12,7 @@ use crate::features::FeatureOptions;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // 8 for stdio, listeners etc., 8 for rejected connections
+pub const RESERVED_DESCRIPTORS: usize = 16; // 8 descriptors for stdio, listeners etc., and 8 for rejected connections
 
 const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -28,13 +28,13 @@ and type:
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
-    // Use `help`, because rustdoc would parse [::] in a doc comment as a link.
+    // Set `help` here: in a doc comment, rustdoc would parse [::] as a link.
     #[arg(long, help = "Listen on HOST:PORT, on [::]:PORT for IPv6 and IPv4, on a port of 127.0.0.1 (0: any free port), or on unix:PATH for a proxy on this machine (repeatable)", default_value = "127.0.0.1:3000", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_listen_address, help_heading = "Access")]
     pub listen: Vec<SockAddr>,
     /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // without `tokens`, `jwt_key` and `open`, a local server accepts the demo tokens
+    pub tokens: Option<PathBuf>, // without `tokens`, `jwt_key` or `open`, a local server accepts the demo tokens
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -66,7 +66,7 @@ pub struct Config {
     /// Let each page inspect its own connection; on by default if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
-    /// Let no page inspect its connection
+    /// Do not let pages inspect their connections
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub no_inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
@@ -83,7 +83,7 @@ pub struct Config {
     pub max_headers: usize, // bounds the parser's memory; 64 is ample: a browser sends about 15, an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // bounds the buffer of a message; holds the longest chat text with every character JSON-escaped
+    pub max_message: usize, // bounds the memory per message, but fits the longest text with every character escaped
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
@@ -102,15 +102,15 @@ pub struct Config {
     /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
     pub max_read: usize, // one read(2) per connection per turn: a peer that never pauses must not delay others
-    /// Accept this many connections [default: the descriptor limit minus 16]
+    /// Accept at most this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
-    /// Accept this many connections from one address (loopback is exempt unless the server is public); 0: no limit
+    /// Limit the number of connections from one address (loopback is exempt unless the server is public); 0: no limit
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
-    /// Accept this many connections per second from one address, and bursts of five times as many; 0: no limit
+    /// Accept at most this many connections per second from one address, and bursts of five times as many; 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
-    pub connect_rate: f64, // a handshake costs as much time as ten messages; a page load opens at most two connections
+    pub connect_rate: f64, // a handshake is as costly as ten messages, but a page load needs at most two connections
     /// Allow this many wrong access tokens per minute from one address (loopback is exempt unless the server is
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
@@ -120,7 +120,7 @@ pub struct Config {
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
     /// Limit the number of rooms opened by one user; no limit unless the server is public
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
-    pub max_rooms_per_user: usize, // one user must not use up all rooms or evict all histories
+    pub max_rooms_per_user: usize, // one user must not use up `max_rooms` or evict the histories of all empty rooms
     /// List at most this many members to a client that joins
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = "Limits")]
     pub max_listed: usize, // the cost of a join grows with the length of the member list
@@ -135,7 +135,7 @@ pub struct Config {
     pub history: usize,
     /// Limit the total size of all rooms' histories
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
-    pub max_history: usize, // 16 MiB hold about 50,000 messages
+    pub max_history: usize, // 16 MiB holds about 50,000 messages
     /// Keep the history of at most this many empty rooms
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_empty_rooms: usize,
@@ -147,17 +147,17 @@ pub struct Config {
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
-    pub ping_interval: Duration, // detects dead peers; proxies often close a connection that is idle for a minute
+    pub ping_interval: Duration, // detects dead peers, and keeps a proxy's idle timeout, often 60 s, from expiring
     /// Drop a client that has sent nothing for this long
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub idle_timeout: Duration,
     /// Wait this long for the reply to a Close frame
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
-    pub close_timeout: Duration, // the reply to a Close takes only one round trip, so 5 s suffice
+    pub close_timeout: Duration, // the reply to a Close takes only one round trip, so 5 s is plenty
     /// After SIGTERM, accept clients for this much longer: a load balancer needs time to notice
     #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = parse_seconds(0.0), help_heading = "Timeouts")]
     pub drain_delay: Duration,
-    /// After SIGTERM, close the connections evenly over this time
+    /// After SIGTERM, spread the closing of connections evenly over this time
     #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = parse_seconds(0.0), help_heading = "Timeouts")]
     pub drain: Duration, // clients that all reconnect at once could overload another server
     /// Read options from this TOML file, such as max-text = 1000; the environment and the command line override it
@@ -181,7 +181,7 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // A message must hold `--max-text` characters of one byte each. Few clients send JSON escapes of up to 12 bytes.
+        // `--max-message` must fit one byte per character: JSON escapes take up to 12 bytes, but few clients send them.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);

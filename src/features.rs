@@ -15,7 +15,7 @@ pub struct FeatureOptions {
     pub history_db: Option<PathBuf>,
     /// Make stored messages survive a power failure ("full") or only a crash of the server ("normal") [default: full]
     #[arg(long, value_name = "full|normal", value_parser = ["full", "normal"], hide_possible_values = true, help_heading = "Durable history")]
-    pub history_sync: Option<String>, // `normal` saves an fsync per commit
+    pub history_sync: Option<String>, // `normal` avoids one fsync per commit
     /// Keep this many messages per room in the file; 0: all [default: 10000]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Durable history")]
     pub history_keep: Option<u64>,
@@ -47,7 +47,7 @@ pub struct FeatureOptions {
     pub deflate: bool, // off by default: compression costs CPU time, and lengths can reveal secrets (README.md)
     /// Leave messages of fewer bytes than this uncompressed [default: 32]
     #[arg(long, value_name = "BYTES", value_parser = parse_number(1, 1 << 30), help_heading = "Compression")]
-    pub deflate_min: Option<usize>, // a shorter message shrinks by a few bytes at best
+    pub deflate_min: Option<usize>, // compression shrinks a shorter message by a few bytes at best
 }
 
 #[derive(Debug, Clone, Args)]

@@ -18,7 +18,7 @@ const MAX_BANS: usize = 10_000;
 pub struct Operator<E> {
     pub counters: Counters,
     pub bans: Bans,
-    pub commit_durations: Option<Arc<Durations>>, // of `--history-db`
+    pub commit_durations: Option<Arc<Durations>>, // durations of commits to the `--history-db` file
     pub announcements: TokenMap<Option<E>>,       // the operator's pending messages; `Some` once there is a reply
 }
 
@@ -39,21 +39,21 @@ pub struct Counters {
     pub slow_consumers: u64,
     pub bytes_received: u64,
     pub bytes_sent: u64,    // bytes sent on connections that have ended
-    pub messages: [u64; 3], // messages that clients have published to rooms, by `Dialect`
+    pub messages: [u64; 3], // number of room messages from clients, by the sender's `Dialect`
     pub deliveries: u64,    // room and private messages sent, counted once per recipient; excludes history
     pub resumes: [u64; 2],  // joins that asked to resume: first those that failed, then those that succeeded
     pub duplicates: u64,    // messages that repeated a nonce
 }
 
 impl Counters {
-    /// Counts the end of a connection. `service` is `None` if the connection was not upgraded.
+    /// Counts a connection that has ended. `service` is `None` if the connection was not upgraded.
     pub fn count_end(&mut self, service: Option<usize>, code: Option<u16>, bytes_sent: u64) {
         self.bytes_sent += bytes_sent;
         let Some(service) = service else { return };
         self.services[service] -= 1;
         let code = code.unwrap_or(1006); // RFC 6455 §7.1.5: 1006 means that there was no Close frame
-        // Clients may choose any code from 3000 to 4999. Count these codes per thousand, so that clients cannot add
-        // rows to the metrics.
+        // RFC 6455 §7.4.2: clients may choose any code from 3000 to 4999. Count these codes as 3000 or 4000, so that
+        // clients cannot add rows to the metrics.
         *self.closes.entry(if code < 3000 { code } else { code / 1000 * 1000 }).or_default() += 1;
     }
 }
@@ -76,7 +76,7 @@ impl Durations {
         self.nanoseconds.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// The number of durations in each bucket.
+    /// Returns the number of durations in each bucket. The counts are not cumulative.
     pub fn counts(&self) -> [u64; BUCKET_BOUNDS_SECONDS.len()] {
         self.counts.each_ref().map(|count| count.load(Relaxed))
     }
@@ -86,8 +86,8 @@ impl Durations {
     }
 }
 
-/// Stores a new, changed or lifted ban. The arguments are the subject, the end of the ban (`None` lifts the ban), and
-/// the current time. The receiver gets `true` once the change is stored.
+/// Stores a change to one ban. The arguments are the subject, the end of the ban (`None` lifts the ban), and the
+/// current time. The receiver gets `true` once the change is stored.
 pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
 /// The networks and the username keys that the operator has banned, each with the end of the ban.
@@ -101,7 +101,7 @@ pub struct Bans {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BanSubject {
     Address(IpAddr),   // a network, see `network_of`
-    Username(Rc<str>), // a username key
+    Username(Rc<str>), // a key, see `username_key`
 }
 
 impl fmt::Display for BanSubject {
@@ -122,14 +122,14 @@ impl Bans {
                     network.parse().into_iter().for_each(|network| _ = self.addresses.insert(network, until));
                 }
                 Some(("username", key)) => _ = self.usernames.insert(key.into(), until),
-                _ => {} // no version of the server writes such a subject
+                _ => {} // ignore: no version of the server writes any other kind of subject
             }
         }
         self.store = Some(store);
     }
 
-    /// Sets the end of a ban; `None` lifts the ban. Returns whether the subject was banned before and, if the server
-    /// stores bans, a receiver for the result.
+    /// Sets when the ban of `subject` ends, or lifts the ban if `until` is `None`. Returns whether the subject was
+    /// banned before and, if the server stores bans, the receiver of [`StoreBan`].
     pub fn set(
         &mut self,
         subject: &BanSubject,
@@ -142,7 +142,7 @@ impl Bans {
             (BanSubject::Username(key), Some(until)) => self.usernames.insert(Rc::clone(key), until),
             (BanSubject::Username(key), None) => self.usernames.remove(key),
         };
-        // Store even a repeated change: the storage may have missed the first one.
+        // Store the change even if it changes nothing here: an earlier attempt to store it may have failed.
         (before.is_some(), self.store.as_ref().map(|store| store(subject.to_string(), until, now)))
     }
 

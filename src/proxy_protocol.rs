@@ -8,8 +8,8 @@ use proxy_header::{Error, ParseConfig, ProxyHeader};
 use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
-const MAX_V1_HEADER_LEN: usize = 107; // section 2.1
-const MAX_V2_HEADER_LEN: usize = 4096; // the protocol allows 64 KiB, but even headers with data about TLS are shorter
+const MAX_V1_HEADER_LEN: usize = 107; // section 2.1 of the PROXY protocol
+const MAX_V2_HEADER_LEN: usize = 4096; // the protocol allows 64 KiB, but even a header with TLS data fits in 4 KiB
 
 /// Removes a complete header from the kernel's receive buffer, and returns the client's address, if the header contains
 /// one. Returns `WouldBlock` while the header is incomplete. Peeks first, so that the bytes after the header stay in
@@ -19,7 +19,7 @@ pub fn read_header(socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let (_, received) = recv(socket, &mut buffer, RecvFlags::PEEK)?;
     let limit = if buffer[0] == b'P' { MAX_V1_HEADER_LEN } else { MAX_V2_HEADER_LEN };
     if buffer[0] == b'\r' && buffer[12] == 0x20 {
-        // LOCAL: the proxy opened the connection for itself. The receiver must ignore the address family (section 2.2).
+        // LOCAL: the proxy opened the connection for itself. PROXY protocol, section 2.2: ignore the address family.
         buffer[13] = 0;
     }
     let why = match ProxyHeader::parse(&buffer[..received.min(limit)], ParseConfig::default()) {

@@ -226,7 +226,7 @@ fn heads_and_second_requests() {
     assert_eq!((http_1_0.status, http_1_0.body.as_str()), (200, "live\n"));
 }
 
-/// The server rejects requests that web pages in the operator's browser send, even with DNS rebinding.
+/// The server rejects requests sent by web pages in the operator's browser, even by pages that use DNS rebinding.
 #[test]
 fn hosts_and_origins() {
     let host = Host::start(&["--allow-host", "admin.example", "--open"]);
@@ -283,7 +283,7 @@ fn rude_requests() {
         |(bytes, status)| {
             let mut client = host.connect();
             client.send(bytes);
-            // `read_response` fails on a TCP reset. A server that closes a socket with unread input sends a reset.
+            // `read_response` fails on a TCP reset, which closing a socket with unread input would cause.
             assert_eq!(client.read_response().status, *status);
         },
     );
@@ -396,8 +396,8 @@ impl Counted {
     }
 }
 
-/// ann sends three room messages, one message with a repeated nonce, one private message to pat and one to an unknown
-/// user. ben sends two room messages, pat one.
+/// ann sends three room messages, one message with a repeated nonce, a private message to pat, and a private message
+/// to an unknown user. ben sends two room messages, and pat sends one.
 fn talk(ann: &mut Counted, ben: &mut Counted, pat: &mut Counted) {
     for number in 1..=3 {
         let text = format!("ann's message {number}");
@@ -438,7 +438,7 @@ const TALKED: [(&str, u64); 13] = [
     ("storage_queue_bytes", 0),
 ];
 
-/// Opens and ends nine connections: two echo clients, four chat clients, three rejected requests.
+/// Opens and closes nine connections: two echo clients, four chat clients and three rejected requests.
 fn end_in_many_ways(host: &Host, bytes: &Bytes) {
     let mut echo = Counted::join(host, "/echo?token=dev-token", bytes, "");
     echo.send_text(&"x".repeat(70_000));
@@ -624,7 +624,7 @@ fn kicked_clients() {
     assert_eq!((read_close(&mut ann), read_close(&mut twin)), (removed(), removed()));
     assert_eq!(other.read_event("left")["username"], "Ann");
     host.server.wait_for_log("KICK user=ann closed=2 by=127.0.0.1:");
-    // In the `rooms` dialect, a client's username is the username in the client's latest message.
+    // In the `rooms` dialect of the protocol, a client's username is the one in its latest message.
     let mut ben = host.server.upgrade(&rooms_path("tea"));
     ben.send_text(r#"{"username":"ben","text":"hi"}"#);
     while !ben.read_text().contains("hi") {}
@@ -660,7 +660,7 @@ fn banned_usernames() {
     assert_eq!(status(&events_path("mallory2", "tea")), 101);
     let check = host.server.connect().exchange_text("/check?token=dev-token&username=mallory");
     assert!(check.contains("\"status\":403") && check.contains("operator has banned"), "{check}");
-    // A `rooms` client names its user in each message, so the server checks each message against the bans.
+    // In the `rooms` dialect, each message carries a username, so the server checks each message against the bans.
     for (name, words) in [("Mallory", "The username Mallory is banned"), ("ben", "\"text\":\"hi\"")] {
         ben.send_text(&json!({"username": name, "text": "hi"}).to_string());
         let mut text = ben.read_text();
@@ -695,7 +695,7 @@ fn banned_addresses() {
         assert!(client.read_head().starts_with("HTTP/1.1 101 "), "{address}");
         client
     };
-    let (mut banned, mut neighbour, mut six) = (join("192.0.2.7"), join("192.0.2.8"), join("2001:db8::1"));
+    let (mut banned, mut neighbor, mut six) = (join("192.0.2.7"), join("192.0.2.8"), join("2001:db8::1"));
     let mut echo = host.server.connect();
     echo.send(&from("192.0.2.7", "/echo").bytes());
     echo.read_head();
@@ -717,8 +717,8 @@ fn banned_addresses() {
     for (address, path, status) in rows {
         assert_eq!(host.server.status(&from(address, path)), status, "{address} {path}");
     }
-    neighbour.send_text(r#"{"event":"ping"}"#);
-    neighbour.read_event("pong");
+    neighbor.send_text(r#"{"event":"ping"}"#);
+    neighbor.read_event("pong");
     let bans = host.json("GET", "/bans");
     assert_eq!((&bans[0]["address"], &bans[1]["address"]), (&json!("192.0.2.7"), &json!("2001:db8::/64")));
     assert_eq!(host.json("DELETE", "/ban?address=2001:db8::3"), json!({"lifted": 1}));

@@ -26,7 +26,7 @@ const SLOWNESS: f64 = if cfg!(debug_assertions) { 12.0 } else { 1.0 };
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: usize = 1024; // in KiB, the unit of `peak`
 
-/// Locks a mutex, so that attacks run one at a time and do not compete for CPUs. Also returns their common deadline.
+/// Locks a mutex so that attacks run one at a time and do not compete for CPUs. Also returns the overall deadline.
 fn alone() -> (MutexGuard<'static, ()>, Instant) {
     static END: LazyLock<Instant> = LazyLock::new(|| Instant::now() + LIMIT);
     static ALONE: Mutex<()> = Mutex::new(());
@@ -152,7 +152,7 @@ fn a_user_that_comes_and_goes() {
 #[test]
 fn a_busy_room_delays_no_other() {
     const FLOODERS: usize = 40;
-    const BURST: usize = 20; // messages per write of one flooder
+    const BURST: usize = 20; // messages that each flooding client sends per write
     const ROUND: usize = FLOODERS * BURST;
     let (_alone, end) = alone();
     let server = chat(&["--history", "0"]);
@@ -174,7 +174,7 @@ fn a_busy_room_delays_no_other() {
         if is_over && received == sent {
             break;
         }
-        // Keep up to two rounds in flight: the server always has messages to read, but no outbox grows without limit.
+        // Keep up to two rounds of messages in flight: the server always has input, but no outbox grows without limit.
         if !is_over && sent - received <= ROUND {
             flooders.clone().for_each(|flooder| crowd.send(flooder, &burst));
             sent += ROUND;

@@ -3,7 +3,7 @@
 //! as "OK", "NON-STRICT" (allowed, but late or lossy) or "INFORMATIONAL" (the RFC has no rule). Where the RFC has a
 //! rule, `expected.json` contains only "OK".
 //!
-//! With the feature `deflate`, the server runs with `--deflate`, and the tests also run a sample of the 216 cases of
+//! With the `deflate` feature, the server runs with `--deflate`, and the tests also run a sample of the 216 cases of
 //! sections 12 and 13, which test compression. `WIRECHAT_AUTOBAHN=all` runs all of these cases and takes ten minutes.
 //!
 //! Two runners execute the same cases, one runner after the other, each in well under a minute. The suite's own
@@ -38,7 +38,7 @@ const CASES: usize = 301;
 /// Maximum time of one run of the suite. The longest run, with all compression cases, takes about ten minutes.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1800);
 
-/// Lets only one runner run at a time. The runners measure response times, and would slow each other down.
+/// Allows only one runner at a time, because runners measure response times and would slow each other down.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// For each case number: the suite's `behavior` and `behaviorClose`.
@@ -130,7 +130,7 @@ fn play_original(name: &str, cases: &Value, excluded: &Value, expected: &Results
 fn the_server_closes_tcp_first() {
     let close = masked(0x88, &[0x03, 0xe8]);
     let protocol_error = masked(0xc1, b"a reserved bit is set");
-    // As in case 6.4.3, the payload contains U+110000, and the client does not send the last six bytes of the frame.
+    // Autobahn case 6.4.3: the payload contains U+110000, and the client does not send the frame's last six bytes.
     let mut bad_text = masked(0x81, b"\xce\xba\xf4\x90\x80\x80edited");
     bad_text.truncate(bad_text.len() - 6);
     let server = start();
@@ -139,7 +139,7 @@ fn the_server_closes_tcp_first() {
         client.send(&sent);
         assert_eq!(client.read_frame().close().0, code);
         if code != 1000 {
-            // Like the suite, reply with a Close even though the text frame may be unfinished.
+            // Reply with a Close, as the Autobahn suite does, even if the client has not finished its text frame.
             client.try_send(&masked(0x88, &u16::to_be_bytes(code)));
         }
         client.expect_end();
@@ -198,7 +198,7 @@ fn run_suite(mut command: Command, reports: &Path, expected: &Results) {
 /// Runs the suite once. Returns the suite's index: for each case, the results and the name of the report file.
 fn play(command: &mut Command, reports: &Path) -> Value {
     let (output, index) = (reports.join("output.txt"), reports.join("index.json"));
-    let _ = fs::remove_file(&index); // otherwise a failed run would leave the previous run's index
+    let _ = fs::remove_file(&index); // if this run fails, the index of an earlier run must not remain
     let log = File::create(&output).expect("a log file");
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
     run_to_its_end(command, &output);

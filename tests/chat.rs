@@ -68,8 +68,8 @@ impl Harness {
         Harness { chat: Chat::new(&config, Box::new(broker)), control: Some(control) }
     }
 
-    /// Returns a harness with a delayed broker, where Alice and Bob have joined one room, and the control of the
-    /// broker.
+    /// Returns a harness with a delayed broker, and the `Control` that releases the broker's events. Alice and Bob have
+    /// joined one room.
     fn delayed_two() -> (Harness, Control) {
         let mut harness = Harness::delayed(&[], 1);
         harness.two_join();
@@ -113,7 +113,7 @@ impl Harness {
         }
     }
 
-    /// Returns the effects of the events that the broker has released.
+    /// Returns the effects that are ready now, without releasing a delayed event.
     fn ready(&mut self) -> Vec<Effect> {
         std::iter::from_fn(|| self.chat.next_effect()).collect()
     }
@@ -132,7 +132,7 @@ impl Harness {
 }
 
 /// Returns a join request with credential 1. The last byte of the client's IP address is the length of the username, so
-/// that tests can choose different addresses.
+/// clients whose usernames differ in length have different addresses.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
     let identity = Identity { credential: CredentialId::new(1), ..Identity::default() };
     let address = [192, 0, 2, username.len() as u8].into();
@@ -877,7 +877,7 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
     let rooms = ["a", "b", "c", "d"];
     for step in 0..300 {
         let room = *random.choice(&rooms).unwrap();
-        // Draw all random numbers of a step in advance, so that the clients act alike with every broker.
+        // Draw all random numbers of a step in advance, so that the clients do the same with every broker.
         let (action, at, count) = (random.u8(0..10), random.usize(0..100), random.usize(0..4));
         match action {
             0..2 => {

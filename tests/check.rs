@@ -11,7 +11,7 @@ use support::table::each_row;
 use support::users::{Dialect, User, encode};
 use support::{Server, token_file, wait_until};
 
-/// `--allow-host` makes the server public, so that its limits also apply to clients on loopback. The other options
+/// `--allow-host` makes the server public, so its limits also apply to clients on loopback. The other options
 /// turn off the limits on connections per address.
 const PUBLIC: [&str; 6] = ["--allow-host", "chat.example", "--connect-rate", "0", "--max-per-address", "0"];
 
@@ -165,7 +165,7 @@ fn a_check_counts_wrong_tokens() {
     (0..3).for_each(|_| assert_eq!(second.status(&handshake().target("/?token=wrong")), 401));
     assert_eq!(status(&second, "/?token=right"), 429, "wrong tokens in handshakes count as well");
     let third = server();
-    // The server checks the endpoint and the origin before the token, so it does not count these wrong tokens.
+    // The server checks the endpoint and the origin before the token, so wrong tokens in these requests do not count.
     (0..9).for_each(|_| assert_eq!(status(&third, "/nope?token=wrong"), 404));
     for _ in 0..9 {
         let foreign = check_request("/?token=wrong").add("Origin: https://evil.example");
@@ -188,7 +188,7 @@ fn a_check_joins_nothing_and_replaces_nobody() {
         format!("/ws?token=dev-token&username=pat&client_id={id}&room=tea"),
     ];
     for target in targets {
-        // `ann` is in use, but the server rejects a username for this reason only after the handshake.
+        // The username `ann` is in use, but the server rejects such a username only after the handshake.
         assert_eq!(checked(&server, &check_request(&target)), json!({"status": 101, "message": ""}), "{target}");
     }
     ann.receives_nothing();

@@ -102,12 +102,12 @@ fn errors_name_the_file_and_the_option() {
         },
     );
     run_with("/nonexistent.toml").check(USAGE, &["--config /nonexistent.toml: No such file"]);
-    // The error message for an invalid environment variable does not name the file.
+    // The error message for an invalid environment variable does not mention the configuration file.
     let path = file("valid", "max-text = 5");
     let environment = run_to_failure(with_file(&path).env("WIRECHAT_MAX_HEAD", "x"));
     environment.check(USAGE, &["--max-head"]);
     assert!(!environment.stderr.contains("--config"), "{}", environment.stderr);
-    // The server also rejects options in a file that contradict each other.
+    // The server also rejects a file whose options contradict each other.
     run_with(&file("pair", "ping-interval = 9\nidle-timeout = 8")).check(USAGE, &["--idle-timeout 8"]);
 }
 

@@ -178,7 +178,7 @@ fn assert_time(time: &Value, before: SystemTime) {
     assert!(time + Duration::from_millis(1) >= before && time <= SystemTime::now(), "{text} is now");
 }
 
-/// The name of a way to end a connection, and a function that ends a connection in this way.
+/// One way to end a connection: its name, and the function that does it.
 type Ending = (&'static str, fn(RawClient));
 
 /// When a member's connection ends, in any way, the remaining members of the room receive `left` exactly once.
@@ -235,7 +235,7 @@ fn switching_rooms() {
     old.send_message("gone?");
     old.receives("message", json!({"username": "olga", "text": "gone?", "id": 1}));
 
-    // The server ignores a switch to the current room, even if white space surrounds the room name.
+    // The server ignores a switch to the current room, even if whitespace surrounds the room name.
     moritz.switch_room("new");
     moritz.switch_room("  new ");
     moritz.receives_nothing();
@@ -259,8 +259,8 @@ fn switching_rooms() {
     }
 }
 
-/// The server executes the commands of one write in order: only the old room receives the message before the switch,
-/// and only the new room receives the message after the switch.
+/// The server executes commands in order, even if they arrive in one write: only the old room receives the message
+/// before the switch, and only the new room receives the message after the switch.
 #[test]
 fn a_switch_between_two_messages() {
     let server = chat(&[]);
@@ -297,9 +297,9 @@ fn a_switch_between_two_messages() {
 /// The server's expected reply to a message.
 enum Reply {
     Silence,
-    /// An `error` with this text.
+    /// An `error` event with this text.
     Error(String),
-    /// An `error` whose text contains this string.
+    /// An `error` event whose text contains this string.
     ErrorAbout(&'static str),
     /// A `message` event with this text, to every member of the room.
     Message(String),
@@ -308,8 +308,8 @@ enum Reply {
 
 use Reply::{ErrorAbout, Pong, Silence};
 
-/// Sends the text of each row as one user, and checks the complete reply. A second user must receive only `message`
-/// events.
+/// Sends each row's text to the server as user `bot`, and checks the complete reply. A second user, `witness`, must
+/// receive only `message` events.
 fn run(rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
     let mut witness = join_independently(&server, "witness", "general");
@@ -487,7 +487,7 @@ fn texts() {
     ]);
 }
 
-/// A row's id, a name, and the normalized name, or `None` if the server must reject the name.
+/// A row of a test table: its id, a name, and the normalized name, or `None` if the server must reject the name.
 type Name = (&'static str, String, Option<String>);
 
 fn good(id: &'static str, name: &str) -> Name {
@@ -502,7 +502,7 @@ fn rejected(id: &'static str, name: &str) -> Name {
     (id, name.to_owned(), None)
 }
 
-/// Rows for the rules that apply to both usernames and room names.
+/// Test rows for the rules that usernames and room names share.
 fn name_rows() -> Vec<Name> {
     let mut rows = vec![
         rejected("empty", ""),

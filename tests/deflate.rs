@@ -1,5 +1,5 @@
 //! Tests compression from outside the server: the negotiation, the messages that the server accepts, and the messages
-//! that it compresses for each client. Most tests inflate with a different implementation of DEFLATE than the server.
+//! that it compresses for each client. Most tests inflate with a DEFLATE implementation that the server does not use.
 //! Two tests use npm's `ws` and Python's `websockets` as clients, which join, leave and switch rooms at random. To
 //! install these two libraries:
 //!
@@ -22,7 +22,7 @@ use support::table::each_row;
 use support::users::{events_path, presence_path, rooms_path};
 use support::{RawClient, Server, masked, upgrade_request};
 
-const OFFER: &str = "permessage-deflate; client_max_window_bits"; // what browsers offer
+const OFFER: &str = "permessage-deflate; client_max_window_bits"; // the offer that Chrome sends
 const ALONE: &str = "permessage-deflate; server_no_context_takeover; server_max_window_bits=9";
 const ECHO: &str = "/echo?token=dev-token";
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
@@ -31,7 +31,7 @@ fn server(args: &[&str]) -> Server {
     Server::start(&[&["--deflate", "--rate-limit", "0"], args].concat())
 }
 
-/// A client that inflates the messages that it receives.
+/// A client that inflates compressed messages.
 struct Client {
     raw: RawClient,
     /// The value of `Sec-WebSocket-Extensions` in the response.
@@ -100,7 +100,7 @@ impl Client {
         out
     }
 
-    /// Reads up to the next event of this name, in the `events` dialect.
+    /// Reads up to and including the next event with this name, in the `events` dialect.
     fn read_event(&mut self, event: &str) -> Received {
         loop {
             let received = self.read();
@@ -185,7 +185,7 @@ fn echoes_are_compressed_on_their_own() {
                 let received = client.read();
                 assert_eq!(received.payload, payload.as_bytes());
                 assert_eq!(received.first, if payload.len() < 10 { first } else { first | 0x40 });
-                // Drop the client's context: each echo must inflate without the earlier echoes.
+                // Reset the client's inflater, because each echo must inflate without the earlier echoes.
                 client.inflater.reset(false);
             }
         }
@@ -300,8 +300,8 @@ fn only_events_for_a_whole_room_are_compressed() {
     sees("carol", &mut carol, true, "dave");
 }
 
-/// The server closes the connection of a member that stops reading. The compressed messages that the server sent before
-/// its Close must inflate, and none may be missing among them.
+/// The server closes the connection of a member that stops reading. All messages that the server sent before its Close
+/// must inflate, in order and without a gap.
 #[test]
 fn a_slow_consumer() {
     let server = server(&["--max-outbox", "20000"]);
@@ -310,7 +310,7 @@ fn a_slow_consumer() {
     let mut random = fastrand::Rng::with_seed(1);
     sender.read_event("joined");
     let mut sent = Vec::new();
-    // Random text hardly shrinks, so it fills the kernel's buffers.
+    // Random text hardly compresses, so it fills the kernel's buffers.
     while !server.log().contains("too slow") {
         sent.push((0..500).map(|_| random.alphanumeric()).collect::<String>());
         sender.raw.send_text(&text(sent.last().unwrap()));
@@ -404,9 +404,9 @@ impl Drop for Peers {
 struct Peer {
     /// The index of the peer's room in `ROOMS`.
     room: usize,
-    /// The id of the last message of the room that the peer has received.
+    /// The highest message id that the peer has received from its room.
     last_id: usize,
-    /// Whether the peer has joined, and has not been asked to leave or to switch.
+    /// Whether the peer is in `room`: `false` while it joins, switches or closes, and once it has closed.
     is_settled: bool,
     is_paused: bool,
     is_gone: bool,
@@ -414,13 +414,13 @@ struct Peer {
 
 const ROOMS: [&str; 2] = ["one", "two"];
 
-/// Two rooms whose users are clients of another WebSocket implementation. In each room, an observer without compression
-/// receives every message, as the reference for these clients.
+/// A server with two rooms of clients that use another WebSocket implementation. An observer in each room receives the
+/// same messages without compression, for comparison.
 struct World {
     server: Server,
     peers: Peers,
     observers: [Client; 2],
-    /// The texts of each room's messages.
+    /// Per room: the texts of the messages that its observer has received.
     logs: [Vec<String>; 2],
     table: Vec<Peer>,
     received: u32,
@@ -451,7 +451,7 @@ impl World {
         self.settle(id);
     }
 
-    /// Waits until a peer is in the room that it asked for.
+    /// Waits until a peer has joined or switched to the room that it requested.
     fn settle(&mut self, id: usize) {
         while !self.table[id].is_settled {
             self.handle_event();
@@ -489,7 +489,7 @@ impl World {
         }
     }
 
-    /// Reads the messages of a room from its observer, up to `last_id`, into the room's log.
+    /// Reads messages from a room's observer into the room's log, up to the message with the id `last_id`.
     fn read_log(&mut self, room: usize, last_id: usize) {
         while self.logs[room].len() < last_id {
             let message = self.observers[room].read_event("message").json();
@@ -514,8 +514,8 @@ impl World {
     }
 }
 
-/// Users of another WebSocket implementation join, leave, switch rooms, pause reading and send messages at random. Each
-/// user must receive every message of its room exactly once and in order.
+/// Clients that use another WebSocket implementation join, leave, switch rooms, pause reading and send messages at
+/// random. Each client must receive every message of its room exactly once and in order.
 fn random_rooms(command: Command, options: &[Value]) {
     let (mut world, mut random, mut switches) = (World::new(command), fastrand::Rng::with_seed(3), 0);
     for step in 0..600 {
@@ -668,7 +668,7 @@ fn an_inspector_sees_inflated_text() {
             break;
         }
     }
-    // The inspector's command makes the server fragment a message. Only the first fragment must have RSV1.
+    // The inspector's command makes the server fragment a message. RSV1 must be set in the first fragment only.
     inspector.raw.send_text(r#"{"do":"fragment"}"#);
     let mut firsts = Vec::new();
     while firsts.is_empty() {

@@ -1,4 +1,4 @@
-//! Graceful shutdown of a server behind a load balancer: `--drain-delay` and `--drain`.
+//! Tests the graceful shutdown of a server behind a load balancer: `--drain-delay` and `--drain`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -38,7 +38,7 @@ fn close_code(client: &Client) -> Option<u16> {
     Some(close.close().0)
 }
 
-/// Advances the clock in steps until the server stops. Returns the step in which each client received Close 1001.
+/// Advances the clock in steps until the server stops. Returns for each client the step at which Close 1001 arrived.
 fn play(world: &mut World, clients: &[Client]) -> Vec<usize> {
     let mut closed = vec![None; clients.len()];
     for step in 0.. {
@@ -56,8 +56,8 @@ fn play(world: &mut World, clients: &[Client]) -> Vec<usize> {
     closed.into_iter().map(|step| step.expect("every client receives a Close")).collect()
 }
 
-/// During a drain, the server closes in any second at most 1.3 times as many connections as it would at a constant
-/// rate.
+/// A drain spreads the closes evenly: in any second, the server closes at most 1.3 times as many connections as at a
+/// constant rate.
 #[test]
 fn closes_are_spread_evenly() {
     for (count, span) in [(1000, 10), (300, 1), (30, 30)] {
@@ -115,8 +115,8 @@ fn the_remaining_clients_keep_chatting() {
         assert_eq!(client.read_event("left")["username"], "user-0");
         assert_eq!(client.read_event("message")["text"], "still here");
     }
-    // If a message arrives in the turn in which the server sends a Close, the server acknowledges the message before
-    // the Close.
+    // If a message arrives in the turn of the event loop in which the server closes the client, the server sends
+    // the acknowledgement before the Close.
     let mut frames = Vec::new();
     for number in 0..20 {
         world.jump(STEP);
@@ -133,8 +133,8 @@ fn the_remaining_clients_keep_chatting() {
     assert_eq!(close_code(&clients[2]), None);
 }
 
-/// During `--drain-delay`, the server accepts new connections. If a request has begun by the end of the delay, the
-/// server still completes the handshake.
+/// During `--drain-delay`, the server accepts new connections. After the delay, it accepts none, but still completes
+/// the handshakes that have begun.
 #[test]
 fn the_server_accepts_during_the_delay() {
     let mut world = world(&["--drain-delay", "5", "--drain", "4"]);

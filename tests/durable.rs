@@ -138,8 +138,8 @@ fn kills_at_random_moments() {
         // After round 0, each client skips a round with a probability of 1 in 10.
         let present: Vec<usize> = (0..CLIENTS).filter(|_| round == 0 || random.u8(..10) > 0).collect();
         survivors.connect(&mut crowd, &server, present);
-        // The number of messages to acknowledge before the kill. With 0, the kill may precede the first join. With
-        // 1500, the server has checkpointed the WAL before the kill.
+        // How many messages the server acknowledges before the kill. If 0, the kill may precede the first join. If
+        // 1500, the server has checkpointed the WAL by then.
         let count =
             [0, random.usize(..50), random.usize(..400), 1500][[0, 1, 1, 1, 2, 2, 2, 2, 2, 3][random.usize(..10)]];
         let goal = survivors.acknowledged + count;
@@ -171,7 +171,7 @@ fn kills_at_random_moments() {
     );
 }
 
-/// Kills the server at a random moment of its first start, which creates the file. A later start succeeds.
+/// Kills the server at a random moment during its first start, which creates the file. A later start must succeed.
 #[test]
 fn kills_while_the_file_is_created() {
     let (mut random, _) = random();
@@ -194,15 +194,15 @@ fn kills_while_the_file_is_created() {
 
 // ------------------------------------------------------------------------------------------- power failures, restores
 
-/// A client's knowledge of one room: every message up to the last one that the client has seen, and the epoch with
-/// which the client resumes.
+/// What a client knows about a room: all messages up to the last one that it has seen, and the epoch with which it
+/// resumes.
 struct Seen {
     epoch: String,
     messages: Vec<Value>,
 }
 
-/// Joins as a client that resumes with `seen`. The server must report `resumed: true` if and only if the file
-/// contains the client's messages and epoch.
+/// Joins as a client that knows only `seen`. The server must report `resumed: true` if and only if the history file
+/// contains all messages and the epoch in `seen`.
 fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epochs: &[String]) {
     let count = seen.messages.len();
     let is_true = stored.starts_with(&seen.messages) && epochs.contains(&seen.epoch);
@@ -213,7 +213,7 @@ fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epoc
     assert_eq!(welcome["last_id"], stored.len());
 }
 
-/// Starts a server on a copy of the file with a truncated WAL. The copy must still contain at least the first
+/// Starts a server on `copy`, a history file with a truncated WAL. The file must still contain at least the first
 /// `acknowledged` messages of `all`.
 fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut Rng) {
     let mut server = copy.start(&[]);
@@ -231,7 +231,7 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     for seen in &seen {
         check_resume(&server, "cut", seen, &stored, &rows.epochs);
     }
-    // New messages reuse the ids of the lost messages.
+    // Publish new messages. They reuse the ids of the messages lost with the end of the WAL.
     let (mut eve, _) = join(&server, "eve", "cut", "");
     for text in 0..random.usize(1..4) + count.saturating_sub(stored.len()) {
         stored.extend(publish(&mut eve, [format!("other {text}")]));
@@ -241,9 +241,9 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     assert_eq!(copy.rows().of_room("cut"), stored);
 }
 
-/// Simulates power failures by truncating the WAL. A cut after the synced part loses no message that was acknowledged
-/// before the sync. A cut within the synced part simulates a disk that ignored an fsync: messages are lost, but the
-/// server does not report `resumed: true` to a client that has seen a lost message.
+/// Simulates power failures by truncating the WAL. Truncation after the synced part loses no message that was
+/// acknowledged before the sync. Truncation within the synced part simulates a disk that ignored an fsync: messages are
+/// lost, but the server does not report `resumed: true` to a client that has seen a lost message.
 #[test]
 fn power_failures() {
     let (mut random, _) = random();
@@ -261,8 +261,8 @@ fn power_failures() {
             stored.extend(publish(&mut eve, &texts));
         }
         let (acknowledged, synced) = (stored.len(), file.wal());
-        // `valid_len` counts only frames of this run: the server checkpoints the WAL when it starts, so the first
-        // write of the run restarts the WAL with new salts.
+        // `valid_len` counts only WAL frames that this server has written: a server checkpoints the WAL when it starts,
+        // so its first write restarts the WAL with new salts.
         let synced_len = synced.valid_len();
         for text in 0..60 {
             let text = format!("{round}, late {text}");
@@ -311,7 +311,7 @@ fn restored_copies() {
             let seen = &all_seen[random.usize(..all_seen.len())];
             check_resume(&server, "restored", seen, &stored, &epochs);
         }
-        // eve sees all messages of the room, and her `welcome` contains the epoch of this run.
+        // eve sees all messages of the room, and learns the epoch of this server run from her `welcome`.
         let (mut eve, welcome) = join(&server, "eve", "restored", "");
         let epoch = epoch(&welcome);
         all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
@@ -325,7 +325,7 @@ fn restored_copies() {
             stored.extend(publish(&mut eve, [text]));
             all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
         }
-        drop(eve); // otherwise a stopping server would wait for eve's reply to its Close
+        drop(eve); // otherwise, `stop` would wait for eve to reply to the server's Close
         let end = if random.bool() { kill } else { stop };
         end(&mut server);
         if random.u8(..3) == 0 && !copies.is_empty() {
@@ -344,7 +344,7 @@ fn restored_copies() {
     println!("{} states of clients, {} copies", all_seen.len(), copies.len());
 }
 
-/// Restores a backup after more messages were stored. New messages then reuse the ids of the lost messages, as in the
+/// Restores a backup that lacks the latest messages. New messages then reuse the ids of the lost ones, as in the
 /// example in the documentation of `broker::sqlite`.
 #[test]
 fn a_restored_copy() {
@@ -433,8 +433,8 @@ fn a_full_disk() {
         }
         assert_eq!(rejected.len(), 5, "the disk is full");
         check_reads_on_a_full_disk(&server, &mut eve, &mut bob, &stored);
-        // Send new and stored messages in one write. The server rejects the new messages, and sends the stored
-        // messages to eve again.
+        // eve sends new messages and repeats stored ones in a single write. The server rejects the new messages, and
+        // sends her the stored ones again.
         let texts: Vec<String> = (0..30)
             .map(|text| if text % 3 == 0 { (text / 3 + 1).to_string() } else { format!("many {text}") })
             .collect();
@@ -461,7 +461,7 @@ fn a_full_disk() {
     assert_eq!((&resumed["resumed"], &resumed["history"]), (&json!(true), &json!(stored)));
     assert!(server.log().contains("STORAGE full"), "{}", server.log());
     assert!(!server.log().contains("ERROR"), "{}", server.log());
-    let copy = directory.file("copy.db"); // not on the small tmpfs
+    let copy = directory.file("copy.db"); // this path is outside the server's small tmpfs
     HistoryFile { path: disk.join("history.db") }.copy_to(&copy);
     stop(&mut server);
     let rows = copy.rows();
@@ -515,7 +515,7 @@ fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
             let texts = (0..4).map(|text| format!("{} {}", user.name, round * 4 + text));
             user.client.try_send(&texts.flat_map(|text| message(&text, &text)).collect::<Vec<_>>());
         }
-        // Read until the last of the user's four messages arrives, or a Close.
+        // Read until either the last of the user's four messages or a Close arrives.
         for (mut user, mut received) in std::mem::take(&mut open) {
             let last = format!("{} {}", user.name, round * 4 + 3);
             loop {
@@ -691,7 +691,7 @@ fn a_disk_that_stalls() {
     echo.send_text("still here");
     assert_eq!(echo.read_text(), "still here");
     let mut late = User::at(&server, Dialect::Events, &events_path("late", "general"), "late");
-    // bob sends about 4 MB. While the disk stalls, the server stops reading from him, so he cannot fill its memory.
+    // bob sends about 4 MB. To bound its memory, the server stops reading from him while the disk is stalled.
     let texts: Vec<String> = (5..8000).map(|text| format!("{text} {}", "x".repeat(400))).collect();
     let mut sender = bob.client.stream.try_clone().expect("a socket");
     let bytes: Vec<u8> = texts.iter().enumerate().flat_map(|(id, text)| message(&(id + 5).to_string(), text)).collect();
@@ -728,9 +728,8 @@ fn a_disk_that_stalls() {
     file.rows().check();
 }
 
-/// A room's only member leaves and rejoins before the stalled disk has stored the member's message. With
-/// `--history-keep 1`, the server keeps only the room's last message, so the nonce of a deleted message may be used
-/// again.
+/// While the disk is stalled, a room's only member sends message 2, leaves and rejoins. With `--history-keep 1`,
+/// message 3 deletes message 2, so the member may reuse the nonce of message 2.
 #[test]
 fn a_room_that_is_opened_again_beside_a_stall() {
     let directory = Directory::new("again");
@@ -765,8 +764,8 @@ fn a_room_that_is_opened_again_beside_a_stall() {
     stop(&mut server);
 }
 
-/// After a stall, the server sends all pending messages of a room in one turn of the event loop. A member that keeps
-/// reading stays connected.
+/// When a stalled disk recovers, the server sends all of a room's pending messages in one turn of the event loop. A
+/// member that keeps reading must stay connected.
 #[test]
 fn a_busy_room_after_a_stall() {
     let directory = Directory::new("busy");
@@ -801,8 +800,8 @@ fn a_busy_room_after_a_stall() {
 
 // ---------------------------------------------------------------------------------------------------------- stops
 
-/// Stops a server that has pending messages. The server acknowledges each message that it received before SIGTERM,
-/// and then sends a Close with 1001.
+/// Stops a server that has pending messages. The server must acknowledge each message that it received before SIGTERM,
+/// and then send a Close with code 1001.
 fn check_stop(file: &HistoryFile, stalls: bool) {
     let mut server = file.start(&[]);
     let mut users: Vec<User> =
@@ -855,7 +854,7 @@ fn a_stop_with_pending_messages() {
     }
 }
 
-/// Stops the server at a random moment. Each client has received exactly the stored messages of its room.
+/// Stops the server at a random moment. Before the Close, each client must receive exactly its room's stored messages.
 #[test]
 fn a_stop_at_any_moment() {
     let (mut random, _) = random();
@@ -903,7 +902,7 @@ fn a_stop_at_any_moment() {
     }
 }
 
-/// A second signal ends the server at once, even while the disk stalls.
+/// A second signal ends the server immediately, even while the disk is stalled.
 #[test]
 fn a_second_signal_while_the_disk_stalls() {
     let directory = Directory::new("second");
@@ -967,7 +966,7 @@ fn fails_to_start(path: &OsStr, words: &[&str]) {
     }
 }
 
-/// The server rejects each kind of unusable file, and changes no file in the directory.
+/// The server rejects every kind of unusable history file without changing any file in the directory.
 #[test]
 fn files_that_are_rejected() {
     type Prepare = fn(&HistoryFile);
@@ -1027,7 +1026,7 @@ fn run_and_stop(file: &HistoryFile, texts: RangeInclusive<u64>) {
     stop(&mut server);
 }
 
-/// Creates a valid history file, then changes its header with `sql`.
+/// Creates a valid history file, then executes `sql` to change its header.
 fn change_header(file: &HistoryFile, sql: &str) {
     run_and_stop(file, 1..=3);
     file.execute(sql);
@@ -1096,7 +1095,7 @@ fn a_file_in_use() {
     assert_eq!(ids(&welcome(&server, "general", "")["history"]), [1, 2, 3]);
 }
 
-/// The server rejects a read-only file at start, not at the first message.
+/// The server rejects a read-only file at startup, not at the first message.
 #[test]
 fn a_file_on_a_read_only_disk() {
     let directory = Directory::new("read-only");
@@ -1239,7 +1238,7 @@ fn a_lower_limit_for_an_existing_file() {
         assert!(kept.len() >= 3 && stored.ends_with(&kept), "{} messages are kept", kept.len());
         let deleted = stored.len() - kept.len();
         for (id, resumed) in [(deleted, true), (deleted - 1, false)] {
-            // All kept messages fit in one `welcome`. The epoch of the first run covers only messages 1 to 400.
+            // The `welcome` has space for all kept messages. The first run's epoch is valid only for messages 1 to 400.
             let back = welcome(&server, "general", &since(&epoch(&first), id));
             let is_old = id <= 400;
             assert_eq!(back["resumed"], resumed && is_old, "since {id}, {} are kept", kept.len());
@@ -1250,7 +1249,7 @@ fn a_lower_limit_for_an_existing_file() {
     assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[427..].to_vec(), 430));
 }
 
-/// At start, `--history-days 1` deletes messages older than one day, oldest first, but keeps each room's `last_id`.
+/// At startup, `--history-days 1` deletes messages older than one day, oldest first, but keeps each room's `last_id`.
 #[test]
 fn old_messages_are_deleted_at_start() {
     let directory = Directory::new("days");
@@ -1264,11 +1263,11 @@ fn old_messages_are_deleted_at_start() {
     let day = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-86460 seconds')";
     let general = "room = (SELECT id FROM rooms WHERE name = 'general')";
     file.execute(&format!("UPDATE messages SET time = {day} WHERE NOT ({general}) OR {general} AND id <= 4"));
-    // An old message after a newer one stays until the newer one expires, so that ids stay consecutive.
+    // Message 7 is old, but follows newer messages. The server must keep it, because ids must stay consecutive.
     file.execute(&format!("UPDATE messages SET time = {day} WHERE {general} AND id = 7"));
     let seven = file.rows().messages[&("general".to_owned(), 7)].clone();
     stored[6] = seven;
-    // The server deletes nothing with 0, which means no limit, or with 2, because no message is two days old.
+    // `--history-days 0` sets no limit, and 2 deletes nothing because no message is two days old.
     for option in ["0", "2"] {
         let mut server = file.start(&["--history-days", option]);
         assert_eq!(ids(&welcome(&server, "general", "")["history"]).len(), 10);
@@ -1295,8 +1294,7 @@ fn old_messages_are_deleted_at_start() {
 
 // ------------------------------------------------------------------------------------------------ dialects and pages
 
-/// After a restart, the server replays stored messages in the `rooms` and `presence` dialects, including messages
-/// that were sent in these dialects.
+/// After a restart, clients of every dialect receive all stored messages, whichever dialect the sender used.
 #[test]
 fn all_dialects_after_a_restart() {
     let directory = Directory::new("dialects");
@@ -1343,8 +1341,8 @@ fn receive_message_of(user: &mut User, name: &str) -> Value {
     }
 }
 
-/// After several restarts, history pages reach back to message 1 of the first run. A client that switches back to a
-/// room receives the room's history again.
+/// After several restarts, history pages still reach back to the very first message, and a client that switches back to
+/// a room still receives the room's history.
 #[test]
 fn pages_and_switches_across_restarts() {
     let directory = Directory::new("pages");

@@ -30,7 +30,7 @@ fn output_of(args: &[&str], input: &[u8], code: i32) -> String {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     let (out, err) = (text(output.stdout), text(output.stderr));
     assert_eq!(output.status.code(), Some(code), "{args:?}: {out}{err}");
-    assert!(!out.contains('\x1b'), "no colour in a pipe");
+    assert!(!out.contains('\x1b'), "no color in a pipe");
     match code {
         2 => {
             assert_eq!((out.as_str(), err.lines().count()), ("", 1), "one line: {err}");

@@ -93,7 +93,7 @@ impl<'s> Clients<'s> {
         clients
     }
 
-    /// Connects clients, and waits until each has received `welcome`. A client that knows an epoch resumes.
+    /// Connects clients, and waits until each has received `welcome`. Clients that connect again resume.
     fn connect(&mut self, numbers: &[usize]) {
         for group in numbers.chunks(CONNECTS) {
             for number in group {
@@ -412,8 +412,7 @@ fn little_memory() {
         clients.talk(10);
         clients.settle();
     }
-    // After the response to the handshake, the server sends an attacker nothing but a Close, so new bytes mean a
-    // Close.
+    // After the handshake, the server sends an attacker nothing except a Close frame, so any new bytes are that frame.
     crowd.turn_until("the server closes the connections with the largest buffers", |crowd| {
         crowd.members.iter().map(|member| member.received).sum::<usize>() > received
     });
@@ -425,7 +424,7 @@ fn little_memory() {
 fn no_stderr() {
     let _alone = alone();
     let fifo = temporary("fifo");
-    // Three kinds of broken stderr: closed, on a full disk, and a full pipe that no process reads.
+    // Three kinds of broken stderr: a closed descriptor, a file on a full disk, and a full pipe that no process reads.
     let fill = "dd if=/dev/zero of=/proc/self/fd/9 bs=64K count=1 oflag=nonblock status=none || true";
     let pipe = format!("mkfifo '{0}'; exec 9<>'{0}'; {fill}", fifo.display());
     for (setup, redirection) in [("", "2>&-"), ("", "2>/dev/full"), (&*pipe, &*format!("2>'{}'", fifo.display()))] {
@@ -454,7 +453,7 @@ fn a_suspended_server() {
     let server = start(&["--ping-interval", "0.5", "--idle-timeout", "2"]);
     let mut clients = Clients::join(&server, CLIENTS / 5);
     server.signal("STOP");
-    std::thread::sleep(Duration::from_secs(4)); // twice the idle timeout
+    std::thread::sleep(Duration::from_secs(4)); // twice the idle timeout, but no client may time out
     server.signal("CONT");
     clients.talk(20);
     clients.settle();

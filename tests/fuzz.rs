@@ -13,7 +13,7 @@ fn every_kept_input_satisfies_its_oracle() {
         assert!(!inputs.is_empty(), "{target} has seeds");
         for input in inputs {
             let path = input.expect("a seed").path();
-            println!("{}", path.display()); // shown if the oracle panics
+            println!("{}", path.display()); // the test output includes this path if the oracle panics
             check(&std::fs::read(path).expect("a seed"));
         }
     }

@@ -51,9 +51,9 @@ fn the_reading_order_is_that_of_the_readme() {
     let is_step = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
     let steps = chapter(&tour, "Reading order").lines().filter(is_step);
     let modules: Vec<Vec<&str>> = steps.map(code_spans).collect();
-    // Skip part three of the README: the docs contain an optional feature's modules only if the feature is enabled.
+    // Skip the README's part three, on optional features: the tour cannot link to modules that a default build lacks.
     let rows = table_rows(chapter(README, "Read it").split("**Part three").next().expect("a part"));
-    let in_tour = |module: &String| module != "maps"; // the tour skips this simple module
+    let in_tour = |module: &String| module != "maps"; // `maps` is too simple for the tour
     let files = rows.iter().map(|row| code_spans(row[1]).into_iter().map(module_of).filter(in_tour).collect());
     let files: Vec<Vec<String>> = files.collect();
     assert_eq!(modules, files, "left: the tour; right: the README");
@@ -77,7 +77,7 @@ fn limits_of_the_protocol_page_are_those_of_the_configuration() {
     }
 }
 
-/// Every file in an exercise exists, and declares the functions and types that the exercise names before the file.
+/// Checks that each exercise's functions and types are declared in the file that the exercise names after them.
 #[test]
 fn exercises_name_code_that_exists() {
     let (tour, sources) = (tour(), [read_all("src"), read_all("tests")].concat());

@@ -34,7 +34,7 @@ fn page(user: &mut User, room: &str, data: Value) -> Value {
     page
 }
 
-/// Starts a server, and lets Eve send `count` messages to one room. Returns the server and Eve.
+/// Starts a server on which Eve sends `count` messages to one room. Returns the server and Eve.
 fn room_with(count: u64, args: &[&str]) -> (Server, User) {
     let server = chat(args);
     let mut eve = User::events(&server, "eve", "general");

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::users::events_path;
 use support::{RawClient, Server};
 
-/// The working directory of a test's server and `wirechat history` commands.
+/// The directory in which a test runs its server and its `wirechat history` commands.
 struct Folder(Directory);
 
 impl Folder {
@@ -138,7 +138,7 @@ fn check() {
     write_history(&folder);
     assert_eq!(folder.printed(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
     folder.printed(&["chat.db", "backup", "copy.db"]);
-    let path = folder.path("copy.db"); // without a WAL, SQLite must read the damaged page
+    let path = folder.path("copy.db"); // the copy has no WAL, so SQLite must read the page that this test damages
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 4096].fill(0x55);

@@ -36,13 +36,12 @@ struct Row {
 enum End {
     /// The connection stays open: the server replies to a Ping.
     Open,
-    /// The server waits for more bytes and sends nothing after `back`.
+    /// The server waits for more bytes from the client and sends nothing further.
     Waits,
-    /// `back` ends with the server's reply to the client's Close. Then the server closes the TCP connection before
-    /// the client does (§7.1.1).
+    /// After replying to the client's Close, the server closes the TCP connection before the client does (§7.1.1).
     Over,
-    /// The server fails the connection because the client has broken this rule. The number is how many bytes of the
-    /// client's last frame are still missing.
+    /// The server fails the connection because the client has broken this rule. The number says how many bytes are
+    /// missing at the end of the client's last frame.
     Fails(Rule, usize),
     /// Like `Fails`, but the client's Close broke the rule, so the client sends no further frame.
     FailsClosed(Rule),
@@ -50,8 +49,8 @@ enum End {
 
 use End::{Open, Over, Waits};
 
-/// The Close with which the server must report a broken rule. The close reason must contain one of the sections, if
-/// any are given, and one of the words.
+/// The Close with which the server must report a broken rule. The close reason must contain one of `sections` (if there
+/// are any) and one of `words`.
 #[derive(Clone, Copy)]
 struct Rule {
     code: u16,
@@ -93,7 +92,7 @@ fn fails(id: impl Into<String>, sent: &str, rule: Rule) -> Row {
     row(id, ECHO, hex(sent), [], End::Fails(rule, 0))
 }
 
-/// Like [`fails`], but for the chat. `owed` is how many bytes of the last frame are missing.
+/// Like [`fails`], but for the chat endpoint. `owed` is the number of bytes missing from the last frame.
 fn chat_fails(id: impl Into<String>, sent: &str, rule: Rule, owed: usize) -> Row {
     row(id, CHAT, hex(sent), [], End::Fails(rule, owed))
 }
@@ -158,8 +157,8 @@ fn assert_silent(client: &RawClient) {
     assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "the server waits and sends nothing");
 }
 
-/// Checks that the server sends a Close for `rule` and nothing after the Close. If the error leaves the frame
-/// boundaries known, the client sends more frames, and the server must reply to none of them.
+/// Checks that the server sends a Close for `rule` and nothing else. After codes other than 1002 and 1009, the frame
+/// boundaries are still known, so the client sends more frames, which the server must ignore.
 fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
     let code = receives_close_for(client, rule);
     if !matches!(code, 1002 | 1009) {
@@ -212,8 +211,8 @@ fn rule_of(error: ProtocolError) -> Rule {
     }
 }
 
-/// Runs the cases of `wirechat poke` that only send bytes after a valid handshake. Unlike `poke`, this test parses
-/// the replies without the server's code, and checks the wording of close reasons.
+/// Runs the `wirechat poke` cases in which the client completes a valid handshake and then only sends bytes. Unlike
+/// `poke`, this test parses the replies without the server's code, and checks the wording of close reasons.
 #[test]
 fn the_catalogue() {
     let rows: Vec<Row> = catalogue::all_cases().filter_map(row_of).collect();
@@ -255,7 +254,7 @@ fn frame_of(back: &Reply) -> Vec<u8> {
     }
 }
 
-/// Returns how many bytes of the last frame are missing; 0 if a frame uses an extended length.
+/// Returns how many bytes of the last frame are missing. Parses only 7-bit lengths: returns 0 at the first longer one.
 fn owed(mut sent: &[u8]) -> usize {
     while let [_, second @ 0..=0xfd, ..] = sent {
         let size = 2 + usize::from(second >> 7) * 4 + usize::from(second & 0x7f);
@@ -272,8 +271,8 @@ fn frames() {
     run(&[frame_rows(), length_rows(), size_rows(), opcode_rows()]);
 }
 
-/// The server unmasks each frame with the frame's own masking key. The server fails the connection on an unmasked
-/// frame, a binary frame on the chat, or a length that is not in the shortest form (§5.1–§5.3).
+/// The server unmasks each frame with that frame's masking key, and fails the connection on an unmasked frame, a binary
+/// frame on the chat endpoint, or a length that is not in the shortest form (§5.1–§5.3).
 #[rustfmt::skip]
 fn frame_rows() -> Vec<Row> {
     vec![
@@ -306,8 +305,8 @@ fn length_rows() -> Vec<Row> {
     rows
 }
 
-/// Frame headers that announce messages at and above the size limit, which is 64 KiB on the chat and 16 MiB on
-/// `/echo`. A header above the limit fails the connection.
+/// Frame headers that announce messages at and above the size limit, which is 64 KiB on the chat endpoint and
+/// 16 MiB on `/echo`. A header above the limit fails the connection.
 #[rustfmt::skip]
 fn size_rows() -> Vec<Row> {
     vec![
@@ -382,8 +381,8 @@ fn order_rows() -> Vec<Row> {
     ]
 }
 
-/// The server checks each rule as soon as the necessary bytes have arrived, but only after the rules before it in
-/// the order of [`order_rows`].
+/// The server checks each rule as soon as the necessary bytes have arrived and all rules that come earlier in the
+/// order of [`order_rows`] have been checked.
 #[rustfmt::skip]
 fn earliest_rows() -> Vec<Row> {
     vec![
@@ -410,8 +409,8 @@ fn fragments() {
     run(&[fragment_rows(), fragment_size_rows()]);
 }
 
-/// The server fails the connection on fragments in a wrong order, even if the fragments are empty. In the right order,
-/// empty fragments are valid (§5.4).
+/// The server fails the connection on fragments in the wrong order, even if they are empty. In the right order, empty
+/// fragments are valid (§5.4).
 #[rustfmt::skip]
 fn fragment_rows() -> Vec<Row> {
     vec![
@@ -427,8 +426,8 @@ fn fragment_rows() -> Vec<Row> {
     ]
 }
 
-/// The server accepts 64 KiB in fragments, the chat's size limit, and fails the connection on one more byte. The server
-/// also replies to 1,000 Pings between two fragments.
+/// The chat's limit of 64 KiB applies to the total length of a message's fragments: one more byte fails the connection.
+/// On `/echo`, the server replies to 1,000 Pings between two fragments.
 fn fragment_size_rows() -> Vec<Row> {
     let kib = [b' '; 1024];
     let mut full = masked(0x01, &kib);
@@ -455,7 +454,7 @@ fn utf8() {
     run(&[utf8_rows(), bad_utf8_rows(), early_utf8_rows()]);
 }
 
-/// Valid text, and a binary message that is not UTF-8: the server must echo all of them (§5.6, §8.1).
+/// Valid text messages, and a binary message that is not UTF-8. The server must echo each of them (§5.6, §8.1).
 fn utf8_rows() -> Vec<Row> {
     let same = |id: &str, text: &[u8]| row(id, ECHO, masked(0x81, text), unmasked(0x81, text), Open);
     let kosme = hex("ce ba e1 bd b9 cf 83 ce bc ce b5");
@@ -475,7 +474,7 @@ fn utf8_rows() -> Vec<Row> {
     ]
 }
 
-/// Invalid text in one frame, in two fragments, and on the chat: the server must fail the connection (§8.1).
+/// Text messages that are not valid UTF-8, whole or in two fragments. The server must fail the connection (§8.1).
 fn bad_utf8_rows() -> Vec<Row> {
     let bad = [
         ("a surrogate", "ed a0 80"),
@@ -500,8 +499,8 @@ fn bad_utf8_rows() -> Vec<Row> {
         let text = hex(text);
         let (first, last) = text.split_at(text.len() / 2);
         let halves = [masked(0x01, first), masked(0x80, last)].concat();
-        // The server may fail the connection after the first fragment. The client still sends the second fragment,
-        // so no frame is incomplete.
+        // The server may fail the connection after the first fragment. The client sends the second fragment anyway,
+        // so no bytes are missing from the last frame.
         rows.push(row(id, ECHO, masked(0x81, &text), [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, in two fragments"), ECHO, halves, [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, on the chat"), CHAT, masked(0x81, &text), [], End::Fails(UTF8, 0)));
@@ -700,8 +699,8 @@ fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// After random bytes, the server either sends a Close because a rule is broken, or ends its stream once the client
-/// has ended its own.
+/// After random bytes, the server either fails the connection with a Close, or ends its stream once the client has
+/// ended its own.
 #[test]
 fn random_bytes() {
     let mut server = Watched::start(&[]);

@@ -192,7 +192,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
     Some(row(case.name, request::build_request(url, KEY, edits), expected))
 }
 
-/// Returns `§4` for `§4.2.1`: the body may cite another section of the same chapter.
+/// Returns the top-level section, such as `§4` for `§4.2.1`, because the body may cite another part of that section.
 fn chapter(section: &'static str) -> &'static str {
     section.split('.').next().unwrap_or(section)
 }
@@ -272,7 +272,7 @@ fn heads_that_are_not_http() {
     run(Watched::start(&[]), &syntax_rows());
 }
 
-/// RFC 9112 §2.2, §5: misplaced line ends, white space and control characters.
+/// RFC 9112 §2.2, §5: line endings, white space and control characters in the wrong places.
 #[rustfmt::skip]
 fn syntax_rows() -> Vec<Row> {
     let hs = handshake;
@@ -337,7 +337,7 @@ fn heads_that_are_too_long() {
     run(Watched::start(&[]), &length_rows());
 }
 
-/// A request head may have up to 8 KiB and 64 headers. The valid request already has five headers.
+/// A request head may have up to 8 KiB and 64 headers. The request from `handshake` already has five headers.
 #[rustfmt::skip]
 fn length_rows() -> Vec<Row> {
     let hs = handshake;
@@ -422,7 +422,7 @@ fn subprotocols() {
     run(Watched::start(&[]), &subprotocol_rows());
 }
 
-/// RFC 6455 §4.2.2, §1.9: the server selects the subprotocol of the endpoint if the client offers it, otherwise none.
+/// RFC 6455 §4.2.2, §1.9: the server selects the endpoint's subprotocol if the client offers it, and otherwise none.
 #[rustfmt::skip]
 fn subprotocol_rows() -> Vec<Row> {
     let offer = |names: &str| handshake().add(format!("Sec-WebSocket-Protocol: {names}"));
@@ -608,7 +608,7 @@ fn the_first_broken_rule_decides() {
 /// The server checks `--max-connections` last, in step 11 of the table in `src/chat/PROTOCOL.md`.
 #[test]
 fn full_is_checked_last() {
-    // The three connections of `Watched` fill the server.
+    // `Watched` opens three connections, so the server accepts no others.
     let full = || rejects(&[503], &[]);
     let server = Watched::start(&["--max-connections", "3"]);
     let rows = [
@@ -753,7 +753,7 @@ fn run_with(token: &str, listen: &str, args: &[&str], rows: &[Row]) {
     run(Watched::new(support::Server::start_at(listen, &args), token), rows);
 }
 
-/// The server sends the same response for a missing token and for every wrong token.
+/// A missing token and every wrong token get the same 401 response.
 #[test]
 #[rustfmt::skip]
 fn tokens() {

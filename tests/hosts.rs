@@ -21,9 +21,9 @@ use support::{RawClient, Server, masked, token_file, wait_until};
 
 /// Makes the server public, so that the server applies its limits to loopback clients, too.
 const PUBLIC: [&str; 2] = ["--allow-host", "chat.example"];
-/// Makes the server public. A test sets a client's address with `X-Forwarded-For`, as a trusted proxy does.
+/// Makes the server public and 127.0.0.1 a trusted proxy, so that tests can set client addresses in `X-Forwarded-For`.
 const PROXIED: [&str; 2] = ["--trusted-proxy", "127.0.0.1"];
-/// Turns off three limits, for tests of other features that would exceed these limits.
+/// Turns off three limits, for tests of other features that would exceed them.
 const UNLIMITED: [&str; 6] = ["--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "0"];
 
 fn public(args: &[&str]) -> Server {
@@ -153,8 +153,8 @@ fn no_limit_of_wrong_tokens() {
 
 // -------------------------------------------------------------------------------------------- connections per address
 
-/// The server counts a connection as soon as it accepts the connection, and rejects connections over
-/// `--max-per-address` without reading a request.
+/// The server counts every accepted connection, even a silent one. It rejects connections over `--max-per-address`
+/// without reading a request.
 #[test]
 fn too_many_connections_from_one_address() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "3"]);
@@ -199,7 +199,7 @@ fn silent_clients_hold_no_other_place() {
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 503);
 }
 
-/// Rejected connections do not count towards `--max-per-address`, even while the connections linger.
+/// Rejected connections do not count towards `--max-per-address`, even while they linger.
 #[test]
 fn rejected_connections_do_not_count() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "1"]);
@@ -509,7 +509,7 @@ fn connections_of_a_user_share_the_rest_of_its_limits() {
     };
     send_at_once(&mut clients, r#"{"event":"typing"}"#, 1);
     witness.receives_event("typing", json!({}));
-    // With a burst of two, the eleventh rejected message counts as flooding. The two connections send eight each.
+    // With a burst of two, the eleventh rejected message counts as flooding. Eight from one connection are too few.
     send_at_once(&mut clients, r#"{"event":"ping"}"#, 8);
     let left = witness.receives_event("left", json!({}));
     let [a, b] = &mut clients;
@@ -537,8 +537,8 @@ fn joins_are_free_on_a_local_server() {
 
 // ------------------------------------------------------------------------------------------------- reserved usernames
 
-/// If a token is bound to a username, the server rejects clients with other tokens that use the username, in any case
-/// or letter width. The username is the default username of clients with the bound token.
+/// If a token is bound to a username, the server rejects clients that claim the username with another token,
+/// regardless of case and letter width. Clients with the bound token may omit the username.
 #[test]
 fn reserved_usernames() {
     let file = tokens("reserved", "hers alice\nalso-hers alice\nany\n");
@@ -616,7 +616,7 @@ fn a_bound_token_takes_its_username_over() {
     connect("127.0.0.2", "/?token=free&username=bob").receives_close(1008, "username already in use");
 }
 
-/// While a client with a `client_id` is connected, the server rejects clients with that `client_id` and another token.
+/// While a `client_id` is in use, the server rejects clients that use it with another token.
 #[test]
 fn a_client_id_of_another_token() {
     let file = tokens("client-ids", "one\ntwo\n");
@@ -703,7 +703,7 @@ fn a_token_in_a_subprotocol() {
     }
 }
 
-/// Asserts that `text` does not contain `secret`, neither verbatim nor in hexadecimal.
+/// Asserts that `text` does not contain `secret`, either verbatim or in hexadecimal.
 fn assert_hidden(secret: &str, what: &str, text: &str) {
     let digits: Vec<String> = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     for form in [secret.to_owned(), digits.join(""), digits.join(" ")] {
@@ -734,7 +734,7 @@ fn headers_of_a_proxy_that_is_not_trusted() {
     assert_eq!(server.log().matches("JOIN room=general user=ann connection=").count(), 3);
     assert_eq!((server.log().matches("address=127.0.0.1").count(), warned(&server)), (6, 1), "{}", server.log());
     assert!(!server.log().contains("192.0.2.7"), "{}", server.log());
-    // With any `--trusted-proxy`, the server does not warn, because the operator has already listed all proxies.
+    // With any `--trusted-proxy`, the server suggests no other, because the operator has already listed all proxies.
     let server = Server::start(&[&UNLIMITED[..], &["--open", "--trusted-proxy", "10.0.0.0/8"]].concat());
     forwarded_join(&server);
     server.wait_for_log("LEAVE");
@@ -742,7 +742,7 @@ fn headers_of_a_proxy_that_is_not_trusted() {
 }
 
 /// A client cannot fake its address in `X-Forwarded-For`: a trusted proxy appends the real address, and the server
-/// reads the header from its end.
+/// reads the header from right to left.
 #[test]
 fn the_address_that_a_trusted_proxy_adds() {
     let server = proxied(&[&UNLIMITED[..], &["--open"]].concat());
@@ -912,7 +912,7 @@ fn privileges_of_a_local_server() {
 
 // ------------------------------------------------------------------------------------------------------- large rooms
 
-/// The server limits the length of member lists; `member_count` and `active_count` are exact even in a large room.
+/// The server limits the length of member lists. `member_count` and `active_count` are exact even in a large room.
 #[test]
 fn large_rooms() {
     let server = Server::start(&["--max-listed", "2", "--max-presence", "3"]);
@@ -1035,7 +1035,7 @@ fn rooms_of_one_user() {
     guest.receives_event("switched", json!({"room": "general"}));
     guest.sends_event("switch_room", json!({"room": "three"}));
     guest.receives_event("switched", json!({"room": "three", "members": ["three"]}));
-    // A room no longer counts towards the limit once the room is empty.
+    // An empty room does not count towards the limit, so the user can now open another room.
     one.leaves();
     join("127.0.0.2", "four").leaves();
 }
@@ -1092,7 +1092,7 @@ fn general_can_always_be_joined() {
     assert_eq!(server.status(&handshake().target("/?token=dev-token&room=two")), 503);
 }
 
-// ------------------------------------------------------------------------------------------------------ all buffers
+// ------------------------------------------------------------------------------------------------- limit on buffers
 
 /// The outboxes together exceed `--max-buffered`, though no outbox exceeds `--max-outbox`. The server closes only the
 /// clients that do not read.

@@ -38,7 +38,7 @@ fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     }
 }
 
-/// Reads records up to the first frame with this sender (`client` or `server`) and opcode. Returns the frame's record.
+/// Reads records up to the first frame sent by `from` (`client` or `server`) with opcode `name`. Returns its record.
 fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     loop {
         let frame = read_record(inspector, "frame");
@@ -298,14 +298,14 @@ fn an_inspector_is_not_inspected() {
     assert!(of_inspector.iter().all(|line| !line.contains("TEXT")), "{of_inspector:#?}");
 }
 
-/// If an inspector does not read, the server drops records and later sends their number. The inspected client sees no
+/// If an inspector does not read, the server drops records, and later reports how many. The inspected client sees no
 /// delay.
 #[test]
 fn an_inspector_that_never_reads() {
     let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
     let (mut alice, ticket) = join(&server, "alice");
     let mut inspector = inspect(&server, &ticket);
-    // Send more frames than the kernel can buffer as records: a record is several times as long as its frame.
+    // A record is several times as long as its frame. Send so many frames that the kernel cannot buffer all records.
     const ROUNDS: usize = 400;
     for round in 0..ROUNDS {
         let messages: Vec<u8> = (0..20).flat_map(|_| masked(0x81, message(&"x".repeat(400)).as_bytes())).collect();
@@ -314,7 +314,7 @@ fn an_inspector_that_never_reads() {
             assert_eq!(alice.read_event("message")["text"].as_str().unwrap().len(), 400, "round {round}");
         }
     }
-    // The server sends the number of missed records only before its next record, so send Pings to cause more records.
+    // The server reports the missed records only before its next record, so send Pings to cause more records.
     let (sent, mut shown, mut missed) = (2 * 20 * ROUNDS as u64, 0, 0);
     while shown + missed < sent {
         alice.send(&masked(0x89, b""));
@@ -439,7 +439,7 @@ fn inspection_begins_between_two_messages() {
     let mut bob = server.upgrade("/echo?token=dev-token");
     let whole = masked(0x81, message("in two halves").as_bytes());
     alice.send(&whole[..10]);
-    // Once the server has replied to two Pings of bob, it has also read the first ten bytes of alice's message.
+    // Each of bob's Pings takes a turn of the event loop. After two turns, the server has read alice's ten bytes.
     for _ in 0..2 {
         bob.send(&masked(0x89, b"sync"));
         assert_eq!(bob.read_frame().payload, b"sync");

@@ -48,7 +48,7 @@ fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
     tab
 }
 
-/// Opens the menu if the open inspector hides the sidebar.
+/// Shows the sidebar: opens the menu if the sidebar is hidden because the inspector is open.
 fn show_side(tab: &Tab) {
     if tab.eval("__button('Menu').checkVisibility()") == true {
         tab.press_button("Menu");
@@ -75,14 +75,14 @@ fn choose(tab: &Tab, words: &[&str]) {
     tab.wait_for(&format!("{}.ariaSelected === 'true'", row(words)));
 }
 
-/// Returns the binary digits of a field in the figure of the frame.
+/// Returns the binary digits that the figure of the selected frame shows for a field.
 fn bits(tab: &Tab, field: &str) -> String {
     tab.text(&format!(
         "[...document.querySelectorAll('.segment[data-field=\"{field}\"] .digits')].map((d) => d.textContent).join('')"
     ))
 }
 
-/// Returns the bytes of a part of the frame, which the page shows in hexadecimal.
+/// Returns the bytes that the page shows in hexadecimal for one part of the selected frame.
 fn bytes(tab: &Tab, part: &str) -> Vec<u8> {
     unhex(&tab.text(&format!("document.querySelector('.group[data-part={part}] code')?.textContent ?? ''")))
 }
@@ -231,7 +231,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
-/// The `welcome` event and two messages pass before the inspector opens. The inspector only counts these frames.
+/// The inspector only counts frames from before it opens: here the `welcome` event and the frames of two messages.
 #[test]
 fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     let browser = browser!();
@@ -258,7 +258,7 @@ fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     assert_eq!((first_number("↑ client") - 1) + (first_number("↓ server") - 1), earlier, "{rows:?}");
 }
 
-/// The inspector and the server's trace show the same time for a frame: in UTC, with a final `Z`.
+/// The inspector shows the same time for a frame as the server's trace: in UTC, with a `Z` at the end.
 #[test]
 fn times_are_in_utc() {
     let browser = browser!();
@@ -363,7 +363,7 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    alice.press_button("Ask for a PING"); // the PING confirms that the server has executed the command for fragments
+    alice.press_button("Ask for a PING"); // commands run in order: the PING shows that fragmentation is on
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -411,7 +411,7 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.press_button("Pause");
     type_message(&alice, "while paused");
     wait_for_log(&alice, "while paused");
-    alice.wait_for("__button('Resume (3 new)')"); // the `typing` command, the message, and its event
+    alice.wait_for("__button('Resume (3 new)')"); // the commands `typing` and `message`, and the event `message`
     assert!(!rows(&alice).iter().any(|row| row.contains("TEXT")));
     alice.press_button("Resume (3 new)");
     alice.press_button("Ask for a PING");
@@ -483,8 +483,8 @@ fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
     wait_for_row(&alice, &["↑ client", "switch to #annex"]);
     wait_for_row(&alice, &["↓ server", "switched to #annex"]);
     assert!(!rows(&alice).iter().any(|row| row.contains('{')), "the list shows no raw JSON: {:?}", rows(&alice));
-    let colour = |words: &[&str]| alice.text(&format!("getComputedStyle({}).backgroundColor", row(words)));
-    let [client, server, state] = [&["↑ client", "\"Hello\""][..], &["↓ server", "\"Hello\""], &["OPEN"]].map(colour);
+    let color = |words: &[&str]| alice.text(&format!("getComputedStyle({}).backgroundColor", row(words)));
+    let [client, server, state] = [&["↑ client", "\"Hello\""][..], &["↓ server", "\"Hello\""], &["OPEN"]].map(color);
     assert!(client != server && client != state && server != state, "{client} {server} {state}");
     choose(&alice, &["↑ client", "\"Hello\""]);
     assert!(alice.text(&format!("{DETAIL}.querySelector('.payload-text').textContent")).starts_with("{\"event\""));
@@ -515,7 +515,7 @@ fn each_line_of_the_handshake_is_explained() {
     assert!(find(&explained, "Sec-WebSocket-Accept").contains("§4.2.2"));
 }
 
-/// Returns the names of the highlighted fields in the figure, rows in the list of fields, and groups of bytes.
+/// Returns the names of everything highlighted in the figure, in the list of fields, and in the bytes, in this order.
 fn lit(tab: &Tab) -> Value {
     tab.eval(
         "[['.segment', (e) => e.dataset.field], ['.words > div', (e) => e.querySelector('b, .term').textContent],
@@ -539,7 +539,7 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     let fin = json!([["FIN"], ["FIN"], ["flags"]]);
     let first = json!([["FIN", "RSV1", "RSV2", "RSV3", "opcode"], ["FIN", "RSV1–3", "opcode"], ["flags"]]);
     let key = json!([["Masking-key"], ["Masking-key"], ["key"]]);
-    // Highlight by mouse.
+    // Highlight fields with the mouse.
     alice.hover(&segment("FIN"));
     expect("FIN is highlighted", fin.clone());
     alice.hover(&term("Masking-key"));
@@ -551,7 +551,7 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     alice.screenshot("inspector-linked");
     alice.hover("document.querySelector('#inspector h2')");
     expect("nothing is highlighted", json!([[], [], []]));
-    // Highlight by keyboard. The figure and the list of fields are one tab stop each.
+    // Highlight fields with the keyboard. The figure and the list of fields each have a single tab stop.
     alice.eval(&format!("{DETAIL}.focus()"));
     tab_to(&alice, &segment("FIN"));
     expect("FIN is highlighted", fin.clone());
@@ -591,18 +591,18 @@ fn a_message_and_its_frame_lead_to_each_other() {
     let message =
         |text: &str| format!("[...document.querySelectorAll('.message')].find((m) => m.innerText.includes('{text}'))");
     let show_frame = |text: &str| format!("{}.querySelector('.show-frame')", message(text));
-    // If the inspector is closed, the button of a message opens the inspector and selects the message's frame.
+    // The button on a message selects the message's frame, and first opens the inspector if it is closed.
     alice.press_button("Close");
     alice.click(&show_frame("from bob"));
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
     alice.wait_for(&format!("document.activeElement === {DETAIL}"));
-    // For the user's own message, the button selects the client's frame, even if the filter hides that frame.
+    // The button on the user's own message selects the frame that the page sent, even if the filter hides that frame.
     alice.eval("__field('Filter').value = 'control', __field('Filter').dispatchEvent(new Event('change'))");
     alice.eval(&format!("{}.focus()", show_frame("from alice")));
     assert_eq!(alice.text("getComputedStyle(document.activeElement).opacity"), "1");
     alice.press_key("Enter", false);
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["client", "from alice"])));
-    // The button of a frame moves the focus to the frame's message.
+    // The “Show its message” button moves the focus from a frame to its message.
     alice.press_button("Show its message");
     alice.wait_for(&format!("document.activeElement === {}", message("from alice")));
     alice.wait_for(&format!("{}.classList.contains('shown-message')", message("from alice")));
@@ -687,7 +687,7 @@ fn a_close_with_a_code_is_requested() {
     alice.wait_for(r#"sockets[1].sent.at(-1) === '{"do":"close","code":1001}'"#);
 }
 
-// ---- “Hello” alone ----
+// ---- The echo of “Hello” ----
 
 #[test]
 fn hello_is_echoed_without_json_around_it() {
@@ -734,18 +734,18 @@ fn without_an_echo_the_page_says_what_failed() {
     alice.wait_for("!__button('Send “Hello” alone').disabled");
 }
 
-// ---- Cases, played by a scripted server ----
+// ---- Test cases, with a scripted server ----
 
 const REQUEST: &str = "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The reason in the server's Close after an unmasked frame. `wirechat replay` reports the unmasked frame as a failure
-/// only if the recorded Close has this reason: another reason shows that the server closed for another cause.
+/// The reason in the server's Close after an unmasked frame. `wirechat replay` reports the frame as an error only if
+/// the Close has this reason: with another reason, the server closed the connection for another cause.
 const REASON: &str = "client frames must be masked (RFC 6455 §5.1)";
 
-/// A scripted server: the test's ends of a page's chat connection and inspector connection.
+/// A scripted server: the server's ends of the page's chat and inspector connections, controlled by the test.
 struct Script {
     chat: WebSocket<TcpStream>,
     inspector: WebSocket<TcpStream>,
@@ -799,8 +799,8 @@ impl Script {
         self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
     }
 
-    /// Sends the record of an unmasked frame. The first read or write of each direction was the HTTP head, so frame n
-    /// is in read or write n + 1.
+    /// Sends the record of an unmasked frame. In each direction, read or write 1 carried the HTTP head, so frame n is
+    /// in read or write n + 1.
     fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };
@@ -822,7 +822,7 @@ impl Script {
             case("unmasked-frame", "A client frame without a mask", "§5.1")]}));
     }
 
-    /// Offers the cases, presses Play for `unmasked-frame`, and reads the resulting command.
+    /// Sends the list of test cases, presses Play for `unmasked-frame`, and reads the command that the page sends.
     fn begin(&mut self, tab: &Tab) {
         self.offer_cases();
         tab.wait_for("__button('Play').checkVisibility()");
@@ -831,7 +831,7 @@ impl Script {
         assert_eq!(self.command(), json!({"do": "play", "case": "unmasked-frame"}));
     }
 
-    /// Sends the records of the case `unmasked-frame`, as connection 9.
+    /// Sends the records of the test case `unmasked-frame`, which uses connection 9.
     fn play(&mut self) {
         self.handshake(9);
         self.frame(9, "client", 1, 1, b"Hello");
@@ -908,7 +908,7 @@ fn a_case_is_played_below_its_own_heading() {
     for axe in axe().iter() {
         assert_accessible(&alice, axe, "a played case");
     }
-    // An `error` record also enables the Play button again.
+    // The page enables the Play button again after an `error` record, as it does after a result.
     alice.press_button("Play");
     script.command();
     alice.wait_for("__button('Play').disabled");
@@ -1016,7 +1016,7 @@ fn a_connection_is_saved_as_a_recording_that_replay_reads() {
     }
 }
 
-/// The `welcome` event passes before the inspector opens, so the page rebuilds the frame from the event's text.
+/// The `welcome` event arrives before the inspector opens, so the page rebuilds the frame from the event's text.
 #[test]
 fn the_connection_of_the_chat_is_saved_as_a_recording() {
     let browser = browser!();
@@ -1224,9 +1224,9 @@ fn forced_colours_keep_selection_and_links_visible() {
     let outline =
         |element: &str| alice.text(&format!("getComputedStyle(document.querySelector('{element}')).outlineStyle"));
     assert_eq!([".record[aria-selected=true]", ".segment[data-lit]"].map(outline), ["solid", "solid"]);
-    alice.screenshot("inspector-forced-colours");
+    alice.screenshot("inspector-forced-colors");
     for axe in axe().iter() {
-        assert_accessible(&alice, axe, "forced colours");
+        assert_accessible(&alice, axe, "forced colors");
     }
 }
 
@@ -1275,7 +1275,7 @@ fn it_can_be_used_by_keyboard_alone() {
     alice.press_key("ArrowUp", false);
     let active = "document.getElementById(document.activeElement.getAttribute('aria-activedescendant'))";
     alice.wait_for(&format!("{active} === {ROWS}.at(-2) && {active}.ariaSelected === 'true'"));
-    tab_to(&alice, DETAIL); // the pane takes the focus, so that keys can scroll the pane
+    tab_to(&alice, DETAIL); // the pane is focusable, so that the keyboard can scroll it
     alice.press_key("Escape", false);
     alice.wait_for("document.activeElement === __button('Inspector')");
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);

@@ -112,7 +112,7 @@ fn claims(subject: &str) -> Value {
     json!({"sub": subject, "exp": now() + 600})
 }
 
-/// Adds the fields of `more` to `claims`, and replaces fields of the same name.
+/// Adds the fields of `more` to `claims`, replacing fields of the same name.
 fn and(mut claims: Value, more: Value) -> Value {
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     claims
@@ -123,7 +123,7 @@ fn request(target: &str, token: &str) -> Request {
     handshake().target(format!("{target}{separator}token={}", encode(token)))
 }
 
-/// Joins with the `events` dialect, and reads the `welcome`.
+/// Joins in the `events` dialect. Returns the user and the data of the `welcome` event.
 fn join(server: &Server, token: &str, query: &str) -> (User, Value) {
     let mut user = User::at(server, Dialect::Events, &format!("/?token={token}{query}"), "");
     let welcome = user.receives_event("welcome", json!({}));
@@ -485,8 +485,8 @@ fn a_token_that_expires_soon() {
     assert_eq!(pass(&mut world, &client, 0.0), [expiring(10)]);
     assert_eq!(pass(&mut world, &client, 9.4), NOTHING);
     assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
-    // The handshake tolerates five seconds of clock skew, but the server still closes the connection of an expired
-    // token.
+    // The handshake tolerates five seconds of clock skew, so it may accept an expired token. The server then closes
+    // the connection because the token has expired.
     for (claims, status) in [
         (at(-4.9), 101),
         (at(-5.0), 401),
@@ -626,7 +626,7 @@ fn a_short_life() {
     server.wait_for_log("token expired");
 }
 
-/// Traces and recordings contain no tokens, not even those that renew another token.
+/// Traces and recordings contain no tokens, not even the tokens in renewals.
 #[test]
 fn tokens_are_not_traced_or_recorded() {
     let Some(mut maker) = Maker::start("trace") else { return };
@@ -735,7 +735,7 @@ fn tokens_and_keys_are_reloaded_together() {
     assert_eq!(server.status(&request("/", &jwt)), 401);
 }
 
-/// Without `--jwt-key`, the server does not know the `token` event.
+/// Without `--jwt-key`, the server rejects the `token` command as unknown.
 #[test]
 fn without_the_option() {
     let mut world = World::new(&UNLIMITED);

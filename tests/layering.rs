@@ -14,7 +14,7 @@ use sources::read_all;
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-/// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
+/// Each module with the modules that it may use. `lib.rs` is exempt, because it declares all modules.
 const ARROWS: [(&str, &[&str]); 16] = [
     ("main", &["net", "tools", "config", "config_file", "http", "systemd"]),
     ("net", &["server", "inspect", "config", "broker", "chat", "http", "operator", "systemd", "proxy_protocol"]),
@@ -34,7 +34,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("ws", &[]),
 ];
 
-/// Files that may use blocking I/O and clocks, because their code runs in a tool, at startup or on a separate thread.
+/// Files whose code runs in a tool, at startup or on a separate thread, so it may use blocking I/O and clocks.
 const BLOCKING: [&str; 5] = [
     "broker/redis/link.rs",
     "broker/sqlite/database.rs",
@@ -74,7 +74,7 @@ const OLD_WORDS: &[(&str, &str)] = &[
 ];
 
 struct Source {
-    /// The path below `src`.
+    /// The path relative to `src`.
     name: String,
     file: syn::File,
 }
@@ -219,7 +219,7 @@ impl<'ast> Visit<'ast> for Names {
     }
 }
 
-/// Returns the violations of the rules for modules in a file, each with its line number.
+/// Describes each place where a source file breaks the rules on dependencies between modules.
 fn wall_faults(source: &Source) -> Vec<String> {
     let module = source.name.split(['/', '.']).next().unwrap_or_default();
     // Skip `lib.rs`, which declares all modules, and `pictures.rs`, which only unit tests use.
@@ -248,8 +248,8 @@ fn wall_faults(source: &Source) -> Vec<String> {
     faults.into_iter().collect()
 }
 
-/// Whether the module must not use the path. A module that must not use sockets, clocks or random numbers gets them
-/// from its caller.
+/// Whether `module` must not use `path`. The caller of a module that must not use sockets, clocks or random numbers
+/// passes in the bytes, the time and the random numbers.
 fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
     let is_clock = path.contains(&"Instant") || path.ends_with(&["SystemTime", "now"]);
     let is_random = path.contains(&"RandomState") || path.first() == Some(&"getrandom");
@@ -264,7 +264,7 @@ fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
         // `http` may use `std::fs`, to read the token file.
         "http" => is_clock || is_random || is_mio,
         "chat" | "broker" | "server" | "maps" | "operator" => is_clock || is_random || is_system || is_mio,
-        // A tool has one connection and may wait for it, so it needs no poll loop.
+        // A tool may block while it waits for a connection, so it does not need mio's poll loop.
         "tools" => path.first() == Some(&"mio"),
         _ => false,
     }
@@ -329,7 +329,7 @@ fn the_top_level_is_short() {
     assert!(ignored.lines().any(|line| line.trim_matches('/') == "target"), "git ignores target");
 }
 
-/// Tests the checks themselves. Each case has the name and the text of a source file, and a part of each expected
+/// Tests the checks themselves. Each case has the name and the text of a source file, and a substring of each expected
 /// error.
 #[test]
 fn each_check_can_fail() {

@@ -35,7 +35,7 @@ fn an_echo_of_16_mib() {
 /// client receives no messages when it joins.
 const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
-/// Sends all texts in one write, so that no time passes between them.
+/// Sends all texts in one write, so that they reach the server at almost the same time.
 fn send_at_once(user: &mut User, texts: &[&str]) {
     let frames: Vec<u8> = texts.iter().flat_map(|text| masked(0x81, text.as_bytes())).collect();
     user.client.send(&frames);
@@ -187,7 +187,7 @@ fn limit_of_rooms() {
     switcher.sends_event("switch_room", json!({"room": "c"}));
     switcher.receives_error();
     first.receives_nothing();
-    // The switcher stays in its room.
+    // After the error, the client `switcher` is still in its old room.
     switcher.sends_message("still here");
     for user in [&mut first, &mut switcher] {
         let expected = user.room_message("switcher", "still here", 1);
@@ -206,8 +206,8 @@ fn limit_of_rooms() {
     back.receives_event("welcome", json!({"members": [], "last_id": 1}));
 }
 
-/// A client that switches rooms 300 times leaves many empty rooms, which do not count towards `--max-rooms`. Another
-/// member of its room receives the `joined` and `left` events in order.
+/// A client can switch rooms 300 times, because the empty rooms that it leaves do not count towards `--max-rooms`.
+/// Another member of its first room receives all of the client's `joined` and `left` events in order.
 #[test]
 fn many_switches() {
     let server = chat(&["--max-rooms", "3"]);

@@ -262,7 +262,7 @@ fn the_file_of_a_live_server_stays() {
     };
     fails();
     assert_eq!(unix_status(&path, &handshake()), 101, "the first server still accepts clients");
-    // A server whose backlog is full also counts as live: it may be too busy to accept connections.
+    // A server with a full backlog also counts as running: it may just be too busy to accept connections.
     let busy_path = folder.path("busy");
     let busy = UnixListener::bind(&busy_path).unwrap();
     shorten_backlog(&busy);
@@ -380,7 +380,7 @@ fn hosts_on_a_unix_socket() {
 // --------------------------------------------------------------------------------------------------- socket activation
 
 /// Returns a command that passes `descriptor` to the server as file descriptor 3, as systemd does. `pid` is the value
-/// of `LISTEN_PID`, in which the shell replaces `$$` with the process id of the server.
+/// of `LISTEN_PID`, as a shell expression: `$$` is the server's process id, because the shell's `exec` keeps it.
 fn activated(descriptor: OwnedFd, pid: &str, args: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("exec 3<&0 </dev/null; LISTEN_PID={pid} LISTEN_FDS=1 exec \"$0\" \"$@\"");
@@ -447,7 +447,7 @@ fn descriptors_for_another_process() {
     }
 }
 
-/// The parent process keeps the listening socket open. While no server runs, clients wait in the socket's backlog.
+/// The parent process keeps the listening socket open. While no server is running, clients wait in the backlog.
 #[test]
 fn a_restart_loses_no_client() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -471,7 +471,7 @@ fn a_restart_loses_no_client() {
             wait_until("clients are served", || served.load(Ordering::Relaxed) > before + 50);
             assert!(process.stop("TERM").success());
         }
-        // Some threads may still wait for a response: another server must accept their connections before they can end.
+        // Some threads may still wait for a response. They finish only after another server accepts their connections.
         let descriptor = listener.try_clone().unwrap().into();
         last = Some(Process::launch(&mut activated(descriptor, "$$", &[])));
         is_over.store(true, Ordering::Relaxed);

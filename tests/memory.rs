@@ -194,7 +194,7 @@ fn a_ping_after_every_interval_of_silence() {
     assert_eq!(pings_within(&mut world, &client, 45), [10, 20, 30, 40], "repeatedly");
     client.send(&masked(0x8a, b""));
     assert_eq!(pings_within(&mut world, &client, 30), [55, 65, 75], "after a Pong that arrived at second 45");
-    // The server sends no pings while the peer keeps sending.
+    // The server sends no pings while the peer keeps sending frames.
     for _ in 0..100 {
         client.send(&masked(0x8a, b""));
         assert_eq!(pings_within(&mut world, &client, 9), [0; 0]);
@@ -292,8 +292,8 @@ fn a_suspended_machine_does_not_cut_its_peers() {
     client.expect_nothing();
 }
 
-/// The time during which the machine is suspended does not count as silence. If the peer was not yet due for a ping,
-/// the server sends the ping after the rest of `--ping-interval`.
+/// The time during which the machine is suspended does not count as silence. If no ping was due yet, the server sends
+/// one after the rest of `--ping-interval`.
 #[test]
 fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     let mut world = World::new(&[]);
@@ -445,7 +445,7 @@ fn a_message_that_arrives_with_the_signal_is_acknowledged() {
 /// `--max-outbox`.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
-/// Sends messages of 16,000 letters until the server closes a slow consumer. Returns the slow consumer's username.
+/// Sends messages of 16,000 letters until the server disconnects a slow consumer. Returns that client's username.
 fn talk_until_left(world: &mut World, talker: &Client) -> Value {
     let text = "x".repeat(16_000);
     for _ in 0..100 {
@@ -493,7 +493,7 @@ fn a_slow_consumer_that_never_reads_again_is_cut() {
     }
 }
 
-/// The broker accepts a join after the server has closed the client. The client must not receive the room's events.
+/// The broker accepts a join after the server has sent the client a Close. The client must receive no room events.
 #[test]
 fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
     let (mut world, control) = delayed_world::start(&CALM);
@@ -528,8 +528,8 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     assert_eq!(slow.read_frame().close(), (1008, "too slow to read".to_owned()));
 }
 
-/// When `--max-buffered` is exceeded, the server closes a slow client and drops the client's queued messages. The
-/// client must not receive a later message of the room: it would resume after that message, and never
+/// When `--max-buffered` is exceeded, the server closes a slow client's connection and drops the queued messages. The
+/// client must not receive a later message of the room. Otherwise, it would resume after that message, and never
 /// receive the dropped ones.
 #[test]
 fn a_client_that_is_closed_receives_no_message_after_a_gap() {
@@ -836,7 +836,7 @@ fn limit_of_connections() {
         assert_eq!(status(&connect_and_send(&mut world, &get("/health").bytes())), 200);
         leave(&first);
         world.settle();
-        // The `/health` connection counts until the close timeout, because its client leaves it open.
+        // The `/health` connection counts towards the limit until the close timeout: its client keeps it open.
         world.advance(CLOSE_TIMEOUT);
         assert_eq!(request_upgrade(&mut world).1, 101);
     }
@@ -911,7 +911,7 @@ fn repeated_rejections_are_summarised() {
 
 // -------------------------------------------------------------------------------------------------- limits on messages
 
-/// How the server responds to bytes that are sent after the upgrade.
+/// How the server responds to the bytes that a client sends after the upgrade.
 enum Outcome {
     /// The server sends an echo or an event that contains this text.
     Sends(&'static str),
@@ -1125,7 +1125,7 @@ fn bursts() {
     );
 }
 
-/// The server closes a flooding client after rejecting five bursts of messages. The room receives `left` once.
+/// After rejecting five bursts of messages, the server disconnects a flooding client. The room receives `left` once.
 #[test]
 fn a_flood_is_closed() {
     let mut world = World::new(&SLOW);
@@ -1134,7 +1134,7 @@ fn a_flood_is_closed() {
         let bot = join(&mut world, dialect, "bot", "general");
         let data = listener.read_event("joined");
         let frame = masked(0x81, message(dialect, "bot", "hello").as_bytes());
-        // The server accepts one message and rejects four, but does not close the client yet.
+        // The server accepts one message and rejects four, but does not close the connection yet.
         bot.send(&frame.repeat(5));
         world.settle();
         assert!(bot.read_json().to_string().contains("hello"));
@@ -1155,7 +1155,7 @@ fn a_flood_is_closed() {
 }
 
 /// Within ten seconds, the server responds with an error to ten excess messages (five bursts of two). At the next
-/// excess message, it closes the client.
+/// excess message, it closes the connection.
 #[test]
 fn a_flood_of_five_bursts() {
     let mut world = World::new(&["--rate-limit", "1"]);
@@ -1177,17 +1177,17 @@ fn a_flood_of_five_bursts() {
 
 // --------------------------------------------------------------------------------------------------- turns and edges
 
-/// When the batch of a room is full, the server stops reading from the members of that room until the next turn. It
-/// keeps reading from the members of other rooms.
+/// When the batch of a room is full, the server stops reading from the members of that room until the next turn of
+/// the event loop. It keeps reading from the members of other rooms.
 #[test]
 fn a_full_batch_stops_its_own_room() {
     let mut world = World::new(&[]);
-    world.capacity = 1 << 20; // no write blocks
+    world.capacity = 1 << 20; // large enough that no write blocks
     let crowd: Vec<Client> = (0..8).map(|i| member(&mut world, &format!("member{i}"))).collect();
     let other = join(&mut world, Dialect::Events, "other", "elsewhere");
     let has_pong = |client: &Client| client.read_frames().iter().any(|frame| frame.first == 0x8a);
     crowd.iter().for_each(|client| drop(client.read_frames()));
-    // As escaped JSON, each text is 3 KB long, so the messages of the third member fill the room's batch of 64 KiB.
+    // Each text is 3 KB long as escaped JSON, so the texts of three members fill the room's batch of 64 KiB.
     let text = format!("a{}b", "\u{1}".repeat(498));
     for client in &crowd {
         (0..10).for_each(|_| send_message(client, &text));
@@ -1236,7 +1236,7 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
             client
         })
         .collect();
-    world.turn(); // accepts the connections
+    world.turn(); // in this turn, the server only accepts the connections
     for joined in [16, 32, 40] {
         world.turn();
         assert_eq!(visitors.iter().filter(|client| !client.received().is_empty()).count(), joined);
@@ -1255,7 +1255,7 @@ fn members_that_drop_together_leave_before_any_broadcast() {
         let crowd: Vec<Client> = (0..430).map(|number| member(&mut world, &format!("{name}{number}"))).collect();
         let presence = has_presence.then(|| join(&mut world, Dialect::Presence, "presence", "general"));
         for _ in 0..3 {
-            world.settle(); // sends the bytes that did not fit into the sockets' buffers
+            world.settle(); // the server sends the bytes that did not fit in the sockets' buffers
             [&survivor].into_iter().chain(&presence).chain(&crowd).for_each(|client| drop(client.read()));
         }
         crowd.iter().for_each(|client| if is_reset { client.reset() } else { client.end() });
@@ -1335,7 +1335,7 @@ fn broadcasts_are_held_for_a_bounded_time() {
     assert_eq!(held.collect::<Vec<_>>(), [true, true, true, false, false]);
 }
 
-/// Makes a witness (the first client) and `count` other members join a room, and reads all bytes that they receive.
+/// Makes `count` + 1 clients join a room, and discards the bytes that they receive. The first client is the witness.
 fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
     let mut crowd = Vec::new();
     for first in (0..=count).step_by(50) {
@@ -1384,7 +1384,7 @@ fn many_slow_consumers_in_one_turn() {
     }
 }
 
-/// Runs a fixed conversation in every dialect and on `/echo`. Returns all bytes that each client received.
+/// Runs a fixed conversation in every chat dialect and on `/echo`. Returns all bytes that each client received.
 fn conversation(world: &mut World) -> Vec<Vec<u8>> {
     let paths = DIALECTS.map(|dialect| path(dialect, "member", "general"));
     let clients: Vec<Client> =

@@ -240,7 +240,7 @@ fn assert_options(variables: &[(&str, &str)]) {
     }
 }
 
-/// Every setting in wirechat.env is valid, even if it is commented out. One setting is active.
+/// Every setting in wirechat.env is valid, even if it is commented out. Only WIRECHAT_HISTORY_DB is active.
 #[test]
 fn the_environment_file_names_options() {
     let suggested = variables(ENVIRONMENT.lines().map(|line| line.trim_start_matches('#')));
@@ -248,7 +248,7 @@ fn the_environment_file_names_options() {
     assert_options(&suggested);
     let active = variables(ENVIRONMENT.lines());
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
-    // Besides the file's own settings, comments in wirechat.env may name only WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
+    // Comments in wirechat.env may mention only the file's own settings, WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_mentioned = ["WIRECHAT_MAX_TEXT", "WIRECHAT_LISTEN"].contains(&word);
         let is_option = || suggested.iter().any(|(name, _)| *name == word) || is_mentioned;
@@ -324,8 +324,8 @@ fn health_check(port: u16) -> Vec<String> {
     check.iter().map(|word| word.replace(&exposed, &port.to_string())).collect()
 }
 
-/// Builds the program with the commands of the Containerfile. Runs the program in a chroot that contains nothing
-/// else but the token file and the volume, as a user who can write only to the volume.
+/// Builds the program with the commands of the Containerfile. Runs the program in a chroot that contains only the
+/// program, the token file and the volume, as a user who can write only to the volume.
 #[test]
 #[ignore = "builds a release, which takes minutes"]
 fn the_program_of_the_container_needs_no_other_file() {

@@ -1,6 +1,6 @@
 //! Tests the chat page as a person uses it: in headless Chromium, opened from disk, against the real server.
 //!
-//! The tests check what a person can see: texts, fields, the focus. The tests wait for conditions, never for a fixed
+//! The tests check what a person can see: text, fields and focus. The tests wait for conditions, never for a fixed
 //! time. If the page itself waits, for example to reconnect, a test replaces the page's timers or random numbers
 //! beforehand.
 
@@ -149,7 +149,7 @@ fn markup_and_control_characters_stay_text() {
     raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
     wait_for_log(&alice, "a␀b␛[2Jc␡d");
     assert_eq!(browser.page_errors(), [""; 0]);
-    // Even if the page forgot to escape a text, the page's content security policy would block the HTML.
+    // Even if the page forgot to escape some text, its content security policy would block the HTML.
     let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
     assert_eq!(alice.text(forget), "TypeError");
 }
@@ -321,7 +321,7 @@ fn attempts_never_end_and_become_rare() {
     let script = format!("{COUNT_SOCKETS};{SHORT_WAITS}");
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
-    alice.wait_for("sockets >= 12"); // 12 are enough: after failures, Chromium delays new attempts
+    alice.wait_for("sockets >= 12"); // no more, because Chromium delays new connections after failures
     assert!(
         words(&alice).contains("Is it running? To start a server, use the command cargo run --release."),
         "{}",
@@ -491,7 +491,7 @@ fn unknown_events_and_fields_are_ignored() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-// ---- The code of the page ----
+// ---- The page's source ----
 
 /// The content security policy contains the hashes of the page's scripts and styles. After a change, this test prints
 /// the new hashes.
@@ -660,7 +660,7 @@ fn everything_works_with_the_keyboard_alone() {
     focus_on("__button('Send')");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "by button");
-    focus_on(LOG); // the log takes the focus, so that the arrow keys can scroll the log
+    focus_on(LOG); // the message log is focusable, so that the arrow keys can scroll it
     focus_on("__field('Room name')");
     alice.type_text("tea");
     focus_on("__button('Join')");
@@ -671,7 +671,7 @@ fn everything_works_with_the_keyboard_alone() {
     wait_for_state(&alice, "idle");
 }
 
-// ---- Scripts that replace timers and sockets ----
+// ---- A script that replaces the WebSocket class ----
 
 /// Counts the WebSockets that the page opens, and their `close` events.
 const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;

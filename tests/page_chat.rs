@@ -1,4 +1,4 @@
-//! Tests chatting on the browser page: history, broken connections, typing, private messages, unread messages and
+//! Tests the chat page in a browser: history, broken connections, typing, private messages, unread messages and
 //! rooms. A proxy (`support/proxy.rs`) breaks the connections. The tests wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -19,12 +19,12 @@ use support::{RawClient, Server, wait_until};
 use tungstenite::Message;
 use visitor::*;
 
-/// Returns the texts of all messages that the page shows, in order, without unacknowledged ones.
+/// Returns the texts of all messages that the page shows, in order, except unacknowledged ones.
 fn texts(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)"))
 }
 
-/// Returns the text and the remark of each message that the page has not sent, or that the server has not acknowledged.
+/// Returns the text and the status (such as "Sending…") of each message that the server has not acknowledged.
 fn unsent(tab: &Tab) -> Value {
     let parts = "['.text', '.remark'].map((part) => row.querySelector(part).textContent)";
     tab.eval(&format!("[...document.querySelectorAll('.unsent')].map((row) => {parts})"))
@@ -34,7 +34,7 @@ fn notices(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.notice')].map((notice) => notice.textContent)"))
 }
 
-/// Waits until the page's log contains these rows one after the other. Each row is a notice or the text of a message.
+/// Waits until the page's log contains these consecutive rows. Each row is a notice or the text of a message.
 fn wait_for_rows(tab: &Tab, expected: &[&str]) {
     let rows = "[...document.querySelectorAll('.message, .notice')]
         .map((row) => (row.querySelector('.text') ?? row).textContent)";
@@ -57,7 +57,7 @@ fn wait_for_texts(tab: &Tab, expected: &[String]) {
     });
 }
 
-/// Waits until smooth scrolling has ended. Smooth scrolling would override the jump that a button press causes.
+/// Waits until smooth scrolling has ended, because it would override the page's jump to the latest message.
 fn wait_until_still(tab: &Tab) {
     let top = format!("{LOG}.scrollTop");
     wait_until("the log has stopped scrolling", || {
@@ -67,8 +67,8 @@ fn wait_until_still(tab: &Tab) {
     });
 }
 
-/// Makes the proxy forward bytes again, and waits until the page has reconnected. Sends `online` events to the page, which
-/// then reconnects at once.
+/// Makes the proxy forward bytes again, and waits until the page has reconnected. Sends `online` events to the page, so
+/// that it reconnects at once.
 fn restore(tab: &Tab, proxy: &Proxy) {
     proxy.restore();
     wait_until("the page has reconnected", || {
@@ -239,7 +239,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
     let own = alice.eval("[...document.querySelectorAll('.own .text')].map((text) => text.textContent)");
     assert_eq!(strings(&own), sent, "the page still recognizes alice's messages as her own");
     wait_for_log(&alice, "Reconnected to #general. 20 messages arrived while you were away.");
-    // A new user receives the last 50 messages of the server's history: they must be the same as on alice's page.
+    // A new user receives the newest 50 messages of the history, which must match those on alice's page.
     let carol = join(&browser, server.port(), "carol");
     wait_for_texts(&carol, &received[received.len() - 50..]);
     assert_eq!(browser.page_errors(), [""; 0]);
@@ -379,7 +379,7 @@ fn typing_is_shown_except_for_commands() {
     let typing = "document.querySelector('#typing').textContent";
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for(&format!("{typing} === 'bob is typing…'"));
-    alice.wait_for(&format!("{typing} === ''")); // the indicator expires
+    alice.wait_for(&format!("{typing} === ''")); // the typing indicator expires
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for(&format!("{typing} === 'bob is typing…'"));
     send_as_guest(&mut bob, &alice, "there");

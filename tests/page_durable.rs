@@ -46,7 +46,7 @@ fn a_restart_loses_nothing_and_repeats_nothing() {
     say(&mut bob, "line 121");
     switch_room(&alice, "general");
     wait_for_log(&alice, "line 121");
-    // The room has a new epoch after the restart. The page must not repeat the messages from before the restart.
+    // The room has a new epoch after the restart. The page must not show the earlier messages a second time.
     let expected: Vec<String> = (71..=121).map(|n| format!("line {n}")).collect();
     assert_eq!(texts(&alice), json!(expected), "each message once, in order");
     switch_room(&alice, "rust");

@@ -39,7 +39,7 @@ fn read_message(peer: &mut WebSocket<TcpStream>) -> Value {
 
 // ---- Limits ----
 
-/// Regression test: a text of 65,480 characters caused a Close with 1009, and the page resent it on every reconnect.
+/// Regression test: a text of 65,480 characters caused a Close with code 1009, and each reconnect resent it.
 #[test]
 fn a_text_over_the_limits_is_not_sent() {
     let browser = browser!();
@@ -61,8 +61,8 @@ fn a_text_over_the_limits_is_not_sent() {
     assert_eq!(next_text(&mut bob).1, "short", "the page did not send the long texts");
 }
 
-/// The `welcome` of the scripted server states no limits, so the page sends any text. If the server closes the
-/// connection because of a message, the page does not resend the message.
+/// If the server closes the connection because of a message, the page marks the message as not sent and does not
+/// resend it.
 #[test]
 fn a_message_that_the_server_closes_for_has_failed() {
     let browser = browser!();
@@ -219,7 +219,7 @@ fn the_name_can_be_edited() {
     alice.wait_for("__field('Message').checkVisibility()");
     edit_connection(&alice);
     assert_eq!(field(&alice, "Name"), "alice", "the edit is discarded");
-    // A later reconnect does not use the abandoned edit of the room.
+    // "Back to the chat" discards the edited room name, so a later reconnect joins the old room.
     alice.fill("Room", "elsewhere");
     alice.press_button("Back to the chat");
     alice.fill("Message", "/nick alina");
@@ -304,7 +304,7 @@ fn the_up_arrow_brings_back_the_last_message() {
 
 // ---- Recipients and drafts ----
 
-/// The page keeps the recipient outside the text, so that a click on another name replaces the recipient.
+/// The page keeps the recipient separate from the text, so a click on another name replaces only the recipient.
 #[test]
 fn a_selected_name_replaces_the_recipient() {
     let browser = browser!();
@@ -381,7 +381,7 @@ fn a_waiting_message_can_be_canceled() {
     wait_until("the page sends only the second message", || messages(&alice) == json!([["alice", "send this"]]));
 }
 
-// ---- What a text looks like ----
+// ---- Display of messages ----
 
 /// Sends `text` as a guest. Returns a JavaScript expression for the row in which the page shows the text.
 fn row_of(tab: &Tab, guest: &mut RawClient, text: &str) -> String {
@@ -459,7 +459,7 @@ fn code_and_mentions_stand_out() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// A text is clipped to its row, and the initial of a name is a whole grapheme cluster, for example a flag.
+/// Stacked diacritics do not spill out of a message's row. A name's initial is a whole grapheme cluster, like a flag.
 #[test]
 fn texts_stay_in_their_rows() {
     let browser = browser!();

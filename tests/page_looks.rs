@@ -1,5 +1,5 @@
-//! Tests the appearance and accessibility of the chat page: several widths, both colour schemes, high contrast, forced
-//! colours, names for screen readers, and the rules of axe-core in every main state.
+//! Tests the appearance and accessibility of the chat page: several widths, both color schemes, high contrast, forced
+//! colors, names for screen readers, and the rules of axe-core in every main state.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -109,7 +109,7 @@ fn visit_every_state(
     alice.fill("Message", "I write while the line is away");
     alice.press_key("Enter", false);
     audit(&alice, "offline");
-    // Enter a wrong token while the connection is still cut, so that the page cannot reconnect with the valid token.
+    // Enter a wrong token while the page is still offline. Otherwise, it would reconnect with the valid token.
     open_connection(&alice, width);
     alice.fill("Token", "wrong");
     alice.press_button("Cancel");
@@ -135,7 +135,7 @@ fn forced_colours_and_reduced_motion_are_respected() {
     let _guests = chat(&server, &alice, "forced");
     alice.screenshot("forced");
     assert_fits(&alice, "forced");
-    // Forced colours remove backgrounds, so a border must mark the user's own messages.
+    // Forced colors remove backgrounds, so a border must mark the user's own messages.
     let line =
         |what: &str| alice.text(&format!("getComputedStyle(document.querySelector('{what}')).borderInlineStartWidth"));
     assert_ne!(line(".own .text"), line(".message:not(.own) .text"));
@@ -230,8 +230,8 @@ fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     vec![carol, guest(server, room, "Renée")]
 }
 
-/// Fills the page with content that tends to break layouts: a very long word, a name of wide letters, right-to-left
-/// text, a long member list. Returns the guests, who stay connected.
+/// Fills the page with content that tends to break layouts: a very long word, a username of wide letters,
+/// right-to-left text, and a long member list. Returns the guests, who stay connected.
 fn stress_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let names = ["דנה".to_owned(), "W".repeat(32)].into_iter().chain((0..20).map(|n| format!("guest {n}")));
     let mut guests: Vec<RawClient> = names.map(|name| guest(server, room, &name)).collect();
@@ -252,8 +252,8 @@ fn assert_names_are_legible(tab: &Tab) {
     let worst = tab.eval(
         "(() => {
             const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-            const light = (colour) => {
-                pen.fillStyle = colour;
+            const light = (color) => {
+                pen.fillStyle = color;
                 pen.fillRect(0, 0, 1, 1);
                 const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
                 const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));

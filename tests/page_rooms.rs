@@ -42,7 +42,7 @@ fn texts(tab: &Tab) -> Value {
 #[test]
 fn older_messages_are_loaded_at_the_top() {
     let browser = browser!();
-    // With a small outbox, a welcome has only the newest messages.
+    // With a small outbox, the `welcome` event contains only the newest messages.
     let server = start_unlimited(&["--history", "500", "--max-outbox", "12000"]);
     let mut bob = joined_guest(&server, "general", "bob");
     (1..=180).for_each(|n| say(&mut bob, &format!("line {n}")));
@@ -99,7 +99,7 @@ fn runs_show_their_author_and_their_time() {
     assert_eq!(alice.eval("document.querySelectorAll('#rows > *').length"), 1500);
 }
 
-/// The page checks the focus, because a browser may report a window as visible while another window covers it.
+/// Messages count as read only in a focused window: a browser may report a window as visible while another covers it.
 #[test]
 fn messages_in_an_unfocused_window_are_unread() {
     let browser = browser!();
@@ -221,7 +221,7 @@ fn a_large_room_stays_small() {
     wait_for_members(&alice, &["member 2777"]);
     alice.press_button("member 2777");
     alice.wait_for("document.querySelector('#recipient').innerText.includes('To member 2777 only')");
-    // The count also decreases when the page does not know the name of the member that leaves.
+    // When an unlisted member leaves, the page still decreases the number of people.
     for _ in 0..10 {
         send(&mut peer, "left", json!({"username": "an unlisted one"}));
     }
@@ -328,8 +328,7 @@ fn a_reload_takes_over_its_own_connection() {
     let alice = join(&browser, server.port(), "alice");
     let session = alice.text("JSON.parse(sessionStorage.getItem('wirechat-session')).session");
     assert_eq!(session.len(), 32);
-    // The test cannot create a dead connection of the page. Instead, another client uses the page's username and
-    // session.
+    // The test cannot make the page's connection go dead, so another client uses the page's username and session.
     let mut other = server.upgrade(&format!("/?token=dev-token&username=alice&session={session}"));
     other.read_event("welcome");
     wait_for_state(&alice, "stopped");
@@ -338,14 +337,14 @@ fn a_reload_takes_over_its_own_connection() {
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     assert_eq!(other.read_frame().close(), (1008, "replaced by a newer connection".to_owned()));
-    // Another tab does not know the session, so the tab cannot replace the connection.
+    // A new tab does not know the session, so it cannot replace the connection.
     let stranger = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
     stranger.press_button("Connect");
     wait_for_state(&stranger, "stopped");
     assert!(words(&stranger).contains("Choose another name, then reconnect."), "{}", words(&stranger));
 }
 
-/// A proxy may serve the chat under a path. The page finds its server whether or not the path ends in a slash.
+/// A proxy may serve the chat under a path prefix. The page finds its server with or without a slash at the end.
 #[test]
 fn a_page_under_a_path_finds_its_server() {
     let browser = browser!();
@@ -413,7 +412,7 @@ fn the_chat_is_dense_and_has_one_column() {
         if width >= 1440 {
             assert!(visible.as_u64().unwrap() >= 20, "{width}: {visible} messages");
         }
-        // The left and right edges of each part's content, without the padding and the scroll bar.
+        // The left and right edges of the title, the messages and the input box, without padding and scroll bar.
         let edges = alice.eval(
             "['.top', '#rows', '.compose'].map((selector) => {
                 const element = document.querySelector(selector), style = getComputedStyle(element), box = element.getBoundingClientRect();
@@ -524,12 +523,13 @@ fn every_control_is_reached_by_keyboard() {
     alice.wait_for("document.activeElement === __field('Message')");
     server.signal("KILL");
     server.wait();
-    alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8"); // leaves time to press Tab
+    // Wait for a countdown that leaves enough time to press Tab before the page retries by itself.
+    alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8");
     tab_to(&alice, "__button('Try now')");
     let _server = Server::start_at(&format!("127.0.0.1:{}", server.port()), &[]);
     alice.press_key("Enter", false);
     wait_for_state(&alice, "joined");
-    // On a phone, arrow keys move between the parts of the menu.
+    // On a phone, the menu has tabs, and the arrow keys move between them.
     alice.view(390, 844, "light");
     press("__button('Menu')");
     let tab = |name: &str| {

@@ -40,7 +40,7 @@ impl Inspected {
         self.inspector.send_text(&json!({ "do": "play", "case": case }).to_string());
     }
 
-    /// Reads and returns the records up to and including the first record of this kind.
+    /// Reads and returns records, up to and including the first of this kind.
     fn read_up_to(&mut self, kind: &str) -> Vec<Value> {
         let mut records = Vec::new();
         loop {
@@ -60,7 +60,7 @@ impl Inspected {
         self.read_up_to("error").pop().unwrap()["message"].as_str().unwrap().to_owned()
     }
 
-    /// Sends a Ping from the inspected client. The inspector must receive the records of the Ping and of its Pong.
+    /// Sends a Ping from the inspected client. The inspector must receive records of the Ping and of the server's Pong.
     fn ping(&mut self, payload: &[u8]) {
         self.client.send(&masked(0x89, payload));
         assert_eq!(self.client.read_frame().payload, payload);
@@ -156,7 +156,7 @@ fn passes_every_case(options: &[&str]) {
 }
 
 /// With `--trace` or `--record`, the server observes every connection from its start. An inspector must still receive
-/// each frame of a played case only once.
+/// each frame of a test case only once.
 #[test]
 fn with_a_trace_and_recordings() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("play-{}", std::process::id()));
@@ -205,7 +205,7 @@ fn a_few_cases_for_all_inspectors_together() {
         .collect();
     let (last, others) = inspected.split_last_mut().unwrap();
     for other in others.iter_mut() {
-        other.send_play("slow-reader"); // this case takes two seconds
+        other.send_play("slow-reader"); // runs for two seconds, so that all these cases overlap
         other.read_up_to("request");
     }
     last.send_play("hello");
@@ -234,7 +234,7 @@ fn the_inspected_connection_closes_while_a_case_is_played() {
         }
     }
     for _ in 0..3 {
-        Inspected::start(&server).send_play("slow-request"); // the inspector disconnects at once
+        Inspected::start(&server).send_play("slow-request"); // drops both connections immediately
     }
     let mut alice = Inspected::start(&server);
     while !alice_plays(&mut alice) {
@@ -243,7 +243,7 @@ fn the_inspected_connection_closes_while_a_case_is_played() {
     assert!(server.is_running());
 }
 
-/// Plays a case. Returns `false` if the server rejects the command because it is playing too many other cases.
+/// Plays a test case. Returns `false` if the server rejects the command because too many other cases are running.
 fn alice_plays(alice: &mut Inspected) -> bool {
     alice.send_play("hello");
     loop {
@@ -272,8 +272,8 @@ fn the_server_serves_others_while_a_case_is_played() {
     assert_eq!(alice.read_up_to("played").pop().unwrap()["passed"], true);
 }
 
-/// The case sends 100,001 frames. The inspector receives records of the first 20, the number of missed records, and
-/// records of the connection's end.
+/// The case sends 100,001 frames. The inspector receives records of the first 20 frames, the number of records that it
+/// missed, and records of how the connection ended.
 #[test]
 fn a_played_connection_has_few_records() {
     let server = Server::start(&[]);
@@ -291,7 +291,7 @@ fn a_played_connection_has_few_records() {
     assert_eq!(records[records.len() - 2]["code"], 1008);
 }
 
-/// With `--tokens`, the connection of a played case needs no token, but every other connection does.
+/// With `--tokens`, the connection of a test case needs no token, but every other connection does.
 #[test]
 fn with_tokens_of_its_own() {
     let tokens = token_file("play", "secret-of-alice alice\n");
@@ -350,7 +350,7 @@ fn a_server_stops_while_a_case_is_played() {
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
-/// The connection of a played case comes from the address of a trusted proxy. The connection still needs no token.
+/// A test case's connection needs no token, even if its address (127.0.0.1) is also that of a trusted proxy.
 #[test]
 fn behind_a_proxy_on_this_machine() {
     let tokens = token_file("play-proxy", "secret\n");

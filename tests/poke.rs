@@ -1,6 +1,6 @@
 //! Tests `wirechat poke`: the tests play every case against this server, and run the program as a user does. A case
 //! that this server passes could still be stricter than the RFC, so the tests also play the cases against npm's `ws`.
-//! Lists of the cases that `ws` fails cite the rule that `ws` violates.
+//! For each case that `ws` fails, a list gives the reason.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -31,14 +31,14 @@ use wirechat::ws::request::{Rejection, Request};
 /// A long timeout costs nothing: this server never makes a case wait until the timeout expires.
 const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1), max_duration: None };
 
-/// Plays a case. The returned text describes the result for the message of a failed assertion.
+/// Plays a case. The returned string describes the result, for use in assertion messages.
 fn play(target: &Target, case: &Case, timing: Timing) -> (Verdict, String) {
     let transcript = target.play(case, timing, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
     let words = format!("expected: {}; received: {}", describe_expected(case), describe_received(&transcript));
     (check(case, &transcript), words)
 }
 
-/// The options with which the server passes every case of this build.
+/// Server options: the cases about compression need `--deflate`.
 const OPTIONS: &[&str] = if cfg!(feature = "deflate") { &["--deflate"] } else { &[] };
 
 #[test]
@@ -46,7 +46,7 @@ fn this_server_passes_every_case() {
     passes_every_case(OPTIONS, Verdict::Expected);
 }
 
-/// A server without `--deflate` declines every offer of compression.
+/// A server without `--deflate` declines every compression offer, so cases that need compression are inapplicable.
 #[cfg(feature = "deflate")]
 #[test]
 fn a_server_that_declines_compression_fails_no_case() {
@@ -76,7 +76,7 @@ fn passes_every_case(options: &[&str], compressed: Verdict) {
     server.finish(&["no-such-token"]);
 }
 
-/// `poke` ends a working connection with a closing handshake (RFC 6455 §7.1.2), so that users see a whole connection.
+/// `poke` ends a working connection with a closing handshake (RFC 6455 §7.1.2), so that users see one too.
 #[test]
 fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     let server = Server::start(&[]);
@@ -135,15 +135,15 @@ fn every_rule_has_a_case() {
     }
 }
 
-/// The cause of a deviation. The version of `ws` is pinned, so a deviation of `ws` must occur. The version of Node.js
-/// depends on the machine, so a deviation of Node.js may occur.
+/// The software that causes a deviation. The version of `ws` is pinned, so its deviations must occur. The version of
+/// Node.js depends on the machine, so its deviations may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deviation {
     OfWs,
     OfNode,
 }
 
-/// Cases in which `ws` does something that the RFC neither demands nor permits, with the cause and the reason.
+/// The cases that `ws` fails, each with the software that causes the failure and the reason.
 const WS_DEVIATIONS: &[(&str, Deviation, &str)] = &[
     ("version-8", Deviation::OfWs, "it still supports the draft with version 8"),
     ("http-1.0", Deviation::OfNode, "it does not check the version of HTTP (§4.2.1 item 1)"),
@@ -205,7 +205,7 @@ fn ws_passes(mut cases: Vec<&Case>, deflates: bool, deviations: &[(&str, Deviati
     }
     let (_echo, address) = start_echo(&node, &root.join("tests/npm/echo.js"), deflates);
     let target = Target::for_echo(&format!("ws://{address}/")).unwrap();
-    // Where ws deviates, a case may use up the whole timeout.
+    // A case that `ws` fails may wait for the whole timeout, so use a shorter one than `UNHURRIED`.
     let timing = Timing { timeout: Duration::from_secs(10), ..UNHURRIED };
     cases.retain(|case| target.supports(case));
     let deviations: BTreeMap<&str, Deviation> =
@@ -266,7 +266,7 @@ fn printed(output: &Output, code: i32) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{out}{err}");
-    assert!(!out.contains('\x1b') && !out.contains("dev-token"), "no colour in a pipe, no token anywhere: {out}");
+    assert!(!out.contains('\x1b') && !out.contains("dev-token"), "no color in a pipe, no token anywhere: {out}");
     if code == 2 {
         assert_eq!(err.lines().count(), 1, "one line: {err}");
         assert!(err.starts_with("wirechat: "), "{err}");
@@ -450,7 +450,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
     Ok(answer.replace(&accept_value(KEY.as_bytes()), &accept_value(key.as_bytes())).into_bytes())
 }
 
-/// Echoes messages until the connection is closed or the client is gone.
+/// Echoes messages until the connection closes or the client disconnects.
 fn echo_late(stream: &mut TcpStream) {
     let mut protocol =
         Protocol::new(Limits { message: 1 << 20, fragments: 1000, accepts_binary: true, deflates: false });
@@ -555,7 +555,7 @@ fn fake(rest: impl FnOnce(TcpStream) + Send + 'static) -> (String, JoinHandle<()
     (url, std::thread::spawn(serve))
 }
 
-/// Reads until the client is gone.
+/// Reads and discards input until the client disconnects.
 fn drain(mut stream: TcpStream) {
     let _ = std::io::copy(&mut stream, &mut std::io::sink());
 }
@@ -648,7 +648,7 @@ fn a_server_that_does_not_respond() {
 
 #[test]
 fn a_hostile_server_cannot_block_or_exhaust_the_client() {
-    // The server upgrades and then sends nothing.
+    // The server completes the handshake and then sends nothing.
     let (url, served) = fake(drain);
     let output = poke(&["hello", "--timeout", "1s", &url]);
     served.join().unwrap();

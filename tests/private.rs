@@ -82,7 +82,7 @@ fn each_connection_of_a_name_receives_it_once() {
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
         user.receives_nothing();
     }
-    // Only the connection `pat` still has the name bob. The server delivers a message from pat to bob once.
+    // After the other two bobs leave, `pat` is the only user named bob. It receives its own message to bob once.
     bob.leaves();
     other_bob.leaves();
     pat.sends_message("/msg bob a note");
@@ -227,7 +227,7 @@ fn only_connected_users_are_reached() {
     bot.receives(bot.private("bot", "ann", "/msg bot hi"));
 }
 
-/// In each dialect, `--max-text` limits only TEXT, not the whole `/msg NAME TEXT`.
+/// In every dialect, `--max-text` limits only TEXT, not the whole `/msg NAME TEXT`.
 #[test]
 fn the_length_of_a_private_message() {
     let server = chat(&["--max-text", "10"]);
@@ -293,7 +293,7 @@ fn private_events_with_odd_data() {
     }
 }
 
-/// With `-v`, the log shows the first words of a room message, but no text of a private message.
+/// With `-v`, the log shows the first words of a room message, but never the text of a private message.
 #[test]
 fn the_log_contains_no_private_text() {
     let server = chat(&["-v"]);
@@ -345,9 +345,10 @@ fn typing_is_for_the_others() {
     for user in [&mut eve, &mut ann, &mut outsider] {
         user.receives_nothing();
     }
-    // The history contains no typing event. As in other events, `data` must be an object.
+    // Typing events are not part of the history.
     let mut late = User::joins(&server, Events, "late", "general");
     late.receives_event("welcome", json!({"last_id": 0, "history": []}));
+    // If a typing event has `data`, it must be an object.
     late.send(r#"{"event":"typing","data":null}"#);
     assert!(late.receives_error().contains("data"));
 }
@@ -379,7 +380,7 @@ fn continuous_typing() {
         let most = 1 + start.elapsed().as_secs();
         assert!((1..=most).contains(&count), "{count} of 200 typing events were forwarded, at most {most} may be");
         bot.receives_nothing();
-        // After one second, the server forwards a typing event again.
+        // One second after the first typing event, the server forwards another one.
         wait_until("a typing event is forwarded again", || {
             bot.client.send(&frame);
             bot.sends_message("and?");
@@ -459,7 +460,7 @@ fn a_unique_name_has_one_client() {
     for user in [&mut witness, &mut alice] {
         user.receives_nothing();
     }
-    // Names that only look similar are different names. The first one starts with a Cyrillic letter.
+    // Names that merely look similar are different names: the first of these starts with a Cyrillic letter.
     for name in ["\u{410}lice", "alice2", "al ice", "alic\u{e9}"] {
         User::events(&server, name, "elsewhere").leaves();
     }
@@ -476,7 +477,7 @@ fn a_unique_name_has_one_client() {
     witness.receives_nothing();
 }
 
-/// `--unique-names` compares usernames by case folding and NFKC, not only in lower case: for example, σας equals σασ.
+/// `--unique-names` compares usernames after case folding and NFKC, not just lowercasing: σας equals σασ, for example.
 #[test]
 fn names_are_case_folded() {
     let server = chat(&["--unique-names"]);
@@ -581,7 +582,7 @@ fn a_unique_name_that_resumes() {
     witness.receives_event("left", json!({"username": "alice"}));
     witness.receives_event("joined", json!({"username": "alice"}));
     assert_eq!(welcome["session"], session, "the session stays the same, in case the client misses the welcome");
-    // The newer connection now holds the name. When this connection ends, the name is free.
+    // The newer connection now holds the name. When the newer connection ends, the name becomes free.
     is_rejected(&server, Presence, "alice", "general");
     again.sends_message("back");
     again.receives(again.room_message("alice", "back", 2));
@@ -611,9 +612,8 @@ fn a_shared_name_that_resumes() {
     }
 }
 
-/// The handshake of a second client with the same name succeeds, and the server closes the connection afterwards, so
-/// that a browser can read the close reason. An invalid token or parameter fails the handshake even if the name is in
-/// use.
+/// If a name is in use, the handshake succeeds and the server then closes the connection, so that a browser can read
+/// the close reason. The server still rejects a handshake with an invalid token or parameter.
 #[test]
 fn names_in_use_are_checked_last() {
     let server = chat(&["--unique-names"]);

@@ -18,8 +18,8 @@ use support::{Frame, RawClient, Server, masked, wait_until};
 
 const PAGE: &str = include_str!("../src/chat/PROTOCOL.md");
 
-/// Variables for values that the server chooses. In an expected text, a variable matches any value, which the test
-/// remembers. In a sent text, the test replaces the variable with that value.
+/// Variables for values that the server chooses. In expected output, a variable matches any value, which the test
+/// remembers. In the client's input, the test replaces the variable with that value.
 const VARIABLES: [&str; 3] = ["EPOCH", "SESSION", "TICKET"];
 
 /// The working directory of the server and of the shell commands in the examples.
@@ -241,7 +241,7 @@ impl Session {
         }
     }
 
-    /// Replaces each variable in a text with its value.
+    /// Replaces each variable in `text` with its value.
     fn filled_in(&self, text: &str) -> String {
         let replace = |text: String, (name, value): (&&str, &String)| text.replace(*name, value);
         self.variables.iter().fold(text.to_owned(), replace)
@@ -308,7 +308,7 @@ fn client_frame(text: &str) -> Vec<u8> {
     }
 }
 
-/// Writes a received frame in the notation of the examples.
+/// Formats a received frame as the examples show it.
 fn shown(frame: &Frame) -> String {
     match frame.opcode() {
         8 => match frame.close() {
@@ -321,8 +321,8 @@ fn shown(frame: &Frame) -> String {
     }
 }
 
-/// Compares a received text with an expected text, in which `…` matches any text, a variable matches its value, and a
-/// time matches any time. Returns the values of the variables, or `None` if the texts do not match.
+/// Returns the values of the variables in `expected` if `received` matches, and `None` otherwise. In `expected`, `…`
+/// and variables match any text (`EPOCH` always the same text), and a time matches any time.
 fn matches(
     expected: &str,
     received: &str,
@@ -331,7 +331,7 @@ fn matches(
     let (expected, received) = (without_times(expected), without_times(received));
     let mut found = BTreeMap::new();
     let (mut expected, mut received) = (expected.as_str(), received.as_str());
-    // The `…` or variable before the next literal. `None` at the start, where no text may be skipped.
+    // The `…` or variable before the next literal. `None` at the start: `received` must begin with the first literal.
     let mut gap: Option<&'static str> = None;
     loop {
         let next = VARIABLES.iter().chain(&["…"]).filter_map(|name| Some((expected.find(name)?, *name))).min();

@@ -61,7 +61,7 @@ fn status(client: &mut RawClient) -> u16 {
     Response::parse(client.read_head().as_bytes()).status
 }
 
-/// Sends the header and then a request. Asserts that the server accepts the request and logs `address`.
+/// Sends the PROXY header and then a request. Asserts that the server accepts the request and logs `address`.
 fn check_address(server: &Server, header: &[u8], address: &str) {
     let lines = || server.log().matches(&format!("CLOSE {address}")).count();
     let before = lines();
@@ -96,8 +96,8 @@ fn the_header_names_the_client() {
     );
 }
 
-/// The server skips everything in a header after the addresses: a field that fills the header to its maximum length,
-/// truncated fields, and bytes that are not a field.
+/// The server skips everything after the addresses in a PROXY header: a field that fills the header to its maximum
+/// length, truncated fields, and bytes that are not a field.
 #[test]
 fn fields_behind_the_addresses_are_skipped() {
     let server = start(&[]);
@@ -120,7 +120,7 @@ fn headers_that_name_no_client() {
         version_2(LOCAL, 0, &[]),
         version_2(LOCAL, 0, &field(4, 20)),
         version_2(LOCAL, V4, &addresses("203.0.113.1:4711")),
-        version_2(LOCAL, 0x51, b"any"), // the server ignores the family in a LOCAL header
+        version_2(LOCAL, 0x51, b"any"), // the server ignores the address family in a LOCAL header
         version_2(PROXY, 0, &[]),
         version_2(PROXY, 0, &field(1, 8)),
         version_2(PROXY, 0x31, &unix),
@@ -168,8 +168,8 @@ fn a_header_in_pieces() {
     }
 }
 
-/// After a bad header, the server closes the connection without a response, because the client could mistake a response
-/// for one from the proxy.
+/// After an invalid PROXY header, the server closes the connection without a response, because the client could mistake
+/// a response for one from the proxy.
 #[test]
 fn bad_headers_end_the_connection() {
     let server = start(&[]);
@@ -218,7 +218,7 @@ fn bad_headers_end_the_connection() {
         |(bytes, why)| {
             let mut client = server.connect();
             client.try_send(bytes);
-            client.try_send(&handshake().bytes()); // the server must not read this request
+            client.try_send(&handshake().bytes()); // the server must ignore a request after an invalid header
             client.expect_end();
             let peer = client.stream.local_addr().unwrap();
             server.wait_for_log(&format!("CLOSE {peer} reason=\"The PROXY header is {why}"));
@@ -230,8 +230,8 @@ fn bad_headers_end_the_connection() {
     assert!(!server.log().contains("panic"), "{}", server.log());
 }
 
-/// The handshake timeout includes the wait for the PROXY header. If the peer half-closes before the end of the
-/// request, the server closes the connection without waiting for the timeout.
+/// The handshake timeout also covers the wait for the PROXY header. If the peer half-closes the connection before the
+/// request is complete, the server closes it without waiting for the timeout.
 #[test]
 fn a_header_arrives_in_time() {
     let server = start(&["--handshake-timeout", "0.2"]);
@@ -253,7 +253,7 @@ fn a_header_arrives_in_time() {
     }
 }
 
-/// Whether the log contains a client address from a PROXY header or from `X-Forwarded-For`.
+/// Whether the server has logged a client address from a PROXY header or from `X-Forwarded-For`.
 fn names_client(server: &Server) -> bool {
     ["REJECT", "CLOSE", "JOIN", "FAIL"].iter().any(|event| server.log().contains(&format!("{event} 203.0.113.")))
 }
@@ -296,8 +296,8 @@ fn headers_without_the_option() {
     assert!(!names_client(&server), "{}", server.log());
 }
 
-/// `--max-per-address` limits the connections from each client address in a PROXY header, not in `X-Forwarded-For`. If
-/// a PROXY header contains the address of another trusted proxy, the limit applies to the address in `X-Forwarded-For`.
+/// `--max-per-address` counts connections by the client address in the PROXY header. The server uses `X-Forwarded-For`
+/// instead only if the address in the PROXY header is another trusted proxy.
 #[test]
 fn limits_count_the_client() {
     let server = start(&["--max-per-address", "2", "--trusted-proxy", "10.0.0.0/8"]);
@@ -312,7 +312,7 @@ fn limits_count_the_client() {
     let other = connect("203.0.113.2:1", "203.0.113.1");
     assert_eq!([first.0, second.0, third.0, other.0], [101, 101, 503, 101]);
     server.wait_for_log("REJECT 203.0.113.1:3 503 ");
-    // The server rejects the connection before it reads the request.
+    // The server rejects a connection over the limit without waiting for its request.
     let mut early = server.connect();
     early.send(&from("203.0.113.1:4"));
     assert_eq!(status(&mut early), 503);

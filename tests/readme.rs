@@ -19,7 +19,7 @@ use wirechat::config::Config;
 
 const README: &str = include_str!("../README.md");
 
-/// The reading speed that the README assumes.
+/// The reading speeds on which the README's reading times are based.
 const WORDS_PER_MINUTE: usize = 200;
 const CODE_LINES_PER_MINUTE: usize = 25;
 
@@ -46,7 +46,7 @@ fn links_lead_to_files() {
     }
 }
 
-/// Every source file is in exactly one row of the tables, and the minutes of each row and part match the sources.
+/// The README's tables list every source file exactly once, and the minutes of each row and part match the sources.
 #[test]
 fn reading_times_are_measured() {
     let sources = read_all("src");
@@ -72,7 +72,7 @@ fn reading_times_are_measured() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     found.sort_unstable();
-    // The tables omit lib.rs, which is the tour itself, and pictures.rs, which only tests use.
+    // The README's tables omit lib.rs, which contains the tour itself, and pictures.rs, which only tests use.
     let is_listed = |path: &&str| !["src/lib.rs", "src/pictures.rs"].contains(path);
     let expected: Vec<&str> = sources.iter().map(|(path, _)| path.as_str()).filter(is_listed).collect();
     assert_eq!(found, expected, "left: files in the tables; right: files in src");
@@ -96,7 +96,7 @@ fn every_limit_has_a_test() {
     }
 }
 
-/// Whether `shown` differs from `minutes` by at most 10 % plus one minute.
+/// Whether `shown`, a reading time in the README, is within 10% plus one minute of the estimate `minutes`.
 fn is_about(shown: &str, minutes: usize) -> bool {
     shown.parse::<usize>().is_ok_and(|shown| shown.abs_diff(minutes) <= 1 + minutes / 10)
 }
@@ -169,7 +169,7 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// Every shell command in the README has only options that exist, and the server accepts a client at every wscat URL.
+/// Every shell command in the README uses only existing options, and the server accepts a client at every wscat URL.
 #[test]
 fn commands_work() {
     let server = Server::start(&[]);
@@ -219,7 +219,7 @@ fn check_options(options: &[&str]) {
     }
 }
 
-/// Checks a command that installs the server or runs it as a service. Returns `false` if `line` is another command.
+/// Checks a command that installs the server or runs it as a service. Returns `false` for any other command.
 fn is_installation(line: &str) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
     let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
@@ -304,7 +304,7 @@ fn a_host_runs_the_commands() {
         let printed = server.printed();
         let admin = printed.split("admin:  http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
         let tools = find("wirechat health ").into_iter().chain(find("wirechat admin "));
-        // There is no Redis server: a server with `--redis` responds, but is not ready. Check only that it responds.
+        // This test has no Redis, so a server with `--redis` responds but is not ready. Check only that it responds.
         for command in tools.filter(|tool| !command.contains("--redis") || tool.ends_with(":3000")) {
             let command = command.replace("http://127.0.0.1:3000", &format!("{scheme}://127.0.0.1:{}", server.port()));
             let command = command.replace("127.0.0.1:9000", admin);

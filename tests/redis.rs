@@ -37,8 +37,8 @@ fn event(event: &str, name: &str) -> Value {
     json!({"event": event, "data": {"username": name}})
 }
 
-/// Sends a message as `sender`. Asserts that `sender` and `others` receive the message as their next event, and so have
-/// no other unread events.
+/// Sends a message as `sender`. Asserts that the message is the next event that `sender` and `others` receive, so that
+/// any other unread event fails the test.
 fn nothing_but_a_message(sender: &mut User, others: &mut [&mut User], text: &str) {
     sender.sends_event("message", json!({"text": text}));
     let data = sender.receives_event("message", json!({"text": text}));
@@ -50,7 +50,7 @@ fn nothing_but_a_message(sender: &mut User, others: &mut [&mut User], text: &str
 // ------------------------------------------------------------------------------------------------- order and members
 
 /// Nine clients on three instances publish at the same time. All clients receive the same messages in the same order,
-/// and the messages of each sender in the order sent.
+/// and each sender's messages arrive in the order sent.
 #[test]
 fn one_order_and_one_sequence_of_ids() {
     const CLIENTS: usize = 9;
@@ -92,7 +92,7 @@ fn joins_and_leaves_have_a_place_in_the_order() {
         let (guest, welcome) = join(cluster.at(round % 3), &format!("guest-{round}"), "r", "");
         assert_eq!(names(&welcome["members"]), ["watcher-0", "watcher-1", "watcher-2"], "{welcome}");
         guest.leaves();
-        // Wait for `left`: otherwise, the next guest might join on another instance before the leave reaches Redis.
+        // Wait for `left`: the next guest, on another instance, must not join before this leave reaches Redis.
         next(&mut watchers[0], "left");
     }
     publishes(&mut watchers[0], "the end");
@@ -111,7 +111,7 @@ fn joins_and_leaves_have_a_place_in_the_order() {
     assert_eq!((count("joined"), count("left"), count("message")), (15, 15, 46));
 }
 
-/// Members that use three dialects on two instances receive each other's joins, messages and leaves.
+/// Members on two instances, in three dialects, receive each other's joins, messages and leaves.
 #[test]
 fn dialects_meet_across_instances() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -249,7 +249,7 @@ fn the_history_of_an_empty_room() {
     let (_holder, held) = first.pop().unwrap();
     let (ann, empty) = first.pop().unwrap();
     ann.leaves();
-    // Wait longer before each attempt, because each attempt joins the room, and so restarts `--history-ttl`.
+    // Wait longer before each attempt, because each attempt joins the room, which restarts `--history-ttl`.
     let mut wait = Duration::from_millis(700);
     wait_until("the history has expired", || {
         std::thread::sleep(wait);
@@ -270,7 +270,7 @@ fn an_empty_room_keeps_its_history() {
     ann.leaves();
     let back = welcome(cluster.at(1), "r", &since(&first["epoch"], 0));
     assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!([sent])));
-    // An instance that starts later has the room's history too.
+    // An instance that starts later also serves the room's history.
     let late = instance(&cluster.redis.url(), &[]);
     let back = welcome(&late, "r", &since(&first["epoch"], 0));
     assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!([sent])));
@@ -293,8 +293,8 @@ fn pages_of_the_history() {
 
 // ------------------------------------------------------------------------------------------------------------- nonces
 
-/// A client sends a message with a nonce, and reuses the nonce on another instance. That instance sends the event of
-/// the first message again, to the sender only.
+/// A client sends a message, then reuses the message's nonce on another instance. That instance repeats the event of
+/// the first message, to the sender only.
 #[test]
 fn a_nonce_that_was_used_on_another_instance() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -341,8 +341,8 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     }
     texts.sort_unstable();
     assert!(texts.iter().copied().eq(0..COUNT), "{texts:?}");
-    // Each connection receives every message, and some twice: if the other connection has used a nonce first, the
-    // server repeats the event of that message.
+    // Each connection receives every message, and receives a message twice if the other connection sent its nonce
+    // first: the server responds to a repeated nonce with the first message.
     for ann in &mut both {
         cluster::sends_nonce(ann, &format!("the end of {}", ann.name));
         let mut seen = [false; COUNT];
@@ -359,7 +359,7 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
 
 // --------------------------------------------------------------------------------------------------- private messages
 
-/// The sender and every connection of the recipient receive a private message once.
+/// The sender and every connection of the recipient receive a private message exactly once.
 #[test]
 fn private_messages() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -376,7 +376,7 @@ fn private_messages() {
             user.receives(private);
         }
     }
-    // Both connections of ann receive a private message from ann to ann.
+    // A private message from ann to herself reaches both of her connections.
     ann.sends_event("private", json!({"to": "ann", "text": "a note", "nonce": "n"}));
     let data = json!({"from": "ann", "to": "ann", "text": "a note", "time": TIME, "nonce": "n"});
     for user in [&mut ann, &mut other_ann] {
@@ -403,7 +403,7 @@ fn private_messages() {
         let received = ann.receive();
         received == ann.error("No such user: Zoe")
     });
-    // A private message is not part of a room's history, and its nonce is not a nonce of the room.
+    // A private message is not in the room's history, and a message in the room may reuse its nonce.
     ann.sends_event("message", json!({"text": "hello", "nonce": "n"}));
     ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n"}));
     for user in bobs.iter_mut().chain([&mut pat, &mut ann]) {
@@ -411,7 +411,7 @@ fn private_messages() {
     }
 }
 
-/// In the `rooms` dialect, a client receives private messages to the username that its most recent message used.
+/// In the `rooms` dialect, a client receives private messages under the username of its most recent message.
 #[test]
 fn private_messages_to_names_in_use() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -518,7 +518,7 @@ fn a_race_for_a_name() {
     }
 }
 
-/// A connection with the session of an older connection replaces the older connection, even on another instance.
+/// A connection that sends the session of an older connection replaces that connection, even on another instance.
 #[test]
 fn a_takeover_by_session() {
     let Some(cluster) = Cluster::start(2, &["--unique-names"]) else { return };
@@ -547,8 +547,8 @@ fn a_takeover_by_session() {
     User::joins(a, Events, "Alice", "general").receives_close(1008, IN_USE);
 }
 
-/// A connection whose token is bound to a username replaces an older connection with that username, even without the
-/// session of the older connection.
+/// A connection whose token is bound to a username replaces an older connection with that username, even if it does not
+/// send the older connection's session.
 #[test]
 fn a_takeover_by_a_bound_token() {
     let tokens = token_file("redis-bound", "secret-any\nsecret-ann Ann\n");
@@ -571,8 +571,8 @@ fn a_takeover_by_a_bound_token() {
     nothing_but_a_message(&mut witness, &mut [&mut ann], "welcome back");
 }
 
-/// A connection with the `client_id` and the token of an older connection replaces the older connection. If its token is
-/// a different one, the server rejects or closes the new connection.
+/// A connection with the same `client_id` and token as an older connection replaces the older connection. If only the
+/// token differs, the server rejects or closes the new connection.
 #[test]
 fn client_ids() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -597,7 +597,7 @@ fn client_ids() {
         first = second;
     }
     witness.receives_nothing();
-    // After the connection has ended, a client with another token may use the `client_id`.
+    // Once the connection has ended, a client with another token may use its `client_id`.
     first.leaves();
     witness.receives(event("left", "petra"));
     let other = presence_path("mallory", "the id", "general").replace("dev-token", "token-bob");
@@ -605,7 +605,7 @@ fn client_ids() {
     other.receives(active("joined", "mallory", &["witness", "mallory"]));
 }
 
-// --------------------------------------------------------------------------------- several chats, expiry, the log
+// ------------------------------------------------------------------------------------- Redis keys, the log, handshakes
 
 #[test]
 fn chats_with_different_prefixes() {
@@ -633,7 +633,7 @@ fn chats_with_different_prefixes() {
 }
 
 /// After the last member has left a room, all Redis keys of the room expire with the room's history. Only the list of
-/// empty rooms stays, whose length is bounded.
+/// empty rooms remains, and its length is bounded.
 #[test]
 fn keys_expire() {
     let Some(cluster) = Cluster::start(2, &["--history-ttl", "1", "--unique-names"]) else { return };
@@ -653,7 +653,7 @@ fn keys_expire() {
     assert!(is_over, "keys that stay: {left:?}");
 }
 
-/// No log line contains the Redis password, whether the password is right or wrong, and whether Redis runs or not.
+/// The log never contains the Redis password, whether it is right or wrong, and whether or not Redis is running.
 #[test]
 fn the_log_contains_no_password() {
     const PASSWORD: &str = "correct-horse";
@@ -696,7 +696,7 @@ fn a_warning_about_eviction() {
     }
 }
 
-/// Each instance checks handshakes in the same way as a single server.
+/// Each instance checks handshakes in the same way as a server without Redis.
 #[test]
 fn rejected_handshakes() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };

@@ -41,7 +41,7 @@ const DUMP: &str = "
     end
     return keys";
 
-/// Returns the system time, for the model. The real Redis reads the system clock itself.
+/// Returns the system time, which the tests pass to the model. The real Redis reads the system clock itself.
 fn milliseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
 }
@@ -80,8 +80,8 @@ fn dump(store: &Store) -> Vec<Value> {
     keys.collect()
 }
 
-/// Removes differences that are allowed: sorts the members and recipients in inbox events, and replaces remaining
-/// times to live, and scores that are times, with fixed words.
+/// Removes allowed differences: sorts the members and recipients in inbox events, and replaces remaining times to live
+/// and sorted-set scores that are timestamps with fixed words.
 fn normalize(dump: &mut [Value]) {
     for key in dump.iter_mut() {
         let left = key[3].as_i64().expect("a time");
@@ -218,7 +218,7 @@ fn commands() {
     }
 }
 
-/// The state of an instance that calls the script.
+/// The state that an instance keeps between its calls of the broker's script.
 #[derive(Default, Clone)]
 struct Caller {
     generation: String,
@@ -266,7 +266,7 @@ impl Calls {
             let request = self.request(random);
             let number = &mut self.callers[at].number;
             *number += 1;
-            // Give one request in ten the number of an earlier request, as if an instance resent the request.
+            // Give one request in ten an earlier request number, as if the instance resent that request.
             let number = if random.u8(..10) == 0 { number.saturating_sub(2) } else { *number };
             words.extend([number.to_string(), request[0].clone(), (request.len() - 1).to_string()]);
             words.extend(request.into_iter().skip(1));
@@ -371,7 +371,7 @@ fn calls_of_the_script() {
     }
 }
 
-/// Compares replies regardless of the order of the instances' beats, which the script returns in any order.
+/// Compares two replies. Ignores the order of the heartbeats, because the script reads the instances from a set.
 fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
     let expected: Vec<String> =
         expected.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text").to_owned()).collect();
@@ -386,7 +386,7 @@ fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
     assert_eq!(sorted(&expected), sorted(reply), "{what}: Redis on the left");
 }
 
-/// One instance that calls the script in the model.
+/// An instance that calls the broker's script in the model of Redis.
 struct Instance<'a> {
     redis: &'a Redis,
     number: &'static str,
@@ -407,7 +407,7 @@ impl<'a> Instance<'a> {
         self.resend(words)
     }
 
-    /// Sends a request with the number of the previous request, and with a history of one message per room.
+    /// Sends a request with the latest request number, as a resend does. Each room keeps one message of history.
     fn resend(&self, words: &[&str]) -> Vec<String> {
         let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
         let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];

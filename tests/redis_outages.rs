@@ -35,16 +35,16 @@ fn event(event: &str, name: &str) -> Value {
     json!({"event": event, "data": {"username": name}})
 }
 
-/// What a client learns about a message that it has sent.
+/// The outcome of a message, as its sender learns it.
 enum Fate {
-    /// The room has the message. The value is the data of the `message` event.
+    /// The message is in the room. The value is the `data` of its `message` event.
     Published(Value),
     NotStored,
     /// The server closed the connection with 1013: the client must send the message again, with the same nonce.
     Unknown,
 }
 
-/// Waits for the fate of a message that the user has sent with `nonce`. Adds the events that arrive in the meantime to
+/// Waits for the outcome of the message that the user sent with `nonce`. Adds events that arrive in the meantime to
 /// `others`.
 fn fate(user: &mut User, nonce: &str, others: &mut Vec<Value>) -> Fate {
     loop {
@@ -113,12 +113,12 @@ fn receives_only_guests(user: &mut User) {
     }
 }
 
-// ------------------------------------------------------------------------------------------------- instances that fail
+// --------------------------------------------------------------------------------------------------- instance failures
 
 #[test]
 fn a_graceful_stop_is_a_leave() {
-    // The other instances notice a crash after at least 3 s. On a busy machine, a graceful stop may take as long, so
-    // the test passes if one of three stops is faster.
+    // The other instances take at least 3 s to notice a crash. On a busy machine, a graceful stop may take that long
+    // too, so the test passes if one of three stops is faster.
     let is_prompt = (0..3).any(|_| {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return true };
         let mut ann = User::events(cluster.at(0), "ann", "general");
@@ -158,8 +158,8 @@ fn a_drain_without_redis() {
     cluster.redis.resume();
 }
 
-/// The users on other instances receive `left` once for each client of a killed instance. Then the usernames of these
-/// clients are free.
+/// Users on other instances receive `left` once for each client of a killed instance. Those clients' usernames are then
+/// available again.
 #[test]
 fn a_killed_instance() {
     let Some(mut cluster) = Cluster::start(3, &["--unique-names"]) else { return };
@@ -275,8 +275,8 @@ fn cut_off(redis: &RedisServer, args: &[&str]) -> (Server, Proxy, Server) {
     (instance(&redis.url_by(addr), args), proxy, instance(&redis.url(), args))
 }
 
-/// An instance that cannot reach Redis rejects new clients and messages. After it has reconnected, its clients receive
-/// the messages of the other instance.
+/// An instance that cannot reach Redis rejects new clients and messages. After the instance has reconnected, its
+/// clients receive the messages that they missed.
 #[test]
 fn an_instance_that_is_cut_off() {
     let Some(redis) = RedisServer::start(Persistence::Always) else { return };
@@ -303,8 +303,8 @@ fn an_instance_that_is_cut_off() {
     assert_eq!(message["id"], 11, "the rejected message never appears");
 }
 
-/// While an instance is cut off from Redis, a room gets more messages than its history keeps. The instance's clients
-/// must receive either all messages, or `switched` with the same epoch.
+/// While an instance is cut off from Redis, a room receives more messages than its history keeps. The instance's
+/// clients must then receive either all messages or `switched` with the same epoch.
 #[test]
 fn an_instance_that_missed_too_much() {
     const COUNT: u64 = 3000;
@@ -344,7 +344,7 @@ fn an_instance_that_missed_too_much() {
     assert_eq!(message["id"], COUNT + 1);
 }
 
-// ---------------------------------------------------------------------------------------------------- outages of Redis
+// ------------------------------------------------------------------------------------------------------- Redis outages
 
 #[test]
 fn redis_is_absent_at_start() {
@@ -437,7 +437,7 @@ impl Outage {
     }
 }
 
-/// Checks that a server that knows of an outage replies to every request with an error, and drops `typing`.
+/// Checks that a server that has noticed the outage replies with an error to every command but `typing`.
 fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
     ann.sends_event("typing", json!({}));
     sends_nonce(ann, "lost");
@@ -458,7 +458,7 @@ fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
     }
 }
 
-/// Checks everything that PROTOCOL.md says about an outage of Redis. The clients of two instances stay connected.
+/// Checks everything that PROTOCOL.md says about a Redis outage. The clients of both instances stay connected.
 fn outage(kind: Outage) {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
@@ -481,7 +481,7 @@ fn outage(kind: Outage) {
         user.receives_nothing();
     }
 
-    // Wait so long that the instances would be declared dead if the time of the outage counted as silence.
+    // Wait long enough that the instances would be declared dead if the outage counted as silence.
     while start.elapsed() < Duration::from_secs(6) {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -493,7 +493,7 @@ fn outage(kind: Outage) {
     ron.receives(ron.room_message("ann", message["text"].as_str().unwrap(), 2));
     pat.receives(pat.room_message("ann", message["text"].as_str().unwrap(), 2));
     wait_for_delivery(&mut bob, &mut ann);
-    // No user has left, joined or switched rooms. Ann's rejected switch has had no effect.
+    // No user has left, joined or switched rooms, not even ann, whose `switch_room` was rejected.
     for server in &cluster.servers {
         wait_until("new clients are accepted", || is_ready(server));
         assert_eq!(members(server, "general"), ["Anonymous", "ann", "bob", "pat"]);
@@ -507,7 +507,7 @@ fn outage(kind: Outage) {
         assert_eq!(back["resumed"], true, "the epoch from before the outage is valid: {back}");
         assert_eq!(back["history"][0], message);
     }
-    // A client may use the nonce of a rejected message again.
+    // A client may reuse the nonce of a rejected message.
     sends_nonce(&mut ann, "lost");
     assert_eq!(next(&mut ann, "message")["id"], 4);
 }
@@ -530,7 +530,7 @@ fn redis_rejects_writes() {
 /// A client that sends two messages around the time when Redis fails. The texts begin with the client's name.
 struct Sender {
     name: String,
-    /// `None` after the server has closed the connection with 1013.
+    /// `None` once the server has closed this client's connection with 1013.
     user: Option<User>,
     welcome: Value,
     published: Vec<Value>,
@@ -552,8 +552,8 @@ impl Sender {
         }
     }
 
-    /// If the fate of a message is unknown, the client resumes on `server` and sends its messages again. Returns the
-    /// texts that the room must contain.
+    /// If the outcome of a message is unknown, the client resumes its session on `server` and sends both messages
+    /// again. Returns the texts from this client that the room must contain.
     fn ask_again(&mut self, server: &Server) -> Vec<String> {
         let mut texts: Vec<String> = ["one", "two"].map(|word| format!("{} {word}", self.name)).into();
         if self.user.is_some() {
@@ -570,8 +570,8 @@ impl Sender {
     }
 }
 
-/// When Redis fails, a client with messages in flight receives their events or errors, or a close with 1013. After
-/// 1013, the client sends its messages again, with the same nonces.
+/// When Redis fails, a client receives an event or an error for each message in flight, or the server closes the
+/// connection with 1013. After 1013, the client sends its messages again, with the same nonces.
 #[test]
 fn messages_of_unknown_fate() {
     for kind in [Outage::Stopped, Outage::Killed] {
@@ -640,7 +640,7 @@ fn a_join_on_its_way() {
     for server in &cluster.servers {
         wait_until("no ghost is left", || members(server, "general") == ["witness"]);
     }
-    // The usernames of the failed joins are free.
+    // The usernames of the failed joins are available again.
     for number in 0..pending {
         let late = User::events(cluster.at(1), &format!("late-{number}"), "general");
         late.leaves();
@@ -732,8 +732,8 @@ fn a_short_pause_of_redis() {
     }
 }
 
-/// If Redis repeatedly closes the connections of the instances, no message is lost or repeated, and the clients receive
-/// no other events.
+/// If Redis repeatedly closes the connections of the instances, no published message is lost or repeated. The clients
+/// receive no `left`, `joined` or `switched`.
 #[test]
 fn killed_connections() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -769,7 +769,7 @@ fn killed_connections() {
     }
 }
 
-// ------------------------------------------------------------------------------------- restarts and lost data of Redis
+// ---------------------------------------------------------------------------------------- Redis restarts and data loss
 
 /// If Redis restarts with its data, no client receives `switched`, and clients can resume with the earlier epoch.
 #[test]
@@ -788,7 +788,7 @@ fn a_restart_with_the_data() {
         sent.push(message);
         wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
         for server in &cluster.servers {
-            // Both instances have reconnected without losing data, so clients can resume with the first epoch.
+            // Both instances have reconnected without losing data, so the epoch from before the restart is valid.
             for seen in 0..=sent.len() {
                 let back = welcome(server, "general", &since(&first["epoch"], seen as u64));
                 assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!(sent[seen..])), "{seen}");
@@ -836,7 +836,7 @@ fn loss(kind: Loss) {
         let last = data["last_id"].as_u64().unwrap();
         assert!(history.len() as u64 <= last && history.last().is_none_or(|message| message["id"] == last), "{data}");
         epochs.push((data["epoch"].clone(), last));
-        // A member that had not rejoined yet is missing from the list, and its `joined` event follows.
+        // The list omits members that have not rejoined yet. Their `joined` events follow.
         for _ in listed.len()..others.len() {
             user.receives_event("joined", json!({}));
         }

@@ -20,7 +20,7 @@ fn epoch(data: &Value) -> String {
     data["epoch"].as_str().unwrap_or_else(|| panic!("an epoch is a string: {data}")).to_owned()
 }
 
-/// Joins with the query parameters in `resume`. Returns the user and the data of its `welcome`.
+/// Joins with the query parameters in `resume`. Returns the user and the data of the `welcome` event.
 fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
@@ -28,7 +28,7 @@ fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) 
     (user, welcome)
 }
 
-/// Joins with the query parameters in `resume`, leaves again, and returns the data of the `welcome`.
+/// Joins with the query parameters in `resume`, leaves again, and returns the data of the `welcome` event.
 fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
     user.leaves();
@@ -173,13 +173,13 @@ fn lengths_of_history() {
     }
 }
 
-/// With the default configuration, a new client of each dialect receives even the longest possible history in full.
+/// By default, a new client receives even the longest possible history in full, in every dialect (JSON format).
 #[test]
 fn the_longest_history() {
     let server = chat(&[]);
     let name = "\u{1f600}".repeat(32);
     let mut eve = User::events(&server, &name, "general");
-    // A control character has six bytes in JSON, more than any other character.
+    // A control character takes six bytes in JSON (`\u0001`), more than any other character.
     let text = format!("a{}b", "\u{1}".repeat(498));
     for i in 0..50 {
         let nonce = format!("{i:02}{}", "\u{1}".repeat(62));
@@ -254,8 +254,8 @@ fn an_empty_room_keeps_its_history() {
     let (mut eve, new_client) = join(&server, "eve", "general", "");
     assert_eq!((&new_client["epoch"], &new_client["history"]), (&json!(epoch), &json!(sent)));
     send_numbers(&mut eve, 4..=4);
-    // A room also keeps its history when its last member switches to another room. A client of another dialect
-    // receives the history too.
+    // A room also keeps its history when its last member switches to another room. A client that uses the `presence`
+    // dialect receives the history too.
     eve.sends_event("switch_room", json!({"room": "elsewhere"}));
     eve.receives_event("switched", json!({}));
     let mut pat = User::presence(&server, "pat", "general");
@@ -410,7 +410,7 @@ fn a_message_that_is_resent() {
     let data = json!({"username": "eve", "text": "once", "id": 1, "time": TIME, "nonce": "n1"});
     let first = eve.receives(json!({"event": "message", "data": data}));
     assert_eq!(bob.receive(), first, "every member receives the nonce");
-    // The server compares the nonce only, so the text may differ.
+    // The server compares only the nonces, so the text may differ.
     for text in ["once", "twice"] {
         eve.sends_event("message", with_nonce(text, "n1"));
         assert_eq!(eve.receive(), first);
@@ -535,7 +535,7 @@ fn errors_carry_the_nonce() {
             eve.receives(eve.error(message));
         },
     );
-    // The server does not remember the nonce of a rejected message, so the next message may have that nonce.
+    // The server does not remember the nonce of a rejected message, so the next message may reuse the nonce.
     eve.sends_event("message", with_nonce("hello", "n"));
     eve.receives_event("message", json!({"id": 1, "nonce": "n"}));
 }
@@ -740,7 +740,7 @@ impl<'a> Peer<'a> {
             0 => socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap(),
             1 => drop(client.stream.shutdown(Shutdown::Write)),
             2 => client.try_send(&masked(0x88, &1000u16.to_be_bytes())),
-            // Without the session from a `welcome` event, the client could not replace the abandoned connection.
+            // A client needs the session from an earlier `welcome` to replace the connection that it abandons.
             3 if self.epoch.is_some() => self.abandoned.push(connection),
             _ => {}
         }
@@ -757,12 +757,12 @@ fn frame((text, nonce): &(String, String)) -> Vec<u8> {
 }
 
 /// Four clients send about 300 messages while they lose their connections at random moments. At the end, all clients
-/// have the same list, which has every message once.
+/// have the same list, which contains every message exactly once.
 fn run(seed: u64, args: &[&str]) {
     let server = chat(&[args, &["--history", "1000"]].concat());
     let mut random = Rng::with_seed(seed);
-    // `host` keeps the room from becoming empty. `ron` and `pat` use other dialects and never lose their
-    // connections.
+    // `host` keeps the room from becoming empty. `ron` and `pat`, who use the dialects `rooms` and `presence`, never
+    // lose their connections.
     let _host = User::events(&server, "host", ROOM);
     let mut ron = User::rooms(&server, "ron", ROOM);
     let mut pat = User::presence(&server, "pat", ROOM);
@@ -815,7 +815,7 @@ fn run(seed: u64, args: &[&str]) {
     }
 }
 
-/// Checks that the lists of all clients are equal, and have every message of every client once and in order.
+/// Checks that all clients have the same list, and that the list contains each client's messages once and in order.
 fn assert_equal_lists(peers: &[Peer], seed: u64) {
     let list = &peers[0].list;
     for peer in peers {

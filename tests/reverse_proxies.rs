@@ -18,7 +18,7 @@ use support::certificate::{Certificate, EC};
 use support::{Server, becomes_true, require_tool, token_file, wait_until};
 use visitor::{type_message, wait_for_log, wait_for_state};
 
-/// A running proxy, which forwards requests for `https://127.0.0.1:PORT` plus `path` to a server.
+/// A running proxy. It forwards requests for URLs that start with `https://127.0.0.1:{port}{path}` to a server.
 struct Proxy {
     child: Child,
     directory: PathBuf,
@@ -52,8 +52,8 @@ fn replace(text: &str, old: &str, new: &str) -> String {
 }
 
 impl Proxy {
-    /// Starts a proxy. `configure` receives the directory of the certificate, the server's port and the proxy's
-    /// port, and returns the configuration file of the proxy.
+    /// Starts a proxy. `configure` receives the certificate's directory, the server's port and the proxy's port, and
+    /// returns the contents of the proxy's configuration file.
     fn start(
         program: &Path,
         path: &'static str,

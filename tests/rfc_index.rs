@@ -1,6 +1,6 @@
-//! Checks the index in `src/ws/mod.rs` against RFC 6455 and the sources. The index must list every section of the RFC
-//! and every section cited under `src/ws`. Every item and test that the index names must exist. The last tests test
-//! these checks.
+//! Checks the index in `src/ws/mod.rs` against RFC 6455 and the source code. The index must list every section of the
+//! RFC and every section cited under `src/ws`. Every item and test that the index names must exist. The tests at the
+//! end of this file test the checks themselves.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,7 +28,7 @@ const CONTENTS: &str = "
 /// A source file: its path in the repository, and its text.
 type Source = (String, String);
 
-/// A row of the index. A row of the second table (sections that do not bind a server) has no places and no tests.
+/// A row of the index. In the second table (sections that do not apply to servers), `places` and `tests` are empty.
 #[derive(Debug, PartialEq)]
 struct Row {
     sections: Vec<&'static str>,
@@ -44,8 +44,8 @@ fn the_index_and_the_sources_agree() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// `wirechat explain section` must explain every section that binds a server according to the index, and know at least
-/// the title of every other section.
+/// `wirechat explain section` must explain every section that, according to the index, applies to servers. It must know
+/// at least the title of every other section.
 #[test]
 fn what_explain_tells_agrees_with_the_index() {
     let (rows, _) = rows(&module_doc(include_str!("../src/ws/mod.rs")));
@@ -96,7 +96,7 @@ fn contents() -> impl Iterator<Item = &'static str> {
 
 // ---- The index ----
 
-/// Parses the index. Returns its rows and the errors in their format.
+/// Parses the index. Returns its rows and a list of format errors.
 fn rows(index: &str) -> (Vec<Row>, Vec<String>) {
     let (mut rows, mut faults) = (Vec::new(), Vec::new());
     for cells in table_rows(index) {
@@ -130,7 +130,7 @@ fn links(cell: &str) -> Vec<String> {
     targets.map(str::to_owned).collect()
 }
 
-/// Returns the section numbers, and ranges of section numbers, at the start of a text.
+/// Returns the section numbers and ranges (such as `7.1.6–7.2.1`) at the start of a text.
 fn leading_numbers(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split([' ', ',']).filter(|word| !word.is_empty());
     words.take_while(|word| word.starts_with(|c: char| c.is_ascii_digit()))
@@ -217,7 +217,7 @@ fn is_of_another_rfc(before: &str) -> bool {
     before.ends_with(' ') && rfc == "RFC" && number != "6455" && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-// ---- Tests of the checks ----
+// ---- Tests of the checks above ----
 
 #[test]
 fn the_index_is_read() {

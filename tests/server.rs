@@ -1,5 +1,5 @@
-//! Tests the whole server over real sockets: slow readers, floods, resets, a lack of file descriptors, and signals.
-//! Options shorten the server's timeouts, but the tests do not depend on speed, because they wait for conditions.
+//! Tests the whole server over real sockets: slow readers, floods, resets, running out of file descriptors, and
+//! signals. Options shorten the server's timeouts, but no result depends on timing: the tests wait for conditions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -29,7 +29,7 @@ fn member_path(name: &str) -> String {
     format!("/?token=dev-token&username={name}&room=general")
 }
 
-/// Like [`member`], but with a small receive window, so that the server soon notices a member that stops reading.
+/// Like [`member`], but with a small receive window: the server's writes soon block when the member stops reading.
 fn member_with_a_small_window(server: &Server, name: &str) -> RawClient {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -61,7 +61,7 @@ fn receive_until(client: &mut RawClient, text: &str) -> Vec<Value> {
     }
 }
 
-/// Reads frames up to the Close. Returns the frames before the Close, and the code and the reason of the Close.
+/// Reads frames up to the Close. Returns the frames before the Close, and the Close's code and reason.
 fn read_to_close(client: &mut RawClient) -> (Vec<Frame>, (u16, String)) {
     let mut frames = Vec::new();
     loop {
@@ -73,29 +73,29 @@ fn read_to_close(client: &mut RawClient) -> (Vec<Frame>, (u16, String)) {
     }
 }
 
-/// Sends the frame again and again, until the server has dropped the connection.
+/// Sends `frame` repeatedly until the server has dropped the connection.
 fn send_until_dropped(client: &mut RawClient, frame: &[u8]) {
     wait_until("the connection is dropped", || client.stream.write_all(frame).is_err());
 }
 
 // ---------------------------------------------------------------------------------------------------- slow readers
 
-/// Options for texts of 16,000 letters. There is no history, because a backlog of such texts would exceed
-/// `--max-outbox`.
+/// Options for texts of 16,000 characters. There is no history, because a backlog of such texts could almost fill an
+/// outbox.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
 /// Options for a short close timeout, and a handshake timeout that does not expire during a test.
 const SHORT_CLOSE: [&str; 4] = ["--close-timeout", "0.3", "--handshake-timeout", "600"];
 
-/// Two members that exchange texts of 16,000 letters while other members of the room do not read.
+/// Two members that exchange texts of 16,000 characters while other members of the room do not read.
 struct Chatter {
     sender: RawClient,
     receiver: RawClient,
-    /// The ids of the messages that the receiver has received.
+    /// The ids of the messages that `receiver` has read.
     ids: Vec<u64>,
-    /// The usernames in the `left` events that the receiver has received.
+    /// The usernames from the `left` events that `receiver` has read.
     left: Vec<String>,
-    /// The number of messages that the receiver had received before the last `left` event.
+    /// The number of messages that `receiver` had read before the last `left` event.
     received_before_left: usize,
 }
 
@@ -111,8 +111,8 @@ impl Chatter {
         }
     }
 
-    /// Sends eight texts, and waits until sender and receiver have them: members that do not read must not delay
-    /// others.
+    /// Sends eight texts, and waits until both members have received all of them: members that do not read must not
+    /// delay others.
     fn round(&mut self) {
         let text = "x".repeat(16_000);
         (0..8).for_each(|_| send_message(&mut self.sender, &text));
@@ -132,7 +132,7 @@ impl Chatter {
         }
     }
 
-    /// Sends texts until the server has closed `count` members. Asserts that the receiver missed no message.
+    /// Sends texts until `count` members have left. Asserts that the receiver has received every message.
     fn until_left(&mut self, count: usize) {
         let end = Instant::now() + DEADLINE;
         while self.left.len() < count {
@@ -159,7 +159,7 @@ fn a_reader_that_stops_receives_a_close() {
     let events = frames.iter().map(|frame| serde_json::from_str::<Value>(frame.text()).expect("complete events"));
     let ids: Vec<u64> = events.filter_map(|event| event["data"]["id"].as_u64()).collect();
     assert!(ids.iter().copied().eq(1..=ids.len() as u64), "the received messages have no gap");
-    // The outbox exceeded its bound of 64 KiB, so it held more than four texts of 16,000 letters.
+    // The outbox exceeded its bound of 64 KiB, so it contained more than four texts of 16,000 characters.
     assert!(
         ids.len() + 3 <= chatter.received_before_left,
         "the rest was dropped: {} of {}",
@@ -183,7 +183,7 @@ fn a_hundred_readers_that_stop() {
     let before = resident_kib(&server);
     let _slow: Vec<RawClient> = (0..100).map(|i| member_with_a_small_window(&server, &format!("slow{i}"))).collect();
     chatter.until_left(100);
-    // The limit is 64 KiB for each of the 100 outboxes, and 10 MiB for everything else.
+    // The server's memory may grow by 64 KiB for each of the 100 outboxes, and by 10 MiB for everything else.
     let grown = resident_kib(&server).saturating_sub(before);
     assert!(grown < 100 * 64 + 10 * 1024, "the server grew by {grown} KiB");
     let mut left = std::mem::take(&mut chatter.left);
@@ -234,7 +234,7 @@ fn pings_of_a_peer_that_does_not_read() {
     let before = resident_kib(&server);
     let ping = |i: u32| masked(0x89, &[i.to_be_bytes().as_slice(), &[b'p'; 121]].concat());
     let (mut sent, mut pending) = (0, ping(0));
-    // Assume that all buffers are full once 20 writes in a row would have blocked.
+    // Assume that all buffers are full after 20 consecutive `WouldBlock` errors.
     let mut blocked = 0;
     client.stream.set_nonblocking(true).unwrap();
     while blocked < 20 {

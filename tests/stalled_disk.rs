@@ -21,7 +21,7 @@ use support::users::events_path;
 use wirechat::broker::sqlite::database::{Database, DatabaseOptions};
 use wirechat::broker::sqlite::{LogLimits, SqliteBroker};
 
-/// Options for rare Pings, for no rate limit, and for no history in memory.
+/// Makes Pings rare, turns off the rate limit, and keeps no history in memory.
 const CALM: [&str; 10] = [
     "--ping-interval",
     "600",
@@ -56,7 +56,7 @@ impl Stalled {
         Stalled { world, disk, database }
     }
 
-    /// Lets the disk execute all waiting operations, and the server process the results.
+    /// Lets the disk execute all waiting operations, and then lets the server process the results.
     fn execute(&mut self) {
         self.disk.execute(|operations| self.database.execute(operations));
         self.wake();
@@ -89,7 +89,7 @@ fn only_what_follows_a_message_waits_for_the_disk() {
     let bob = stalled.join("bob", "rust");
     send_message(&alice, "one");
     for _ in 0..3 {
-        // The broker keeps all messages of all rooms in order, so the private message waits for alice's message.
+        // The broker keeps the messages of all rooms in order: the private message waits until alice's is stored.
         bob.send_text(&json!({"event": "private", "data": {"to": "alice", "text": "psst"}}).to_string());
         for client in [&alice, &bob] {
             client.send_text(r#"{"event":"ping"}"#);
@@ -129,8 +129,8 @@ fn a_stop_waits_for_the_disk() {
     assert!(stalled.world.is_stopped);
 }
 
-/// Before each step of a drain, the server reads from no client until it has stored and sent all messages received so
-/// far.
+/// When a step of a drain is due, the server pauses all reads until all earlier messages are stored. Only then does the
+/// server close connections.
 #[test]
 fn a_drain_waits_for_the_disk() {
     let mut stalled = Stalled::new(&["--drain", "2"]);
@@ -141,9 +141,9 @@ fn a_drain_waits_for_the_disk() {
     stalled.execute();
     stalled.world.drain();
     send_message(&alice, "last words");
-    stalled.world.advance(STALL); // fails if the server spins
+    stalled.world.advance(STALL); // fails if the server busy-loops
     for _ in 0..20 {
-        bob.send_text(r#"{"event":"ping"}"#); // wakes the server
+        bob.send_text(r#"{"event":"ping"}"#); // starts a turn of the event loop
         stalled.world.advance(Duration::from_millis(100));
     }
     for client in [&alice, &bob] {
@@ -190,7 +190,7 @@ fn a_stalled_disk_does_not_fill_memory() {
     for number in 0..MESSAGES {
         send_message(&alice, &format!("{number} {}", "x".repeat(200)));
     }
-    stalled.world.advance(STALL); // fails if the server spins
+    stalled.world.advance(STALL); // fails if the server busy-loops
     assert!(stalled.disk.waiting() > 5, "{} messages wait for the disk", stalled.disk.waiting());
     let mut next = 0;
     while next < MESSAGES {

@@ -277,7 +277,7 @@ fn advice_in_a_rejection_works() {
     let origins = origins.map(|value| ("Origin", "--allow-origin ", value));
     let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1"];
     let hosts = hosts.map(|value| ("Host", "--allow-host ", value));
-    // Pass --open: without it, a local server accepts the origin `null` anyway.
+    // Pass --open: without it, a local server accepts the origin `null` by default.
     let server = Server::start(&["--open"]);
     each_row(
         &[origins, hosts].concat(),
@@ -518,7 +518,7 @@ fn switches_from_the_environment() {
     }
 }
 
-/// The error for a misspelled option, value or tool is one line, and contains the argument parser's suggestion.
+/// The error for a misspelled option, value or subcommand is one line, with the argument parser's suggestion, if any.
 #[test]
 fn misspelled_options_and_tools() {
     let rows: [(&[&str], &[&str]); 7] = [

@@ -495,7 +495,7 @@ fn half_close() {
 fn sixteen_mebibytes_in_both_directions() {
     for version in [&TLS12, &TLS13] {
         let Some(fixture) = Fixture::new("big", &["--max-read", "1024"]) else { return };
-        big_echo(&fixture, version, 2 * MIB); // a TLS record is larger than --max-read
+        big_echo(&fixture, version, 2 * MIB); // with this --max-read, the server needs several reads per TLS record
         let Some(fixture) = Fixture::new("big", &[]) else { return };
         big_echo(&fixture, version, 16 * MIB);
     }
@@ -620,7 +620,7 @@ fn a_hundred_reloads() {
     assert!(lines[0].split(['=', ' ']).filter(|word| word.len() == 16).count() == 2, "{}", lines[0]);
 }
 
-/// The server loads changed files even without a SIGHUP.
+/// The server loads a changed certificate and key even without a SIGHUP.
 #[test]
 fn changed_files_are_loaded() {
     let [Some(files), Some(other)] = [Certificate::new("changed", EC), Certificate::new("changed-to", EC)] else {
@@ -721,8 +721,8 @@ fn a_proxy_names_the_client_before_tls() {
     let mut record = [0; 3];
     tcp.read_exact(&mut record).unwrap();
     assert_eq!(record, [22, 3, 3], "a ServerHello");
-    // The server rejects a client over `--max-per-address` with an alert, and closes a connection without a PROXY
-    // header.
+    // The server rejects a client over `--max-per-address` with a TLS alert. Without a PROXY header, the server closes
+    // the connection without a reply.
     let mut rejected = TcpStream::connect(fixture.server.addr()).unwrap();
     rejected.write_all(b"PROXY TCP4 203.0.113.2 192.0.2.99 4712 443\r\n").unwrap();
     rejected.read_exact(&mut record).unwrap();

@@ -1,7 +1,7 @@
 //! Tests the tap and its text output: the trace of known frames is exactly as expected, the records do not depend on
 //! where the stream is cut, and the tap agrees with `ws::protocol`.
 //!
-//! If a change alters a golden text, check that a person can read the new text at least as well.
+//! If a change alters a golden text, check that the new text is at least as readable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,7 +25,7 @@ fn noon() -> SystemTime {
     humantime::parse_rfc3339("2026-11-22T12:00:01.204Z").expect("a time")
 }
 
-/// Returns the trace of the bytes in `passed` on an open connection, as `--trace` or `--trace=full` writes it.
+/// Returns what `--trace` or `--trace=full` writes when the bytes in `passed` are sent on an open connection.
 fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     let records = Records::default();
     let mut tap = Tap::open(7, records.clone());
@@ -217,7 +217,7 @@ fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option
     Some(if *first == 1 { Seen::Text(whole) } else { Seen::Binary(whole) })
 }
 
-/// Removes everything after the first failure or Close, where the tap and the protocol need not agree.
+/// Removes everything after the first failure or Close: beyond it, the tap and the protocol need not agree.
 fn up_to_the_end(mut seen: Vec<Seen>) -> Vec<Seen> {
     if let Some(last) = seen.iter().position(|seen| matches!(seen, Seen::Failed(..) | Seen::Close(_))) {
         seen.truncate(last + 1);
@@ -237,7 +237,7 @@ fn random_cuts(random: &mut fastrand::Rng, len: usize) -> Vec<usize> {
     cuts
 }
 
-/// Returns a client's frame, which is nearly always valid.
+/// Generates a client frame that is nearly always valid.
 fn random_frame(random: &mut fastrand::Rng, in_message: &mut bool) -> Vec<u8> {
     let strange = random.u32(0..200) == 0;
     let opcode = match random.u8(0..10) {
@@ -283,8 +283,8 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
     }
 }
 
-/// The cuts change only the list of reads in which a frame arrived. The test ignores the frame that breaks a rule,
-/// because the tap reports only the part of the frame that has arrived.
+/// Where the stream is cut affects only the list of reads in which a frame arrived. The test ignores an invalid frame,
+/// because the tap reports only the part of that frame that has arrived.
 #[test]
 fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
@@ -327,7 +327,7 @@ const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// Traces a whole connection: a request in two reads with a frame right after it, a Ping, an unmasked client frame,
-/// and the end.
+/// and the end of the connection.
 #[test]
 fn golden_a_connection_from_its_request_to_its_end() {
     let records = Records::default();
@@ -371,12 +371,12 @@ fn a_terminal_adds_only_colours() {
         taken.iter().for_each(|record| text::write(record, Style { detail: Detail::Full, uses_colour }, &mut text));
         text
     };
-    let (plain, coloured) = (written(false), written(true));
-    assert!(!plain.contains('\x1b') && coloured.contains('\x1b'));
-    // A colour escape sequence ends at its first `m`.
-    let mut parts = coloured.split('\x1b');
+    let (plain, colored) = (written(false), written(true));
+    assert!(!plain.contains('\x1b') && colored.contains('\x1b'));
+    // A color escape sequence ends at its first `m`.
+    let mut parts = colored.split('\x1b');
     let first = parts.next().unwrap_or_default().to_owned();
-    let stripped = parts.fold(first, |text, part| text + part.split_once('m').expect("a colour").1);
+    let stripped = parts.fold(first, |text, part| text + part.split_once('m').expect("a color").1);
     assert_eq!(stripped, plain);
 }
 

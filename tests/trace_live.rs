@@ -30,12 +30,12 @@ fn traced(log: &str) -> String {
         .collect()
 }
 
-/// Sends each kind of traffic: a request in two reads, a message, a Ping, fragments, an invalid frame, and a request
-/// without an upgrade.
+/// Sends each kind of traffic: a request in two reads, a message, a Ping, a fragmented message, an invalid frame, and a
+/// request without an upgrade.
 fn visit(server: &Server) {
     let mut alice = server.connect();
     let request = support::upgrade_request(CHAT);
-    let (first, second) = request.as_bytes().split_at(12); // cut between `token=` and the token
+    let (first, second) = request.as_bytes().split_at(12); // the split is between `token=` and the token
     alice.send(first);
     server.upgrade("/echo?token=dev-token").send(&masked(0x88, b""));
     alice.send(second);
@@ -177,8 +177,7 @@ fn recorded(dir: &Path, needle: &str) -> String {
     text
 }
 
-/// The server hides a token even outside of an accepted request, for example in a rejected request or in place of a
-/// frame.
+/// The server redacts a token wherever a client sends it, for example in a rejected request or in place of a frame.
 #[test]
 fn no_token_is_traced_or_recorded_wherever_it_occurs() {
     let upgrade = support::upgrade_request("/echo?username=a");
@@ -207,7 +206,7 @@ fn no_token_is_traced_or_recorded_wherever_it_occurs() {
         let mut client = server.connect();
         for piece in pieces {
             client.try_send(piece);
-            server.upgrade("/echo"); // after this handshake, the server has read the piece
+            server.upgrade("/echo"); // once this handshake completes, the server has read `piece`
         }
         drop(client);
         server.wait_for_log("#1 = over");
@@ -244,7 +243,7 @@ fn an_inspectors_records_are_not_recorded() {
     assert!(!text.contains(&hex(b"\"record\"")) && !text.contains(&hex(b"\"do\"")), "{text}");
 }
 
-/// The trace reports a broken rule only if the server closed the connection because of this rule.
+/// The trace reports a client's protocol error only if the server closed the connection because of that error.
 #[test]
 fn a_rule_broken_after_the_server_has_closed_is_not_reported() {
     let server = Server::start(&["--trace", "--rate-limit", "1"]);
@@ -273,8 +272,8 @@ fn a_frame_that_comes_with_the_request_is_reported() {
     }
 }
 
-/// For an inspector's connection, the trace shows only the handshake and the end. When the server stops, the trace
-/// shows the end of every connection.
+/// When the server stops, the trace shows the end of every connection. For an inspector's connection, the trace shows
+/// only the handshake and the end.
 #[test]
 fn every_connection_has_an_end() {
     let mut server = Server::start(&["--trace"]);
@@ -327,7 +326,7 @@ fn recordings_stay_within_their_limit() {
     assert_eq!(server.log().matches("RECORD").count(), 1, "logged once: {}", server.log());
 }
 
-/// Rejected requests and a recording that cannot be created do not stop the recording of later connections.
+/// The server still records later connections after many rejected requests, and after it fails to create a file.
 #[test]
 fn upgraded_connections_are_still_recorded() {
     let dir = folder("still recorded");

@@ -16,14 +16,14 @@ use Dialect::{Events, Presence, Rooms};
 const ROOM: &str = "general";
 const GUESTS: usize = 8;
 
-/// The texts and the members of [`ROOM`], as a client has received them.
+/// The messages and the members of a client's room, according to the events that the client has received.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Seen {
     texts: Vec<String>,
     members: Vec<String>,
 }
 
-/// A user, and the texts and members that the user has received.
+/// A client that keeps track of the messages and the members of its room.
 struct Witness {
     user: User,
     dialect: Dialect,
@@ -76,7 +76,7 @@ impl Witness {
         (self.room == ROOM).then_some(what)
     }
 
-    /// Processes all events up to the message `text`. Returns each event in [`ROOM`] with the members after the event.
+    /// Processes events until the message `text` arrives. Returns each event in [`ROOM`] and the members after it.
     fn receive_until(&mut self, text: &str) -> Vec<(String, Vec<String>)> {
         let mut happened = Vec::new();
         while self.room != ROOM || self.seen.texts.last().is_none_or(|last| last != text) {
@@ -123,7 +123,7 @@ fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     (witness, stays)
 }
 
-/// Reads the guest's events until the server has processed all of the guest's frames.
+/// Processes events until the server replies to the guest's last frame, which is a Ping or a Close.
 fn settle(guest: &mut Witness, stays: bool) {
     assert!(guest.user.client.read_head().starts_with("HTTP/1.1 101 "));
     loop {
@@ -163,7 +163,7 @@ fn round(server: &Server, residents: &mut [Witness; 3], random: &mut Rng, number
     let [events, rooms, presence] = residents;
     let happened = events.receive_until(&end);
     assert_eq!(presence.receive_until(&end), happened, "round {number}");
-    // In the `rooms` dialect, the events for joins and leaves do not name the user.
+    // In the `rooms` dialect, join and leave events contain no username, so compare only "joins" and "leaves".
     let nameless = |what: &str| if what.contains(" sends ") { what.to_owned() } else { last_word(what) };
     let received: Vec<String> = rooms.receive_until(&end).into_iter().map(|(what, _)| what).collect();
     assert_eq!(received, happened.iter().map(|(what, _)| nameless(what)).collect::<Vec<_>>(), "round {number}");
@@ -189,7 +189,7 @@ fn everything_at_once() {
         let mut residents = residents(&server);
         let mut random = Rng::with_seed(seed);
         (0..10).for_each(|number| round(&server, &mut residents, &mut random, number));
-        // The history has the messages in the order in which the clients received them, with ids from 1.
+        // The history lists the messages in the order in which the clients received them, with ids from 1.
         let mut late = User::joins(&server, Events, "late", ROOM);
         let welcome = late.receives_event("welcome", json!({}));
         let history = welcome["history"].as_array().unwrap();
@@ -207,7 +207,7 @@ fn a_turn_that_ends_early() {
     let mut clients: Vec<RawClient> =
         (0..8).map(|number| server.upgrade(&format!("/?token=dev-token&username=p{number}"))).collect();
     let message = json!({"event": "message", "data": {"text": format!("a{}b", "\u{1}".repeat(498))}}).to_string();
-    // Suspend the server while the clients send, so that the server finds all input in one turn.
+    // Suspend the server while the clients send, so that all of their input is ready in one turn of the event loop.
     server.signal("STOP");
     for client in &mut clients {
         client.send(&masked(0x81, message.as_bytes()).repeat(10));
@@ -224,7 +224,7 @@ fn a_turn_that_ends_early() {
 #[test]
 fn an_event_for_the_others_that_fills_a_batch() {
     let server = Server::start(&["--max-presence", "1000"]);
-    // 600 members with the longest possible name: the member list exceeds 64 KiB, the size of a full batch.
+    // The names of 600 members, each of the longest possible length, exceed 64 KiB, the size of a full batch.
     let name = "%F0%9F%98%80".repeat(32);
     let _crowd: Vec<RawClient> =
         (0..600).map(|_| server.upgrade(&format!("/?token=dev-token&username={name}"))).collect();

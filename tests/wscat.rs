@@ -24,7 +24,7 @@ struct Wscat {
     stdin: ChildStdin,
     /// The stdout of wscat so far.
     output: Arc<Mutex<String>>,
-    /// The prefix of a received message: empty in a pipe, `< ` on a terminal.
+    /// The prefix that wscat prints before a received message: empty in a pipe, `< ` on a terminal.
     mark: &'static str,
 }
 
@@ -44,13 +44,13 @@ impl Wscat {
         Wscat { child, stdin, output, mark }
     }
 
-    /// Types a line and its end: a line feed in a pipe, the carriage return of Enter on a terminal.
+    /// Types `line`, then `end`: a line feed in a pipe, or a carriage return (Enter) on a terminal.
     fn type_line(&mut self, line: &str, end: &str) {
         self.stdin.write_all(format!("{line}{end}").as_bytes()).expect("wscat reads a line");
         self.stdin.flush().expect("wscat reads a line");
     }
 
-    /// Waits until wscat prints an event of this name, and returns the event's data.
+    /// Waits until wscat prints an event with this name, and returns the event's data.
     fn shows_event(&self, event: &str) -> Value {
         let mut found = None;
         wait_until(&format!("wscat prints the event {event:?}"), || {
@@ -75,7 +75,7 @@ impl Drop for Wscat {
     }
 }
 
-/// The received JSON objects in complete lines of output, without the colours of a terminal.
+/// Returns the received JSON objects in the complete lines of `output`, without terminal colors.
 fn events(output: &str, mark: &str) -> Vec<Value> {
     let whole = &output[..output.rfind('\n').unwrap_or(0)];
     let object = |line: &str| {
@@ -85,7 +85,7 @@ fn events(output: &str, mark: &str) -> Vec<Value> {
     whole.lines().filter_map(object).collect()
 }
 
-/// The absolute path of wscat: the shell of `script` may run in a different directory from the tests.
+/// Returns the absolute path of wscat, because the shell that `script` starts may have another working directory.
 fn wscat() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/.bin/wscat");
     support::require_tool("wscat", &[installed])
@@ -122,7 +122,7 @@ fn a_person_chats_on_a_terminal() {
     let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };
     let server = Server::start(&[]);
     let mut alice = witness(&server);
-    // `script` (util-linux) gives wscat a terminal. The shell of `script` reads the arguments from its environment.
+    // `script` (util-linux) runs a shell command on a terminal. The command reads its arguments from the environment.
     let mut command = Command::new(script);
     command.args(["-qec", r#"exec "$WSCAT" -c "$URL""#, "/dev/null"]);
     command.env("WSCAT", wscat).env("URL", url(&server)).env("SHELL", "/bin/sh").env("TERM", "xterm");
@@ -134,7 +134,7 @@ fn a_person_chats_on_a_terminal() {
     bot.shows("Disconnected (code: 1001");
 }
 
-/// Waits until the bot has joined. Then the bot sends a message, which the bot and alice must receive unchanged.
+/// Waits until wscat joins as `bot`, and sends a message as `bot`, which `bot` and alice must receive unchanged.
 fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
     let welcome = bot.shows_event("welcome");
     assert_eq!(welcome["message"], "Welcome to #general, bot!");

@@ -96,8 +96,8 @@ fn max_json_len(message: &Message) -> usize {
 }
 
 pub fn memory_bytes(message: &Message) -> usize {
-    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes: an entry of a half-full HashMap
-    // 160 bytes: structs, reference counts, allocator headers, and part of the timestamp, which several messages share.
+    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes per entry in a half-full HashMap
+    // About 160 bytes per message: structs, reference counts, allocator headers, and part of a shared timestamp.
     160 + message.username.len() + message.text.len() + nonce
 }
 

@@ -35,7 +35,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>, // from the client's last accepted message or, before the first message, from its join request
+    username: Rc<str>, // the username of the client's last accepted message or, initially, of its join request
     user: User,
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
@@ -68,7 +68,7 @@ impl MemoryBroker {
         let session = session.unwrap_or(Session(new_session));
         // Add the new member before the older connection leaves: an empty room could lose its history.
         let (to, backlog) = self.add_member(&room, user.clone(), resume, now);
-        // If one old connection holds both the client id and the username, the second `Leave` has no effect.
+        // If `older` and `holder` are the same connection, the second `Leave` has no effect.
         [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
         self.announce_room(to);
         self.by_username.insert(self.username_entry(&username, client));
@@ -88,7 +88,7 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session, user) = (member.room, member.session, member.user.clone());
-        // At a room limit, a client may still switch if the switch empties a room that the client's user opened.
+        // At a room limit, still allow a switch that empties a room opened by the same user: the new room replaces it.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {
@@ -109,8 +109,8 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Queues `Opened` if the room has exactly one member: the room was empty until now, and the chat forgets empty
-    /// rooms.
+    /// Queues `Opened` if the new member is the only one in the room: the chat forgets a room when its last member
+    /// leaves.
     fn announce_room(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -126,9 +126,9 @@ impl MemoryBroker {
         Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message) })
     }
 
-    /// Publishes a message of the operator, who is a member of the room only during this call.
+    /// Publishes a message from the operator, who is a member of the room only during this call.
     fn announce(&mut self, client: Token, name: &Rc<str>, message: Message, now: Duration) -> Option<RoomEvent> {
-        let user = User::Connection(Token(0)); // no client has token 0: the tokens of connections count from 1
+        let user = User::Connection(Token(0)); // no client has token 0: connection tokens start at 1
         if !self.rooms.can_join(name, &user) {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: message.nonce });
         }
@@ -216,7 +216,7 @@ impl Broker for MemoryBroker {
             Request::Announce { room, message } => self.announce(client, &room, message, now),
             Request::Private(message) => self.send_private_message(client, message),
             Request::History { before, limit } => self.read_history(client, before, limit),
-            // Unlike a message, a `typing` command does not change the username that the client holds.
+            // A client changes its username by sending a message, not by typing, so do not call `set_username`.
             Request::Typing { username } => {
                 let room = self.authorize(client, &username, None);
                 room.map(|room| RoomEvent::Typing { room, client: Some(client), username })
@@ -233,7 +233,7 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // per empty room: whether it ever had a message, when it emptied, its id
+    empty: BTreeSet<(bool, Duration, RoomId)>, // each empty room: whether it ever had a message, when it emptied, id
     opened: BTreeSet<(User, RoomId)>,          // every room, sorted by the user who opened it
     last_id: u64,
     bytes: usize,
@@ -243,7 +243,7 @@ struct Rooms {
 
 struct Room {
     name: Rc<str>,
-    user: User, // the user who opened the room, for the limit of rooms per user
+    user: User, // the user who opened the room, for the per-user room limit
     log: RoomLog,
     members: usize,
     emptied_at: Duration,
@@ -272,10 +272,10 @@ impl Rooms {
     /// Opens a room that has no members. Restores the room's previous history unless the history has expired.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
-        // Drop an expired history only when the room reopens: no timer is needed: `config.max_bytes` bounds memory.
+        // Expiry needs no timer: reopening a room drops its expired history, and `max_bytes` bounds memory until then.
         let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.config.ttl);
         let (log, user) = kept.map(|room| (room.log, room.user)).unwrap_or_else(|| {
-            // The epoch is random: after a restart, a reused epoch would let a client resume in the wrong history.
+            // The epoch is random: if a restarted server reused one, a client could resume from the wrong history.
             let mut epoch = [0; 8];
             (self.random)(&mut epoch);
             (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
@@ -320,8 +320,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts one empty room. In order of preference: a room that never had a message, the newest of the empty rooms
-    /// that `user` opened (if there are several), the room that has been empty longest.
+    /// Evicts one empty room: preferably a room that never had a message, otherwise the newest of `user`'s empty rooms
+    /// if there are at least two, otherwise the room that has been empty longest.
     fn evict_room(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_newest_room(user) || self.remove(oldest).is_some()

@@ -4,7 +4,7 @@
 //!
 //! - All members of a room see the room's events in the same order.
 //! - The requests of one client take effect, and their events arrive, in the order of submission.
-//! - The broker silently drops a request of a client that is not a member of any room, except `Join` and `Announce`.
+//! - The broker silently drops a request from a client that is not a member of any room, except `Join` and `Announce`.
 //! - Every join results in exactly one [`RoomEvent::Joined`] or [`RoomEvent::JoinRejected`]. Every client that joined
 //!   causes exactly one [`RoomEvent::Left`], when it leaves or is replaced.
 
@@ -47,11 +47,11 @@ pub trait Broker {
         0
     }
     fn begin_turn(&mut self, _now: Duration) {}
-    /// The time, since the server's start, at which the server must call `begin_turn` again. `None` means no such time.
+    /// The latest time, since the server's start, for the next call of `begin_turn`, or `None` if there is no deadline.
     fn next_turn_at(&self) -> Option<Duration> {
         None
     }
-    /// Whether the broker currently executes requests without a long delay.
+    /// Whether the broker can currently execute requests promptly. `false`, for example, while Redis is unreachable.
     fn is_available(&self) -> bool {
         true
     }
@@ -61,7 +61,7 @@ pub trait Broker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 
-/// Identifies a room's member by its connection to this or another server. Local members sort before remote ones.
+/// Identifies a member of a room by its connection, to this server or another. Local members sort before remote ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MemberId {
     Local(Token),
@@ -104,7 +104,7 @@ pub struct Join {
     pub is_bound: bool, // whether the token is bound to `username`; if so, the client replaces others with that name
     pub session: Option<Session>, // session of the client's older connection, whose username the client may take over
     pub room: Rc<str>,
-    pub user: User, // a room that the join creates counts towards the room limit of the user
+    pub user: User,                 // a room that the join creates counts towards this user's room limit
     pub client_id: Option<Rc<str>>, // if present, the client replaces an older client with the same id
     pub credential: Option<CredentialId>, // the access token's id; `None` with a JWT and with `--open`
     pub resume: Option<Resume>,
@@ -117,7 +117,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owned an older connection. The broker creates a session for a join that has none.
+/// A secret that proves ownership of an older connection. The broker generates one for a join without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
@@ -127,7 +127,7 @@ impl Session {
     }
 }
 
-/// The position from which a client resumes after a reconnect: message `since` of the history that `epoch` identifies.
+/// Where a client resumes after a reconnect: after message `since`, in the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
     pub epoch: String,
@@ -179,17 +179,17 @@ pub struct Page {
 pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
     Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
-    /// A client of this server has joined, or has switched from another room.
+    /// A client of this server has joined room `to`, or has switched to it from room `from`.
     Joined { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
-    /// A client of another instance has joined, or has switched to the room.
+    /// A client of another instance has joined the room, or has switched to it from another room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// The broker closes a room that it opened only to publish a message of the operator. The room has no members.
+    /// The broker closes a room that it opened only to publish a message from the operator. The room has no members.
     Closed { room: RoomId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
-    /// A message repeats the username and nonce of a message in the history. Only `client` receives the stored message.
+    /// The history already has a message with this username and nonce. Only `client` receives the stored message.
     Duplicate { client: Token, message: Rc<Message> },
     /// A private message. `recipients`: the sender and this server's clients with the username `message.to`, each once.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
@@ -197,14 +197,14 @@ pub enum RoomEvent {
     History { client: Token, page: Page },
     /// A member is typing. Every other member receives the event. `client` is `None` if the typing member is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
-    /// The join failed. The broker drops all later requests of the client.
+    /// The join failed. The broker drops all later requests from the client.
     JoinRejected { client: Token, error: BrokerError },
     /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
-    /// The chat may have missed events of the room. `members` are the members on other instances. The members on this
-    /// server stay, and need the room's new state.
+    /// The chat may have missed events in the room, so it must send the room's current state to the members on this
+    /// server. `members` are the members on other instances.
     Resynchronized { room: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog },
-    /// The broker does not know whether it published a message of the client. The client must reconnect and resend it.
+    /// A message from the client may or may not have been published. The client must reconnect and resend the message.
     FateUnknown { client: Token },
     /// The broker can no longer store messages, and returns no more events.
     StorageFailed { reason: String },

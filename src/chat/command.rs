@@ -14,11 +14,11 @@ pub enum Command<'a> {
     SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has `SwitchRoom`, `History`, `Token` and `Ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
-    Token(Result<Cow<'a, str>, ErrorText>), // a new JWT, or why the field is invalid; only for servers with JWT keys
+    Token(Result<Cow<'a, str>, ErrorText>), // a new JWT, or an error if it is not a string; only with `--jwt-key`
     Ping,                                   // the command `ping`; the `ws` module replies to Ping frames
 }
 
-/// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.
+/// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Otherwise returns `None`.
 pub fn split_private_message(text: &str) -> Option<(&str, &str)> {
     let words = text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))?;
     let words = words.trim_start();

@@ -1,5 +1,5 @@
-//! The chat's three message formats (PROTOCOL.md). A dialect parses [`Command`]s and writes [`Event`]s. The URL path
-//! selects the dialect.
+//! The chat's three message formats, called dialects (PROTOCOL.md). A dialect parses [`Command`]s and writes
+//! [`Event`]s. The URL path selects the dialect.
 
 use std::{borrow::Cow, collections::BTreeMap, collections::btree_map::Entry, fmt, rc::Rc};
 
@@ -68,7 +68,7 @@ impl Dialect {
     }
 }
 
-/// An event of the `rooms` dialect (`System` to `Error`) or the `presence` dialect (`UserJoined` to `PrivateMessage`).
+/// The variants up to `Error` are the events of the `rooms` dialect. The others are those of the `presence` dialect.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum WireEvent<'a> {
@@ -90,7 +90,7 @@ struct UserEvent<'a> {
     active: &'a ActiveUsers,
 }
 
-/// Writes a message in the `events` dialect. Hand-written for speed: 2,000 bytes take 97 ns. With serde: 564 ns.
+/// Writes a message in the `events` dialect. Hand-written for speed: 2,000 bytes take 97 ns, but 564 ns with serde.
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
@@ -172,7 +172,7 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
     match kind.as_ref() {
         "" | "message" => Ok(Command::Message { username, to: None, text }),
         "typing" => Ok(Command::Typing { username }),
-        // Never publish a message of unknown type: another server's protocol may define the type as private.
+        // Never publish a message of unknown type to the room: a client for another server may mean it as private.
         unknown => Err(format!("Unknown event: {}", excerpt(unknown)).into()),
     }
 }

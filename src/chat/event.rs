@@ -25,7 +25,7 @@ pub enum Event {
         #[serde(flatten)]
         extra: BTreeMap<&'static str, String>, // fields that the `server` module adds, such as `ticket`
     },
-    /// A member has joined. The new member itself receives the event only if its dialect omits `welcome`.
+    /// A member has joined. The event also goes to the new member itself if its dialect omits `welcome`.
     Joined {
         username: Rc<str>,
         #[serde(skip)]
@@ -69,7 +69,7 @@ pub enum Event {
 pub struct ActiveUsers {
     pub active_users: Vec<Rc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub active_count: Option<usize>, // number of users in the room, if too many to list in `active_users`
+    pub active_count: Option<usize>, // number of users in the room, if there are too many for `active_users`
 }
 
 #[derive(Debug, PartialEq, Serialize)]

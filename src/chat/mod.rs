@@ -90,7 +90,7 @@ enum Membership {
     // `held`: errors and pongs to send after `welcome`, or after the backlog if the client's dialect omits `welcome`.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event>, asks_to_resume: bool },
     Member(RoomId),
-    Leaving(Box<str>), // why the client leaves, for the log; the client receives no more events
+    Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
 }
 
 impl Chat {
@@ -147,7 +147,7 @@ impl Chat {
         self.effects.clear();
     }
 
-    /// Publishes a validated message. The reply will be in `operator.announcements`, under the token `operator`.
+    /// Publishes the operator's validated message. The reply will be in `self.operator.announcements[&operator]`.
     pub fn announce(&mut self, operator: Token, room: Rc<str>, message: Message, now: Now) {
         self.operator.announcements.insert(operator, None);
         self.broker.submit(operator, Request::Announce { room, message }, now.monotonic);
@@ -160,7 +160,7 @@ impl Chat {
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
         let (user, (parsed, nonce)) = (record.user.clone(), record.dialect.parse(text));
-        // Invalid commands count towards the rate limit too: parsing an invalid command takes as long as a valid one.
+        // Invalid commands count towards the rate limit too: an invalid command takes as long to parse as a valid one.
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,
             Ok(Command::Typing { .. }) => Decision::Pass,
@@ -339,7 +339,7 @@ impl Chat {
         }
     }
 
-    /// Counts and logs a published message. Sends the message to the operator if the operator has published it.
+    /// Counts and logs a published message. If the operator published the message, sends it back as the reply.
     fn count_message(&mut self, room: RoomId, client: Option<Token>, message: &Rc<Message>) {
         let (Room { name, recipients, .. }, counters) = (&self.rooms[&room], &mut self.operator.counters);
         counters.deliveries += recipients.len() as u64;

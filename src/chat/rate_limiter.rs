@@ -20,7 +20,7 @@ const BUCKET_TTL: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Pass,
-    SlowDown, // the chat rejects the message with an error
+    SlowDown, // the chat drops the message and sends an error
     Flood,    // the chat closes the connection
 }
 
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // At nine messages per second, a limit of five rejects about 40 in ten seconds. A flood is more than 50.
+        // Nine messages per second, at a limit of five, cause about 40 rejections in ten seconds. A flood is over 50.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

@@ -10,8 +10,8 @@ use crate::broker::MemberId;
 pub struct Room {
     pub name: Rc<str>,
     pub usernames: BTreeMap<MemberId, Rc<str>>, // members in key order: local members first, in connection order
-    pub recipients: BTreeMap<Token, Dialect>, // local members that are not leaving; small entries keep broadcasts fast
-    pub dialect_counts: [usize; Dialect::ALL.len()], // number of recipients in each dialect
+    pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries, for fast iteration
+    pub dialect_counts: [usize; Dialect::ALL.len()], // number of recipients per dialect
 }
 
 impl Room {

@@ -125,7 +125,7 @@ pub(super) fn normalize_host(authority: &str) -> Option<String> {
 }
 
 fn is_plain_authority(authority: &str) -> bool {
-    // Allow no shell metacharacters: an operator may paste the origin or host from a log into a shell.
+    // Reject shell metacharacters: an operator may paste the origin or host from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
 }
 

@@ -21,7 +21,7 @@ pub use crate::ws::request::{HeadReader, Rejection, Request, bad_request, is_aut
 use access::{AccessControl, normalize_host, normalize_origin};
 
 const PAGE: &str = include_str!("../../client.html");
-const MAX_ORIGIN_LEN: usize = 300; // in bytes; enough for a scheme, a DNS name of 255 bytes and a port
+const MAX_ORIGIN_LEN: usize = 300; // in bytes: enough for a scheme, a 255-byte DNS name and a port
 
 pub enum Outcome {
     Response(Vec<u8>),
@@ -48,7 +48,7 @@ pub fn route_request(request: &Request, access: &AccessControl, from: Client, no
     let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
-    // Allow HEAD only where a plain GET has a response: the method of an upgrade "MUST be GET" (RFC 6455 §4.1).
+    // Allow HEAD only on paths that also serve plain HTTP: the method of an upgrade "MUST be GET" (RFC 6455 §4.1).
     let is_head = has_page && request.method == "HEAD";
     if request.method != "GET" && !is_head {
         return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
@@ -139,12 +139,12 @@ pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_hea
 }
 
 fn format_body(rejection: &Rejection) -> String {
-    // End the body with a newline for terminals. A 401 has no newline: clients may compare the body of a 401 exactly.
+    // For terminals, end the body with a newline, except in a 401: clients may compare the body of a 401 exactly.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     format!("{}{newline}", rejection.body)
 }
 
-/// Formats the page, or a 304 without the page if the client has this version (RFC 9110 §13.1.2).
+/// Formats the response with the page, or a 304 if the client already has this version (RFC 9110 §13.1.2).
 fn format_page(request: &Request, is_head: bool, now: SystemTime) -> Vec<u8> {
     static TAG_AND_POLICY: LazyLock<(String, String)> = LazyLock::new(|| {
         let policy =
@@ -167,7 +167,7 @@ fn format_page(request: &Request, is_head: bool, now: SystemTime) -> Vec<u8> {
 }
 
 pub fn not_found(path: &str) -> Rejection {
-    // Cut the quoted path at `=`: if the client sent `?` as %3F, the path includes the query, and so perhaps a token.
+    // Cut the quoted path at `=`: if the client sent `?` as %3F, the path includes the query and perhaps a token.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
@@ -177,7 +177,7 @@ pub fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_hea
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let has = |wanted| headers.iter().any(|(name, _)| *name == wanted);
-    // The server closes TCP after the response (RFC 6455 §7.2.2). A 426 has a `Connection` header (RFC 9110 §7.8).
+    // The response ends the connection (RFC 6455 §7.2.2). A 426 has its own `Connection` header (RFC 9110 §7.8).
     let close = if has("Connection") { "" } else { "Connection: close\r\n" };
     let no_store = if has("Cache-Control") { "" } else { "Cache-Control: no-store\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
@@ -190,7 +190,7 @@ pub fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_hea
     response.into_bytes()
 }
 
-/// Checks that `Host` and the authority in the request target, if any, are allowed. Returns the authority, else `Host`.
+/// Checks that `Host` and any authority in the request target are allowed. Returns the authority, or else `Host`.
 pub fn check_authority<'h>(request: &Request<'h>, access: &AccessControl) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // an HTTP/1.0 request may omit Host

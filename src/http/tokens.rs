@@ -13,7 +13,7 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug, Default)]
 pub struct AccessTokens {
-    by_hash: HashMap<u64, Vec<(String, Identity)>>, // keyed by a seeded hash: lookup times must not reveal the tokens
+    by_hash: HashMap<u64, Vec<(String, Identity)>>, // keyed by a seeded hash, so that lookup times reveal no token
     pub usernames: HashMap<Rc<str>, Rc<str>>,       // every username that a token is bound to, keyed by `username_key`
 }
 

@@ -13,7 +13,7 @@ impl Paint {
 }
 
 pub fn plain_hex(bytes: &[u8]) -> String {
-    // Use a table, because `format!` is slower and this function runs for every inspected frame.
+    // Use a lookup table: this function runs for every inspected frame, and `format!` is slower.
     const HEX_DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| HEX_DIGITS[usize::from(digit)]).collect()
 }

@@ -7,7 +7,7 @@ use super::{Failure, Frame};
 use crate::ws::close::ProtocolError;
 use crate::ws::protocol::Limits;
 
-/// Explains the protocol error that `frame` caused; the frame may be incomplete. `limits` are the server's limits.
+/// Explains the protocol error that `frame` caused. The frame may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let reason = match describe_http_or_tls(frame) {
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
@@ -126,7 +126,7 @@ fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
     let is_start = frame.position.is_none_or(|position| position.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // If the record holds only the start of the payload, an incomplete last character is not an error.
+        // If `frame.wire` holds only the start of the payload, an incomplete last character is not an error.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];

@@ -1,5 +1,5 @@
 //! A frame as observed on the wire (§5.2). The server's [`FrameHeader`](crate::ws::frame::FrameHeader) represents only
-//! valid headers. A [`Header`] is for debugging, so it can also be invalid or incomplete.
+//! valid headers. A [`Header`] is for debugging, so it may also be invalid or incomplete.
 
 use super::MAX_SHOWN_BYTES;
 use super::escape::{first_chars, quote, spaced_hex};
@@ -23,7 +23,7 @@ pub struct Parts {
     pub listed: Vec<(u64, u64)>,
 }
 
-/// A frame. The tap may report a frame before the frame's last byte has passed, so the frame may be incomplete.
+/// A frame, possibly incomplete: the tap may report a frame before its last byte has passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub from: Role,
@@ -36,15 +36,15 @@ pub struct Frame {
     pub wire: Vec<u8>,
     /// Number of payload bytes that the tap has observed; less than `payload_len` in an incomplete frame.
     pub received: u64,
-    /// The frame's position in its message; `None` for a control frame, a continuation without a message, or an invalid
-    /// or incomplete header.
+    /// The frame's position in its message; `None` if the frame is a control frame, continues no message, or has an
+    /// invalid or incomplete header.
     pub position: Option<Position>,
     pub parts: Parts,
-    /// What the payload inflates to, if the frame belongs to a compressed message.
+    /// The inflated payload, if the frame belongs to a compressed message.
     pub inflated: Option<Inflated>,
 }
 
-/// A data frame's place in its message. Control frames between fragments are not part of the message (§5.4).
+/// The position of a data frame within its message. Control frames between fragments do not count (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// The message's number among those that the tap observed from the same endpoint, starting at 1.
@@ -275,7 +275,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner adds a frame's header and payload separately. If one read contains both, list the read once.
+            // The scanner adds a frame's header and payload separately. If one read contains both, list that read once.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

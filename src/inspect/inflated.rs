@@ -26,7 +26,7 @@ pub struct MessageInflater {
     /// Whether each message starts with an empty window (no context takeover).
     is_reset: bool,
     is_broken: bool,
-    /// The last bytes of the output so far, which may be the start of `"token"`.
+    /// The last few bytes of output: the field name `"token"` may be split across two pieces of output.
     last: Vec<u8>,
     has_token: bool,
     /// Maximum length of an inflated message in bytes. Endpoints reject longer messages, so the inflater stops there.
@@ -96,8 +96,8 @@ mod tests {
     use crate::ws::protocol::{Event, Limits, Protocol};
 
     const HELLO: &[u8] = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // RFC 7692 §7.2.3.1
-    const FINAL_HELLO: &[u8] = b"\xf3\x48\xcd\xc9\xc9\x07\x00"; // "Hello" in a block with BFINAL = 1
-    const REFERENCE: &[u8] = b"\xf2\x00\x11\x00\x00"; // "Hello", as a reference to a "Hello" just before it (§7.2.3.2)
+    const FINAL_HELLO: &[u8] = b"\xf3\x48\xcd\xc9\xc9\x07\x00"; // "Hello" in a DEFLATE block with BFINAL = 1
+    const REFERENCE: &[u8] = b"\xf2\x00\x11\x00\x00"; // refers back to a "Hello" just before it (RFC 7692 §7.2.3.2)
 
     /// Returns the text that the inspector shows for each message; `None` for a message that does not inflate.
     fn inflate(is_reset: bool, messages: &[&[u8]]) -> Vec<Option<String>> {
@@ -112,7 +112,7 @@ mod tests {
         messages.iter().map(&mut inflate).collect()
     }
 
-    /// Whether the server accepts a message.
+    /// Whether the server accepts `payload` as a compressed text message.
     fn is_accepted(payload: &[u8]) -> bool {
         let mut frame = vec![0xc1, 0xfe, (payload.len() >> 8) as u8, payload.len() as u8, 0, 0, 0, 0];
         if payload.len() < 126 {
@@ -136,7 +136,7 @@ mod tests {
             (FINAL_HELLO.to_vec(), &None),
             (HELLO[..4].to_vec(), &None),
             (REFERENCE.to_vec(), &None),
-            ([&[3, 0].repeat(100)[..], HELLO].concat(), &None), // too many final blocks
+            ([&[3, 0].repeat(100)[..], HELLO].concat(), &None), // too many final blocks for the cost limit
         ];
         for (payload, expected) in rows {
             assert_eq!(&inflate(true, &[&payload])[0], expected, "{payload:02x?}");

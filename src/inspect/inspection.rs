@@ -126,7 +126,7 @@ struct Inspector {
 }
 
 pub struct Inspection {
-    // A random key for tickets, new at each start of the server, so a ticket from an earlier run is invalid.
+    // A random key for tickets. Each run of the server has a new key, so tickets from earlier runs are invalid.
     key: [u8; 64],
     max_queued: usize,
     /// Whether every connection has a tap from its first byte. Otherwise, only an inspected connection has a tap.
@@ -274,7 +274,7 @@ impl Inspection {
     }
 
     pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>, now: SystemTime) -> Option<Action> {
-        // Queue a test case's result, so that the inspector receives it after the records of the case's connection.
+        // Queue a finished test case's result behind the records of its connection, so that the result arrives last.
         while let Some((client, record)) = self.running_cases.next_finished(now) {
             self.queue.0.borrow_mut().push_back((client, QueueEntry::Cases(record)));
         }
@@ -287,7 +287,7 @@ impl Inspection {
                 // `send_record` checks the size of the outbox before each record, because each record increases it.
                 QueueEntry::Record(record) => self.send_record(client, record, queued_bytes),
                 QueueEntry::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
-                QueueEntry::Cases(_) => {} // the inspector's connection is no longer open
+                QueueEntry::Cases(_) => {} // drop it: the inspector's connection is no longer open
                 QueueEntry::Ended => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
@@ -296,7 +296,7 @@ impl Inspection {
         }
     }
 
-    /// Handles the removal of any connection: an inspector, an inspected connection or neither.
+    /// Cleans up after a connection's removal. The connection may be an inspector's, an inspected one or neither.
     pub fn remove(&mut self, connection: Token) {
         // `detach` does nothing unless the removed connection is an inspector's, so no check is needed.
         self.detach(connection);
@@ -331,7 +331,7 @@ impl Inspection {
     fn detach(&mut self, client: Token) {
         let Some(Inspector { connection, .. }) = self.inspectors.remove(&client) else { return };
         let Some(link) = self.links.get(&connection) else { return };
-        // Keep the link, because it records that the ticket was used. Remove only its reference to the inspector.
+        // Keep the `InspectorLink`, because it records that the ticket was used. Clear only its inspector.
         link.inspector.set(None);
         if !self.taps_all {
             self.actions.push_back(Action::Detach(connection));
@@ -392,16 +392,15 @@ pub struct HandshakeCapture {
 }
 
 impl HandshakeCapture {
-    /// Processes one read from the client or one write to the client. Returns whether the capture is finished.
+    /// Captures the bytes of one read from the client or one write to it. Returns whether the capture has ended.
     pub fn observe(&mut self, from: Role, bytes: &[u8], now: SystemTime) -> bool {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
+                // Do not store a huge request, for example one with many cookies: the server may store 256 of them.
                 return self.request.bytes.len() > MAX_STORED_REQUEST_LEN;
             }
-            // `upgrade` sets `has_ticket` before the server sends a 101. Without a ticket, this response is not a 101:
-            // end the capture.
+            // This response is not a 101: before a 101, `upgrade` would have set `has_ticket`. End the capture.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };
@@ -417,7 +416,7 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Stores whether an accepted client gets a ticket. Returns `true`, to end the capture, if the client gets none:
+    /// Stores whether an accepted client gets a ticket. Returns `true`, which ends the capture, if it gets none:
     /// without a ticket, no inspector can ask for the handshake.
     pub fn upgrade(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;

@@ -27,7 +27,7 @@ pub struct InspectOptions {
     pub trace: Option<Trace>,
     /// The values of `--record` and `--record-limit` (in bytes).
     pub record: Option<(PathBuf, u64)>,
-    /// Whether a page may inspect its own connection.
+    /// Whether a client may inspect its own connection (`--inspect`).
     pub enables_inspection: bool,
     /// Maximum outbox size per connection, in bytes.
     pub max_outbox: usize,
@@ -140,7 +140,7 @@ impl Observers for InspectObservers {
     }
 
     fn needs_token(&self, connection: Token) -> bool {
-        // A test case's connection needs no access token: the inspector that started the case has shown a ticket.
+        // The connection of a test case needs no access token: its inspector has already presented a ticket.
         !self.inspection.as_ref().is_some_and(|inspection| inspection.running_cases.contains(connection))
     }
 
@@ -490,8 +490,8 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // Expect the records of 30,000 Pings, the client's Close, and the change to CLOSING. The `missed` record
-        // precedes the record of the server's Close, so its count excludes the server's Close.
+        // Expect records of 30,000 Pings, the client's Close, and the change to CLOSING. The `missed` record comes
+        // before the record of the server's Close, so the `missed` count does not include it.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

@@ -57,10 +57,10 @@ struct SharedState {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// Bytes left in the quota; `None` after a line needed more bytes than were left. From then on, each recorder with
+    /// Bytes left in the quota; `None` once a recorder has needed more than were left. From then on, each recorder with
     /// an open file writes only a final [`Step::Cut`] line.
     remaining: Cell<Option<u64>>,
-    /// The text of the warning that is logged when the quota is exhausted.
+    /// The warning to log when the quota is exhausted.
     message: &'static str,
 }
 
@@ -84,7 +84,7 @@ pub struct Recorder {
 
 #[derive(Debug)]
 enum Output {
-    /// The recording has no file yet, because the server has not processed the request.
+    /// The recording has no file yet: the server has not processed the request.
     NotCreated,
     File(File),
     /// The recording has stopped: the quota is exhausted, or the file could not be created or written.
@@ -100,7 +100,7 @@ impl Quota {
         self.remaining.get().is_none()
     }
 
-    /// Reserves `len` bytes of the quota. If fewer remain, logs a warning once and returns `false` from then on.
+    /// Reserves `len` bytes. If fewer remain, logs a warning, and this and all later calls return `false`.
     fn reserve(&self, len: usize) -> bool {
         let Some(remaining) = self.remaining.get() else { return false };
         self.remaining.set(remaining.checked_sub(len as u64));
@@ -127,7 +127,7 @@ impl SharedState {
 }
 
 impl Recorders {
-    /// Creates the directory of recordings if necessary. `limit` is the maximum total size of new recordings, in bytes.
+    /// Creates the directory for recordings if needed. `limit` is the maximum total size of new recordings, in bytes.
     ///
     /// # Errors
     /// Fails if the directory cannot be created or is not writable.
@@ -215,7 +215,7 @@ impl Recorder {
         }
     }
 
-    /// Records that the server accepted the upgrade. `secrets`: the number of secrets to redact in the `welcome` event.
+    /// Records the upgrade. `secrets` is the number of secrets to redact in the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.tokens = (secrets > 0).then(TokenRedactor::default);
@@ -230,7 +230,7 @@ impl Recorder {
         self.is_private = true;
     }
 
-    /// Memory in bytes of the buffered request and of the message inflater.
+    /// Memory used by the buffered request and the message inflater, in bytes.
     pub fn buffered_bytes(&self) -> usize {
         let reads = self.reads.capacity() * size_of::<(SystemTime, usize)>();
         self.buffered.capacity() + reads + self.client.frames.buffered_bytes()
@@ -249,7 +249,7 @@ impl Recorder {
         self.buffered.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_STORED_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // `MAX_STORED_READS` boundaries are stored already: count the bytes as part of the previous read.
+            // `MAX_STORED_READS` reads are already stored: count these bytes as part of the last one.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -319,7 +319,7 @@ impl Recorder {
                 (Some(frame @ Frame { inflated: Some(inflated), .. }), Some(_)) => {
                     let start = passed.len() - (frame.received - offset) as usize;
                     let is_only = frame.position.is_some_and(|position| position.fragment == 1 && position.is_last);
-                    // A part of a message does not show whether the rest of the message contains a token.
+                    // Only a whole message shows whether it contains a token, so redact any part of a message.
                     let is_whole = is_only && offset == 0 && frame.is_complete();
                     if !is_whole || inflated.has_token || inflated.is_broken {
                         secret::replace_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);

@@ -1,6 +1,6 @@
 //! The file format of `--record`. The first line contains the connection number and the server version. Each other
-//! line is one read, one write, or one state change that the bytes do not show. A user can attach the file to a bug
-//! report: [`Recording::replay`] reproduces the trace without a server.
+//! line is one read, one write, or one state change that cannot be inferred from the bytes. A user can attach the file
+//! to a bug report: [`Recording::replay`] reproduces the trace without a server.
 //!
 //! ```text
 //! {"connection":7,"wirechat":"0.1.0"}
@@ -50,7 +50,7 @@ pub enum Step {
         user: Option<String>,
     },
     Closing,
-    /// The TCP connection closed; the string is the reason.
+    /// The TCP connection closed, for the given reason.
     End(String),
     /// The last line of a recording that `--record-limit` cut short.
     Cut,
@@ -88,7 +88,7 @@ impl Recording {
         for (number, line) in lines {
             match serde_json::from_str(line) {
                 Ok(entry) => entries.push(entry),
-                // Ignore an incomplete last line: the disk may have been full, or the server killed during a write.
+                // Ignore an incomplete last line: the disk may have been full, or the server was killed during a write.
                 Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
                 Err(error) => return Err(error_at(number, error)),
             }

@@ -20,7 +20,7 @@ use crate::ws::protocol::Limits;
 const MAX_STORED_HEAD_LEN: usize = 1024 * 1024;
 
 impl Head {
-    /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of the read or write.
+    /// Stores the bytes of the HTTP head, and returns the bytes after it. `bytes` is from read or write number `part`.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const HEAD_END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -33,7 +33,7 @@ impl Head {
         if self.leading_blank_len == before {
             self.leading_blank_len += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
         }
-        // Search for the end of the head only from three bytes before the new bytes, to take linear time overall.
+        // To take linear time, search only the new bytes and the three before them: two reads may split `HEAD_END`.
         let from = before.saturating_sub(HEAD_END.len() - 1).max(self.leading_blank_len);
         let found = self.bytes[from..].windows(HEAD_END.len()).position(|end| end == HEAD_END);
         let end = found.map_or(self.bytes.len(), |at| from + at + HEAD_END.len());
@@ -165,7 +165,7 @@ impl FrameScanner {
         self.current.as_ref()
     }
 
-    /// Consumes `input` up to the end of the current frame. `part` is the number of the read or write.
+    /// Consumes `input` up to the end of the current frame. `input` is from read or write number `part`.
     pub fn next(&mut self, input: &mut &[u8], part: u64) -> ScanResult {
         if input.is_empty() {
             return ScanResult::More;

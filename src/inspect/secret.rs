@@ -10,8 +10,8 @@ use crate::ws::handshake::find_access_token;
 use crate::ws::mask;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words, because custom headers such as `X-Api-Key` have no
-/// standard names.
+/// A header is secret if its name contains one of these words. A list of whole names would miss custom headers, such as
+/// `X-Api-Key`.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS
@@ -112,7 +112,7 @@ enum TokenState {
     BeforeColon,
     BeforeValue,
     InValue,
-    /// After a backslash in the value.
+    /// In the value, after a backslash: the next byte cannot end the value.
     Escaped,
 }
 
@@ -164,14 +164,14 @@ impl TokenRedactor {
     }
 }
 
-/// Redacts the payload bytes at `offset` of a client's compressed frame: replaces these bytes with other compressed
-/// bytes, so that a replay of the recording can still inflate the message. In DEFLATE, the first `*` begins a block
-/// with fixed Huffman codes, and each further `*` is a literal.
+/// Redacts the payload bytes at `offset` of a client's compressed frame. Replaces them with `*`, and the message's last
+/// two bytes with codes that end the block, so that a replay can still inflate the message. In DEFLATE, the first `*`
+/// begins a block with fixed Huffman codes, and each further `*` is a literal.
 pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
         *byte = match payload_len - at {
-            2 if header.fin() => 0x02, // ends the block
-            1 if header.fin() => 0x00, // begins an empty stored block
+            2 if header.fin() => 0x02, // ends the block of literals
+            1 if header.fin() => 0x00, // begins an empty stored block: the receiver appends the rest (RFC 7692 §7.2.2)
             _ => b'*',
         };
     }
@@ -200,7 +200,7 @@ fn redact_parameters(head: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// After `replace_compressed`, a message of one frame or of two frames still inflates.
+    /// After `replace_compressed`, a message still inflates, whether it was sent in one frame or in two.
     #[cfg(feature = "deflate")]
     #[test]
     fn replaced_messages_inflate() {

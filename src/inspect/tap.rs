@@ -21,8 +21,8 @@ use super::{failure, secret};
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Limits;
 
-/// Maximum number of client bytes buffered until the response is complete. The first read may exceed this limit,
-/// because the server's `--max-read` already bounds a single read.
+/// Maximum number of client bytes buffered until the response is complete. The tap buffers the first read even if it
+/// is larger, because the server's `--max-read` bounds a single read.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 
 /// Longest message that the tap of a tool inflates, in bytes.
@@ -52,7 +52,7 @@ pub struct Tap {
 enum TapStage {
     Handshake,
     Frames,
-    /// The response status was not 101, or the connection is private: the tap ignores all further bytes.
+    /// The tap ignores all further bytes: the response status was not 101, or the client is an inspector.
     Ended,
 }
 
@@ -93,7 +93,7 @@ impl Tap {
         Tap { stage: TapStage::Frames, lifecycle, tokens, ..Tap::new(connection, records) }
     }
 
-    /// Passes the server's limits to the rule checker and resets the checker. Must be called before the first frame.
+    /// Sets the limits for checking and inflating, and resets the rule checker. Must be called before the first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         self.checker.set_limits(limits);
         self.client.frames.set_limits(limits);
@@ -101,14 +101,14 @@ impl Tap {
         self.server.frames.set_limits(Limits { message: usize::MAX, ..limits });
     }
 
-    /// Makes the tap hold a client's protocol error until the server sends its Close or TCP closes. If the Close has
-    /// another reason, the tap does not report the error: the server began to close before it read the bad frame.
+    /// Makes the tap hold back the report of a client's protocol error until the server sends its Close or TCP closes.
+    /// If the Close has another reason, the tap drops the report: the server did not process the invalid frame.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
     }
 
-    /// Reports how many frames passed before the tap was attached ([`RecordKind::Earlier`]), and continues their count.
+    /// Continues the numbers of `received` and `sent` earlier frames. Reports their total ([`RecordKind::Earlier`]).
     pub fn report_earlier_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.start_after(received);
         self.server.frames.start_after(sent);
@@ -118,8 +118,8 @@ impl Tap {
         }
     }
 
-    /// Prepares the tap for frames when the server accepts the upgrade request. `secrets` is the number of secrets to
-    /// redact in the `welcome` event.
+    /// Tells the tap that the server has accepted the upgrade request. `secrets` is the number of secrets to redact in
+    /// the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
         self.set_limits(limits);
         self.reporter.user = user;
@@ -127,7 +127,7 @@ impl Tap {
         self.tokens = (secrets > 0).then(TokenRedactor::default);
     }
 
-    /// Makes the tap report no frames. Must be called before the tap observes the response.
+    /// Makes the tap omit the frames of this connection. Must be called before the tap observes the response.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -238,25 +238,25 @@ impl Tap {
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         let extensions = head.header("Sec-WebSocket-Extensions").unwrap_or_default();
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
-        // Report no frames of an inspector's connection: most of them only carry records of other connections.
+        // Do not report an inspector's frames: most of them only carry the records of other connections.
         self.stage = if self.is_private { TapStage::Ended } else { TapStage::Frames };
         self.reporter.report_change(self.lifecycle.open());
         self.read_extensions(&extensions);
         // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
-        // Report the early client frames first: the client sent them before the response.
+        // Report these client frames before the server's frames, because they arrived before the response.
         for (part, bytes) in std::mem::take(&mut self.early) {
             self.read_frames(Role::Client, &bytes, part);
         }
         if self.has_early_gap {
-            // Some early client bytes were dropped, so the tap cannot find the start of the client's next frame.
+            // Client bytes were dropped before the response, so the tap cannot find the client's next frame header.
             self.client.is_out_of_sync = true;
             self.reporter.report(RecordKind::Missed(1));
         }
         self.read_frames(Role::Server, rest, part);
     }
 
-    /// Prepares the tap of a tool for compressed messages. In a server, `upgrade` has set the limits already.
+    /// Prepares a tool's tap for compression, if the response accepts it. In a server, `upgrade` has already done so.
     fn read_extensions(&mut self, chosen: &str) {
         let limits = self.checker.limits;
         if limits.deflates || !cfg!(feature = "deflate") || !chosen.contains("permessage-deflate") {
@@ -265,7 +265,7 @@ impl Tap {
         self.set_limits(Limits { message: limits.message.min(MAX_INFLATED_BYTES), deflates: true, ..limits });
         if !chosen.contains("client_no_context_takeover") {
             self.client.frames.keep_context();
-            // `Protocol` inflates each message alone, so it cannot check a message that may refer to earlier ones.
+            // Stop checking messages: `Protocol` inflates each one separately, but they may refer to earlier messages.
             self.checker.set_closing();
         }
     }
@@ -328,11 +328,11 @@ impl Tap {
         }
     }
 
-    /// Reports and returns the frame that broke a rule, even if the frame is incomplete.
+    /// Reports the frame that broke a rule, even if the frame is incomplete. Returns a copy of the frame.
     fn report_invalid_frame(&mut self, from: Role, result: &ScanResult) -> Option<Frame> {
         let frame = match result {
             ScanResult::Complete(frame) | ScanResult::Lost(frame, _) => frame.clone(),
-            // Do not wait for the end of the frame: the bytes so far already break a rule.
+            // The frame is incomplete, but the bytes that have arrived already break a rule.
             ScanResult::More => self.direction(from).frames.partial_frame()?.clone(),
         };
         self.direction(from).is_reported = true;
@@ -348,7 +348,7 @@ impl Tap {
                 self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
             }
             Role::Server => {}
-            // The second byte of a masked frame is not ASCII, so the frame cannot be an HTTP request with secrets.
+            // §5.2: the MASK bit makes the second byte of the frame non-ASCII, so the frame is not an HTTP request.
             Role::Client if frame.header.is_masked() => {
                 let is_complete = frame.is_complete();
                 if let (Some(_), Some(inflated)) = (&self.tokens, &mut frame.inflated) {
@@ -392,8 +392,8 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
-    /// A server discards the client's data frames as soon as it has queued a Close. The tap cannot see a queued frame,
-    /// so the server calls `set_closing`.
+    /// Once the server has queued a Close, it discards the client's data frames. The tap observes only bytes on the
+    /// wire, so the server announces the Close with `set_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {
@@ -430,7 +430,7 @@ mod tests {
         assert_eq!(broken, [false, true, false]);
     }
 
-    /// In a tool, only the response shows whether a client's message may refer to earlier ones.
+    /// A tool's tap learns from the response whether compressed messages may refer to earlier ones (RFC 7692 §7.1.1).
     #[cfg(feature = "deflate")]
     #[test]
     fn a_tool_learns_from_the_response_what_was_negotiated() {
@@ -442,8 +442,8 @@ mod tests {
             );
             tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
             tap.observe(Role::Server, response.as_bytes(), SystemTime::UNIX_EPOCH);
-            let hello = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // and a reference to it (RFC 7692 §7.2.3.2)
-            let reference = b"\xf2\x00\x11\x00\x00";
+            let hello = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // "Hello", compressed (RFC 7692 §7.2.3.1)
+            let reference = b"\xf2\x00\x11\x00\x00"; // "Hello" again, as a reference to the first (§7.2.3.2)
             let server = [&b"\xc1\x07"[..], hello, b"\xc1\x05", reference].concat();
             let client = [&b"\xc1\x87\0\0\0\0"[..], hello, b"\xc1\x85\0\0\0\0", reference].concat();
             tap.observe(Role::Server, &server, SystemTime::UNIX_EPOCH);

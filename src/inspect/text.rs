@@ -40,12 +40,12 @@ pub struct Style {
 pub enum Detail {
     /// Exactly one line per record, even for a large payload.
     Line,
-    /// One line, followed by the bytes if the record is an HTTP head or a frame.
+    /// One line per record. For an HTTP head or a frame, the bytes follow on further lines.
     Full,
 }
 
 impl Style {
-    /// Enables colours on a terminal, unless `NO_COLOR` is set and not empty (<https://no-color.org>).
+    /// Enables colors on a terminal, unless `NO_COLOR` is set and not empty (<https://no-color.org>).
     pub fn new(detail: Detail, is_terminal: bool) -> Style {
         let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Style { detail, uses_colour: is_terminal && !declined }
@@ -58,7 +58,7 @@ pub fn write(record: &Record, style: Style, out: &mut String) {
     write_with_prefix(&prefix, SECTIONS_COLUMN, record, style, out);
 }
 
-/// Appends a record without time and connection number, for bytes that do not come from a live connection.
+/// Appends a record without a timestamp or connection number, for bytes that do not come from a live connection.
 pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
     write_with_prefix("", SECTIONS_COLUMN_WITHOUT_TIME, record, style, out);
 }
@@ -70,7 +70,7 @@ fn write_with_prefix(prefix: &str, sections_at: usize, record: &Record, style: S
         RecordKind::Response(response) => ('←', format_response(response), vec!["4.2.2"]),
         RecordKind::Frame(frame) => (arrow(frame.from), format_frame(frame), frame.sections()),
         RecordKind::State(change) => ('=', format_state(change), vec![state_section(change.to)]),
-        // Append no section number: `format_failure` already includes the section of the broken rule.
+        // Do not append a section number: `format_failure` already includes the section of the broken rule.
         RecordKind::Failure(failure) => ('!', format_failure(failure), Vec::new()),
         RecordKind::End(end) => ('=', format_end(end), Vec::new()),
         RecordKind::Missed(count) => ('·', format!("{} not shown", format_count(*count, "record")), Vec::new()),
@@ -80,8 +80,8 @@ fn write_with_prefix(prefix: &str, sections_at: usize, record: &Record, style: S
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
     // If a trace line is long, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
-    let (start, sections) = (paint.apply(colour(sign), &start), paint.apply(Ansi::new().dimmed(), &sections.join(" ")));
-    // invariant: no `let _` in this file hides an error, because writing to a String cannot fail.
+    let (start, sections) = (paint.apply(color(sign), &start), paint.apply(Ansi::new().dimmed(), &sections.join(" ")));
+    // invariant: writing to a String cannot fail, so no `let _` in this file hides an error.
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
         match &record.kind {
@@ -104,7 +104,7 @@ fn arrow(from: Role) -> char {
     }
 }
 
-fn colour(sign: char) -> Ansi {
+fn color(sign: char) -> Ansi {
     match sign {
         '→' => AnsiColor::Green.on_default(),
         '←' => AnsiColor::Cyan.on_default(),
@@ -157,7 +157,7 @@ fn format_frame(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", plain_hex(&key));
         }
-        // Print no partial masking key. The key is partial if the header broke a rule or the connection closed early.
+        // Do not print part of a key. The key is incomplete if the header broke a rule or the connection closed early.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }
@@ -196,7 +196,7 @@ fn part_noun(frame: &Frame) -> &'static str {
 }
 
 fn format_parts(count: u64, name: &str) -> String {
-    // Point out a split, because beginners may not expect TCP to split a frame or head.
+    // Mention a split, because beginners may not expect TCP to split a frame or an HTTP head.
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
 }
 
@@ -218,7 +218,7 @@ fn format_end(end: &End) -> String {
         }
     };
     let cleanly = if end.is_clean { "cleanly" } else { "not cleanly" };
-    // Print no empty cause: old recordings omit the cause of a clean close. Escape the cause: it may quote a peer.
+    // Omit an empty cause: old recordings have none for a clean close. Escape the cause: it may contain a peer's text.
     let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escape(&end.cause)) };
     format!("over, {cleanly}: {first_close}{cause}")
 }
@@ -260,7 +260,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
 struct Field {
     bytes: String,
     name: String,
-    colour: AnsiColor,
+    color: AnsiColor,
 }
 
 fn header_fields(frame: &Frame) -> Vec<Field> {
@@ -280,7 +280,7 @@ fn header_fields(frame: &Frame) -> Vec<Field> {
     // §5.2: the masking key is the last header field, so it consists of all bytes after the length.
     let key = bytes.get(2 + extended.len()..).unwrap_or_default();
     let key_name = if key.len() == 4 { "masking key" } else { "masking key, incomplete" };
-    let field = |bytes: &[u8], name: &str, colour| Field { bytes: spaced_hex(bytes), name: name.into(), colour };
+    let field = |bytes: &[u8], name: &str, color| Field { bytes: spaced_hex(bytes), name: name.into(), color };
     let fields = [
         field(&bytes[..bytes.len().min(1)], &first, AnsiColor::Yellow),
         field(bytes.get(1..bytes.len().min(2)).unwrap_or_default(), &second, AnsiColor::Blue),
@@ -295,10 +295,10 @@ fn write_diagram(frame: &Frame, paint: Paint, out: &mut String) {
     let (mut bytes, mut names, mut column) = (String::new(), String::new(), 0);
     for field in header_fields(frame) {
         let width = field.bytes.chars().count().max(field.name.chars().count()) + 2;
-        // Pad by hand: `{:width$}` would count colour escape sequences as visible characters.
+        // Pad by hand: `{:width$}` would count color escape sequences as visible characters.
         let padding = |text: &str| " ".repeat(width - text.chars().count());
-        bytes += &(paint.apply(field.colour.on_default(), &field.bytes) + &padding(&field.bytes));
-        names += &(paint.apply(field.colour.on_default(), &field.name) + &padding(&field.name));
+        bytes += &(paint.apply(field.color.on_default(), &field.bytes) + &padding(&field.bytes));
+        names += &(paint.apply(field.color.on_default(), &field.name) + &padding(&field.name));
         column += width;
     }
     let unmasked = frame.unmasked_payload();
@@ -324,14 +324,14 @@ fn write_line(line: &str, out: &mut String) {
     let _ = writeln!(out, "{INDENT}{}", line.trim_end());
 }
 
-/// Writes a frame diagram's payload rows after the first. Below each masked row, writes the same row unmasked.
+/// Writes the payload rows after the first, which is already written. Writes each masked row unmasked below it.
 fn write_payload_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
     for (index, (wire, plain)) in rows.iter().enumerate() {
         let text = if rows.len() == 1 { format_excerpt(frame) } else { format_row(is_text, plain) };
         match (is_masked, index) {
-            (false, 0) => {} // The frame diagram already shows the first row, next to the header.
+            (false, 0) => {} // nothing to write: the first row is next to the header
             (false, _) => write_line(&format!("{blank}{}   {text}", spaced_hex(wire)), out),
             (true, _) => {
                 if index > 0 {
@@ -353,8 +353,8 @@ fn format_excerpt(frame: &Frame) -> String {
     if excerpt == spaced_hex(&frame.unmasked_payload()) { String::new() } else { excerpt }
 }
 
-/// A payload row as text; empty if the payload is not text. Dots replace control characters and characters split
-/// across rows.
+/// A row of payload bytes as text; empty if the payload is not text. Dots replace control characters, and characters
+/// split across two rows.
 fn format_row(is_text: bool, row: &[u8]) -> String {
     if !is_text {
         return String::new();
@@ -363,7 +363,7 @@ fn format_row(is_text: bool, row: &[u8]) -> String {
     quote(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
 }
 
-/// If a frame was split across several reads or writes, lists the sizes of the parts, up to `MAX_PARTS`.
+/// If several reads or writes carried the frame, lists how many of its bytes each carried, up to `MAX_PARTS` entries.
 fn write_parts(frame: &Frame, out: &mut String) {
     if frame.parts.count > 1 {
         let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();

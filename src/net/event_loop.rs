@@ -19,24 +19,24 @@ use crate::{inspect::cases::BoxedPlayer, operator::Operator};
 
 const SIGNALS_TOKEN: Token = Token(usize::MAX);
 const WAKER_TOKEN: Token = Token(usize::MAX - 1); // lets other threads wake the poll
-const FIRST_LISTENER_TOKEN: usize = usize::MAX / 2; // each further listener adds 1
+const FIRST_LISTENER_TOKEN: usize = usize::MAX / 2; // the tokens of further listeners count up from here
 
 const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal: 128 + SIGINT, the shell convention
 // Maximum number of readiness events per turn: enough for one turn to learn of a mass disconnect, so that the server
 // sends nothing to peers that have disconnected.
 const MAX_EVENTS_PER_TURN: usize = 65536;
-const MAX_ACCEPTS_PER_TURN: usize = 64; // per listener, so that a flood of new clients does not delay connected clients
+const MAX_ACCEPTS_PER_TURN: usize = 64; // limit per listener, so that many new clients do not delay connected ones
 
 pub struct EventLoop {
     poll: Poll,
-    listeners: Vec<Listener>, // empty once a shutdown has closed them, so that no client can connect
+    listeners: Vec<Listener>, // a shutdown closes and removes all listeners, so that no client can connect
     signals: Signals,
     log: LogWriter,
     config: Config,
     server: Server<tls::Transport>,
     tls: tls::Acceptor,
     started: Instant,
-    pub admin: Option<AdminListener>, // the listener for the operator (feature `metrics`)
+    pub admin: Option<AdminListener>, // listener of `--admin`: metrics and operator commands (feature `metrics`)
     pub addresses: Vec<SockAddr>,     // the listeners' addresses, with the port that the kernel chose for port 0
     pub max_connections: usize,
 }
@@ -67,7 +67,7 @@ impl EventLoop {
         }
         poll.registry().register(&mut signals, SIGNALS_TOKEN, Interest::READABLE).map_err(error)?;
         let addresses: Vec<_> = listeners.iter().filter_map(|listener| listener.socket.local_addr().ok()).collect();
-        // Fail at start if the system has no random bytes: a server with predictable secrets must not run.
+        // Do not start without a source of random bytes: a server with predictable secrets must not run.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
         let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}")));
         let waker = Arc::new(Waker::new(poll.registry(), WAKER_TOKEN).map_err(error)?);
@@ -185,7 +185,7 @@ impl Drop for EventLoop {
     /// Flushes the log even on a panic, because the last lines may show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
-        // The drop of `self.server` follows, and waits for the disk, which may hang. So let a signal end the process.
+        // Dropping `self.server` comes next, and may wait for a hung disk. So let SIGINT and SIGTERM end the process.
         for signal in [SIGINT, SIGTERM] {
             let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
         }

@@ -19,12 +19,12 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Listener<S = Socket> {
     pub socket: S,
-    pub next_accept_at: Option<Duration>, // monotonic time of the next accept; `None` to wait for a readiness edge
+    pub next_accept_at: Option<Duration>, // monotonic time of the next accept; `None` while awaiting a readiness edge
     pub logged_at: Option<Duration>,      // monotonic time when the listener last logged a failed accept
     pub file: Option<SocketFile>,         // the file of a Unix socket that this server has created
 }
 
-/// The file of a Unix socket. `drop` removes it.
+/// A Unix socket's file, which is removed on drop.
 pub struct SocketFile {
     path: PathBuf,
     inode: u64,
@@ -120,7 +120,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Accepts a client. A client of a Unix socket has no address.
+/// Accepts a client. A client on a Unix socket has no address.
 pub fn accept(socket: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
     let (socket, peer) = socket.accept()?;
     socket.set_nonblocking(true)?;
@@ -151,7 +151,7 @@ pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String>
         let advice = "Raise it with ulimit -n, or lower --max-connections.";
         return Err(format!("The limit of {descriptors} descriptors allows {most} connections. {advice}"));
     }
-    // If --max-connections leaves descriptors unused, more rejected connections may linger.
+    // Rejected connections may linger on the descriptors that --max-connections leaves unused.
     let lingering = (max_connections / 8).clamp(spare, 256).min(most - max_connections + spare);
     Ok((max_connections, lingering))
 }

@@ -16,8 +16,8 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
-/// Only lines about these events and errors may fill the second half of the log queue: rejections must not crowd out a
-/// `JOIN`.
+/// Lines about these events, and errors, may fill the whole log queue. Other lines may fill only half of it, so that
+/// rejections do not crowd out a `JOIN`.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // Log lines wait up to this long, so that several lines share a write. One write per loop turn would take 5 % of the
 // CPU time that the server spends on a short connection.
@@ -67,7 +67,7 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// Queues trace lines, to which the log level does not apply.
+    /// Queues trace lines, regardless of the log level.
     pub fn write(&self, text: &str) {
         let mut lines = self.lines();
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED_BYTES / 2));

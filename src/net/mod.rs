@@ -22,7 +22,7 @@ pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
-/// Returns the broker that the options select. `wake` starts a turn of the event loop; any thread may call `wake`.
+/// Returns the broker that the options select. `wake` starts a turn of the event loop, and any thread may call it.
 fn new_broker<E>(
     config: &Config,
     random: Random,
@@ -48,7 +48,7 @@ fn new_broker<E>(
         };
         let limits = LogLimits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
-        (config.history, config.max_empty_rooms) = (0, 0); // the database, not memory, keeps messages and empty rooms
+        (config.history, config.max_empty_rooms) = (0, 0); // no history in memory: the database stores it
         let memory = |random| Box::new(new_memory_broker(&config, random));
         let commit_durations = operator.commit_durations.get_or_insert_default().clone();
         let on_commit = move |elapsed| commit_durations.add(elapsed);
@@ -73,6 +73,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // A signal can interrupt the poll, even with a timeout of 0. Then retry, because the file may be ready.
+    // A signal can interrupt the poll, even with a timeout of 0. Retry, because the file may be ready all the same.
     retry_on_intr(|| poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
 }

@@ -76,9 +76,9 @@ pub struct Connection<S> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // the stream ended or failed: read first, to detect a mass disconnect before the server sends a batch
+    ReadEnding, // the stream ended or failed: comes before `Read`, to detect a mass disconnect before a batch is sent
     Read,
-    Handshake, // opening handshakes are expensive, so a turn serves fewer of them than of open connections
+    Handshake, // an opening handshake costs more than a read of an open connection, so a turn allows fewer of them
     Write,
     CloseSlow,
     Remove,
@@ -93,8 +93,8 @@ pub struct ColdFields {
     pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
     pub service: Option<Service>,   // `None` before the upgrade
     pub stage: Stage,
-    pub last_received: Duration, // when the last byte arrived; a late timer adds its delay, which is not silence
-    pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
+    pub last_received: Duration, // when the last byte arrived, plus delays of late timers: a delay is not silence
+    pub deadline: Option<Duration>, // a copy of the deadline in `Timers`, to find the entry there
     pub close_code: Option<u16>, // code of the first Close frame, sent or received
     pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
     pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies
@@ -104,7 +104,7 @@ pub enum Stage {
     Handshake(HeadReader),
     Open(Protocol),
     Draining {
-        /// Whether to discard input until the stream ends: a close with unread input resets TCP, and output is lost.
+        /// Whether to discard input until the stream ends: closing TCP with unread input resets it and loses output.
         discards: bool,
         is_shut: bool, // whether the server has already shut down the write side
         reason: Cow<'static, str>,
@@ -123,7 +123,7 @@ pub enum Service {
 enum Input {
     Drained, // the socket has no unread input, so new input causes a readiness edge
     Readable,
-    Ending, // the peer ended the stream or the socket failed: unread input may remain, but no edge follows
+    Ending, // the peer ended the stream or the socket failed: unread input may remain, but no further edge follows
     Ended,
 }
 
@@ -175,7 +175,7 @@ impl<S: Socket> Connection<S> {
         reads && (self.has_input() || !self.cold.unprocessed.is_empty())
     }
 
-    /// Whether the outbox is so full that the server must stop processing frames, because they may cause replies.
+    /// Whether the outbox is too full to process more of the client's frames, each of which may cause a reply.
     pub fn is_congested(&self, max_outbox: usize) -> bool {
         self.outbox.len() > if self.is_echo() { MAX_ECHO_OUTBOX } else { max_outbox / 2 }
     }
@@ -297,7 +297,7 @@ impl<S: Socket> Connection<S> {
         self.is_flushed() && (!discards || self.input == Input::Ended)
     }
 
-    /// The bytes that the connection adds to the `--max-buffered` total, except frames shared with other connections.
+    /// The bytes in the connection's own buffers, which count towards `--max-buffered`. Excludes shared frames.
     pub fn buffered_bytes(&self) -> usize {
         let received = match &self.cold.stage {
             Stage::Handshake(head) => head.byte_count(),
@@ -305,8 +305,8 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { .. } => 0,
         };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
-        // Exclude the socket's buffers of an aborted connection: the removal of the connection will free them, so
-        // no other connection needs to be closed.
+        // Exclude the socket's buffers if the connection awaits its removal, which frees them: the server must not
+        // close another connection because of them.
         let transport = if self.is_queued(Work::Remove) { 0 } else { self.socket.buffered_bytes() };
         received + observer + transport + self.cold.unprocessed.len() + self.outbox.owned_len()
     }

@@ -23,7 +23,7 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// The server sends a room's batch as soon as it has this many bytes, except during a mass disconnect.
 const FULL_BATCH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT_THRESHOLD: usize = 128; // with more `left` events in a turn, the server holds all batches
+const MASS_DISCONNECT_THRESHOLD: usize = 128; // above this number of `left` events in a turn, all batches are held
 const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches
 const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum size in bytes of a held batch, in each rendering
 
@@ -71,7 +71,7 @@ impl Fanout {
         &mut self,
         room: RoomId,
         dialects: impl Iterator<Item = Dialect>,
-        except: Option<Format>, // the format of the member that will skip the event
+        except: Option<Format>, // the format of the member, if any, that must not receive the event
         event: &Event,
     ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));
@@ -87,7 +87,7 @@ impl Fanout {
             let frames = &mut batch.frames[dialect as usize];
             let start = frames[Variant::Plain as usize].len();
             append_frame(dialect, event, &mut frames[Variant::Plain as usize]);
-            // In a dialect without `welcome`, a new member also receives its own join, but not as part of the batch.
+            // In a dialect without `welcome`, a new member also receives its own join event, but outside the batch.
             let is_join = matches!(event, Event::Joined { .. }) && dialect != Dialect::Events;
             let except = except.map(|(of, variant)| if of == dialect { variant } else { Variant::Plain });
             let recipients = Recipients::new(except, is_join);
@@ -96,7 +96,7 @@ impl Fanout {
         batch.frames.iter().flatten().any(|frames| frames.len() > max_len)
     }
 
-    /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
+    /// Moves a member's cursor to the end of the batch and returns the frames between the old and the new cursor.
     pub fn advance_cursor(&mut self, room: RoomId, member: Token, (dialect, variant): Format) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
         let frames = &batch.frames[dialect as usize][variant as usize];
@@ -104,7 +104,7 @@ impl Fanout {
         &frames[start..]
     }
 
-    /// Removes and returns a room's full batch. The server reads no more from the room's members in this turn.
+    /// Removes and returns a room's full batch. The server reads nothing more from the room's members in this turn.
     pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
         self.rooms_with_full_batch.insert(room);
         self.rooms.remove(&room)

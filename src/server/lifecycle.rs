@@ -1,4 +1,4 @@
-//! The life of a connection, from accept to removal. [`connection`](super::connection) lists what can end a connection.
+//! Handles a connection from accept to removal. [`connection`](super::connection) lists what can end a connection.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ use crate::ws::request::{Rejection, Request, bad_request};
 use crate::ws::{close::CloseCode, deflate::Agreement, protocol::Limits};
 use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect, chat::event::describe};
 
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // how long a shutdown waits for replies to the Close
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // how long a shutdown waits for the peers' Close frames
 const SHUTDOWN_REASON: &str = "the server is shutting down";
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has yet to read
 
@@ -188,7 +188,7 @@ impl<S: Socket> Server<S> {
         self.check_proof(token, self.config.ping_interval);
     }
 
-    /// Closes the connection if its JWT has expired. Otherwise, sets its timer to fire after `wait` or earlier.
+    /// Closes the connection if its JWT has expired. Otherwise, sets its timer to fire within `wait`.
     fn check_proof(&mut self, token: Token, wait: Duration) {
         let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) else {
             return;
@@ -366,14 +366,14 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes the outbox. If writing frees no memory, closes the connection, or aborts it if it cannot send a Close.
+    /// Writes the outbox. If the write frees no memory, closes the connection, or aborts it if no Close can be sent.
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
         let before = connection.memory_bytes();
         let is_open = connection.flush().is_ok() && connection.is_open();
         if connection.memory_bytes() < before {
-            self.connections.queue(Work::Write, token); // lets `write_to` remove a connection that has drained
+            self.connections.queue(Work::Write, token); // `write_to` removes the connection if it has drained
         } else if is_open {
             connection.cold.unprocessed = Box::default();
             self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
@@ -405,7 +405,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Starts the shutdown, with `--drain-delay` and `--drain` if it `drains`. Returns `false` if one has already begun.
+    /// Starts a shutdown. `drains`: apply `--drain-delay` and `--drain`. Returns `false` if one has already begun.
     pub fn shut_down(&mut self, drains: bool) -> bool {
         if self.shutdown.is_some() {
             return false;
@@ -433,8 +433,8 @@ impl<S: Socket> Server<S> {
         self.continue_shutdown();
     }
 
-    /// Takes the next step of a shutdown if its time has come. No step closes a connection before the broker has returned
-    /// all earlier messages, unless a drain's broker is unavailable: each step would wait until messages expire.
+    /// Takes the shutdown's next step if it is due. A step closes connections only once the broker has returned all
+    /// pending messages. A drain does not wait for an unavailable broker: each step would last until messages expire.
     pub(super) fn continue_shutdown(&mut self) {
         let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
         let waits = !is_published && self.chat.broker.is_available();
@@ -472,7 +472,7 @@ impl<S: Socket> Server<S> {
     pub(super) fn close_all(&mut self, code: CloseCode, reason: &'static str) {
         self.send_batches();
         self.shutdown = Some(Shutdown::Closing { until: self.now.monotonic + SHUTDOWN_TIMEOUT });
-        // Send no `left` events: at a shutdown, each of n members would receive up to n - 1 of them.
+        // Send no `left` events: at shutdown, each of n members would receive up to n - 1 of them.
         self.chat.clear();
         let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect();
         for token in tokens {
@@ -554,8 +554,8 @@ mod tests {
         }
     }
 
-    /// Calls `cause`, and returns the connection's output, input and timer as in the table of `connection.rs`. If
-    /// `is_upgraded`, the connection is open and its outbox holds two frames, the first of them half sent.
+    /// Calls `cause` and returns the cells of its row in the table of `connection.rs`. If `is_upgraded`, the connection
+    /// is open when `cause` runs, and its outbox holds two frames, the first of them half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

@@ -13,8 +13,8 @@ use crate::chat::{DEFAULT_ROOM, names, rate_limiter::TokenBucket};
 use crate::{config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST_SECONDS: f64 = 5.0; // of `--connect-rate`: a whole household may reconnect at once
-const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // per address: one client must not fill the log
+const CONNECT_BURST_SECONDS: f64 = 5.0; // allow bursts of 5 s of `--connect-rate`: a household may reconnect at once
+const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // for each address, so that no client can fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -28,10 +28,10 @@ pub struct ConnectionLimits {
     connect_rate: f64,
     connects: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, time of the first one
-    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary; rejections per address
-    pub buffered: usize, // bytes in buffers of single connections, counted towards `--max-buffered`
-    pub buffered_shared: Rc<Cell<usize>>, // total size of the broadcast copies that outboxes share
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and time of the first one
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // when to log the next summary, and rejections per address
+    pub buffered: usize, // bytes in the connections' own buffers, limited by `--max-buffered`
+    pub buffered_shared: Rc<Cell<usize>>, // bytes in broadcasts that outboxes share, also limited by `--max-buffered`
 }
 
 impl ConnectionLimits {
@@ -60,7 +60,7 @@ impl ConnectionLimits {
     /// Adds a rejected connection that lingers. If too many linger, returns the oldest, which the caller must remove.
     pub fn start_lingering(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
-        // Keep one lingering place free, so that the server can accept and reject the next client.
+        // Keep one slot for lingering connections free, so that the server can accept and reject the next client.
         (self.lingering.len() >= self.max_lingering).then(|| self.lingering.pop_front()).flatten()
     }
 
@@ -121,7 +121,7 @@ impl ConnectionLimits {
         self.rejections.as_ref().map(|(at, _)| *at)
     }
 
-    /// The address or network under which the server counts a client; `None` if the client is exempt.
+    /// The address or network whose limits apply to a client; `None` if the client is exempt.
     fn limit_key(&self, address: IpAddr) -> Option<IpAddr> {
         (!(self.is_local && address.to_canonical().is_loopback())).then(|| network_of(address))
     }

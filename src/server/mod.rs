@@ -172,7 +172,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Whether the server pauses all reads. Without the pause, messages that wait for a slow disk could fill the
-    /// memory, or postpone a step of the shutdown for ever.
+    /// memory, or postpone a step of the shutdown forever.
     pub fn pauses_reads(&self) -> bool {
         let is_waiting = match &self.shutdown {
             Some(Shutdown::Spreading(schedule)) => schedule.is_postponed,
@@ -309,7 +309,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(token, bytes);
     }
 
-    /// Applies the effects that the chat has queued, and the effects of broker events that have arrived.
+    /// Applies the chat's queued effects, including those of broker events that have arrived.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {
@@ -348,7 +348,7 @@ impl<S: Socket> Server<S> {
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let format = except.and_then(|client| self.format_of(client));
         let is_full = self.fanout.append(room, self.chat.dialects(room), format, event);
-        // Make the client `except` skip the event before a full batch is sent: `except` must not receive the event.
+        // Exclude the client `except` before sending a full batch, because this client must not receive the event.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
@@ -395,7 +395,7 @@ impl<S: Socket> Server<S> {
             }
             self.apply_effects();
             self.fanout.expire_hold();
-            // Write to single clients before rooms: a Pong must not wait for a batch with thousands of recipients.
+            // Write output for single clients before room batches: a Pong must not wait for thousands of recipients.
             while let Some(token) = self.connections.dequeue(Work::Write) {
                 self.write_to(token);
             }

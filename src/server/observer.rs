@@ -1,5 +1,5 @@
-//! The interface for traces, recordings and the page's inspector. An [`Observer`] gets the bytes of one connection.
-//! [`Observers`] chooses connections to observe, and serves inspectors: clients that observe another connection.
+//! The interface for traces, recordings and the page's inspector. An [`Observer`] receives the bytes of one connection.
+//! [`Observers`] decides which connections to observe, and serves inspectors: clients that observe other connections.
 
 use std::{net::SocketAddr, rc::Rc, time::SystemTime};
 
@@ -8,7 +8,7 @@ use mio::Token;
 use crate::{ws::close::CloseCode, ws::frame::Role, ws::protocol::Limits, ws::request::Rejection};
 
 pub trait Observer {
-    /// Receives the bytes of one read (`from` is the client) or of one write (`from` is the server).
+    /// Processes the bytes that the server has just read (`from` is the client) or written (`from` is the server).
     fn observe(&mut self, from: Role, bytes: &[u8]);
 
     fn set_stage(&mut self, stage: ObservedStage<'_>);
@@ -18,17 +18,17 @@ pub trait Observer {
     /// Returns frames to send instead of `frames`, such as the same message in fragments. `None` keeps `frames`.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
-    /// Returns the size of the observer's buffers in bytes. The server counts the size towards `--max-buffered`.
+    /// Returns the size of the observer's buffers in bytes, which counts towards `--max-buffered`.
     fn buffered_bytes(&self) -> usize;
 
-    /// Whether the server may drop the observer, because the observer needs no more bytes.
+    /// Whether the observer needs no more bytes, so that the server can drop it.
     fn is_done(&self) -> bool;
 }
 
 #[derive(Debug, Clone, Copy)]
 pub enum ObservedStage<'a> {
-    /// The server accepted the request and will send the 101 response. `has_welcome`: after the join, the client gets a
-    /// `welcome` event with its secret `session`. `has_ticket`: `welcome` also contains [`Observers::welcome_field`].
+    /// The server will send the 101 response. If `has_welcome`, a `welcome` event with the client's secret `session`
+    /// follows the join. If `has_ticket`, the `welcome` event also contains [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, is_inspector: bool, has_welcome: bool, has_ticket: bool },
     /// The server starts the closing handshake. The server's Close frame is not on the wire yet.
     Closing,
@@ -39,7 +39,7 @@ pub trait Observers {
 
     fn create_observer(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>>;
 
-    /// Returns `false` if the client needs no access token even on a server that requires access tokens.
+    /// Whether a server that requires access tokens also requires one from this client.
     fn needs_token(&self, connection: Token) -> bool;
 
     /// Returns an observer for an open connection. `received` and `sent` count the frames so far. The server calls
@@ -64,7 +64,7 @@ pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 
 #[derive(Debug)]
 pub enum Action {
-    Send(Token, String), // a text message to an inspector
+    Send(Token, String), // sends a text message to an inspector
     Attach(Token),       // the server attaches an observer once the connection is between two messages
     Detach(Token),
     Ping(Token, String), // the payload of a Ping, at most 125 bytes (§5.5)

@@ -28,7 +28,7 @@ pub struct Outbox {
     len: usize, // total unsent bytes of all chunks
 }
 
-/// A buffer of whole frames, or an HTTP response, which counts as one frame.
+/// A buffer that contains whole frames, or an HTTP response, which counts as one frame.
 enum Chunk {
     Response(Vec<u8>),
     Shared(Rc<SharedFrames>),
@@ -134,7 +134,7 @@ impl Outbox {
                 result => result?,
             };
             if let Some(observer) = &mut observer {
-                // The observer receives one call per write, however many chunks the write includes.
+                // Call the observer once per write, even if the write includes several chunks.
                 let mut bytes = slices.iter().map(|slice| &**slice).collect::<Vec<&[u8]>>().concat();
                 bytes.truncate(written);
                 observer.observe(Role::Server, &bytes);
@@ -157,7 +157,7 @@ impl Outbox {
         }
     }
 
-    /// Whether more than `bound` bytes follow the next frame to send. One frame may exceed `bound`. Call `flush` first.
+    /// Whether over `bound` bytes follow the next frame to send, which may itself be longer. Call `flush` first.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
@@ -170,7 +170,7 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` up to the end of a frame or response. Wrong after `drop_unsent` has cut off a frame's header.
+    /// Rounds `position` up to the end of a frame or response. Requires whole frames, so call it before `drop_unsent`.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
@@ -182,7 +182,7 @@ impl Outbox {
     }
 }
 
-/// Counts the frames in `frames`, all of which must be whole and unmasked.
+/// Counts the frames in `frames`. Every frame must be whole and unmasked.
 pub fn count_frames(mut frames: &[u8]) -> u64 {
     let mut count = 0;
     while !frames.is_empty() {

@@ -20,7 +20,7 @@ pub struct CloseSchedule {
     per_step: f64,          // number of connections to close in a step
     remainder: f64,         // fraction of a connection carried over from earlier steps
     pub step_at: Duration,  // monotonic time of the next step
-    pub is_postponed: bool, // the step is due, and waits for the broker
+    pub is_postponed: bool, // the step is due, but waits until the broker has published all messages
 }
 
 impl CloseSchedule {
@@ -47,7 +47,7 @@ impl CloseSchedule {
 mod tests {
     use super::*;
 
-    /// Returns the time of each step and the connections that the step closes. `delay` makes steps late.
+    /// Returns the time of each step and the connections that the step closes. `delay` returns how late a step runs.
     fn play(count: usize, seconds: u64, delay: impl Fn(usize) -> Duration) -> Vec<(Duration, Vec<usize>)> {
         let connections = (0..count).map(|index| (Duration::from_secs(index as u64), Token(index))).collect();
         let mut schedule = CloseSchedule::new(connections, Duration::from_secs(seconds), Duration::ZERO);

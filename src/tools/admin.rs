@@ -11,8 +11,8 @@ use serde_json::json;
 use super::screen::{check_written, escape};
 use super::url::Url;
 
-const TIMEOUT: Duration = Duration::from_secs(20); // exceeds the server's timeout of 10 s
-const MAX_RESPONSE: u64 = 256 * 1024 * 1024; // in bytes; a list of clients has about 150 bytes per client
+const TIMEOUT: Duration = Duration::from_secs(20); // longer than the 10 s that the server allows for a request
+const MAX_RESPONSE: u64 = 256 * 1024 * 1024; // in bytes; the list of clients takes about 150 bytes per client
 
 const DEFAULT_URL: &str = "http://127.0.0.1:9000";
 
@@ -90,7 +90,7 @@ enum Request {
 struct Subject {
     #[arg(value_name = "NAME", required_unless_present = "address", conflicts_with = "address")]
     username: Option<String>,
-    /// Use this IP address instead of a user; for IPv6, its /64 network
+    /// Ban or unban this IP address, or the /64 network of an IPv6 address, instead of a user
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
 }

@@ -14,7 +14,7 @@ pub fn connect(tcp: TcpStream) -> Result<StreamOwned<ClientConnection, TcpStream
     let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
     let settings = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let settings = settings.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    let name = ServerName::from(IpAddr::from([127, 0, 0, 1])); // rustls sends no SNI for an address
+    let name = ServerName::from(IpAddr::from([127, 0, 0, 1])); // an IP address, so that rustls sends no SNI
     Ok(StreamOwned::new(ClientConnection::new(Arc::new(settings), name)?, tcp))
 }
 

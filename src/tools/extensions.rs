@@ -41,7 +41,7 @@ impl Extension<'_> {
         parse_window_bits(self.get(name)??)
     }
 
-    /// Returns the first parameter that is unknown, repeated or has an invalid value (RFC 7692 §7).
+    /// Returns the first parameter that is unknown or repeated, or has an invalid value (RFC 7692 §7).
     fn find_invalid_parameter(&self, is_offer: bool) -> Option<String> {
         self.parameters.iter().enumerate().find_map(|(at, (name, value))| {
             let is_valid = match (*name, value.as_deref().map(parse_window_bits)) {
@@ -56,7 +56,7 @@ impl Extension<'_> {
         })
     }
 
-    /// Returns the reason why the response `self` does not match `offer`, a valid offer.
+    /// Returns the reason why the response `self` does not match `offer`, which must be valid.
     fn find_mismatch(&self, offer: &Extension) -> Option<&'static str> {
         let limit = offer.window_bits("server_max_window_bits");
         if self.get("client_max_window_bits").is_some() && offer.get("client_max_window_bits").is_none() {
@@ -119,7 +119,7 @@ fn find_deflate_violation(response: &Extension, offers: &[Extension]) -> Option<
     if mismatches.peek().is_none() {
         return Some("the 101 accepts permessage-deflate, whose offer is invalid (RFC 7692 §7)".into());
     }
-    // `None`, the minimum, means that the response matches an offer. One such offer is enough.
+    // One matching offer is enough: its `None` (no mismatch) is less than any `Some`, so `min` returns it.
     let mismatch = mismatches.min()??;
     Some(format!("the 101 does not accept permessage-deflate as offered: {mismatch}"))
 }

@@ -53,8 +53,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     Ok(false)
 }
 
-/// Runs [`request_status`] on another thread, to limit its total time: name resolution has no timeout, and a socket's
-/// timeouts limit only single calls. After a timeout, the thread keeps running until the process exits.
+/// Runs [`request_status`] on another thread to limit its total time: name resolution has no timeout, and a socket
+/// timeout limits only a single call. After a timeout, the thread keeps running until the process exits.
 fn request_status_within(timeout: Duration, url: Url) -> Result<u16, String> {
     let (sender, receiver) = mpsc::channel();
     let spawned = thread::Builder::new().spawn(move || sender.send(request_status(&url)));

@@ -1,7 +1,7 @@
 //! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close (§5,
-//! §7). The server may be wrong or hostile, so all stored data has a limit. The parser fails on an oversized frame as
-//! soon as the frame's header is complete. The parser inflates compressed messages (RFC 7692). Parsing stops at the
-//! first violation of the RFC or of a limit.
+//! §7). The parser also inflates compressed messages (RFC 7692). The server may be wrong or hostile, so the parser
+//! limits everything that it stores, and fails on an oversized frame as soon as the frame's header is complete. Parsing
+//! stops at the first violation of the RFC or of a limit.
 
 use std::borrow::Cow;
 
@@ -34,12 +34,12 @@ pub struct Response {
     pub deflate: Option<Agreed>,
     content_length: Option<usize>,
     pub body: Vec<u8>,
-    /// Reasons to fail the connection despite the status 101 (§4.1).
+    /// Reasons to fail the connection even though the status is 101 (§4.1).
     pub violations: Vec<String>,
 }
 
-/// A client's `Sec-WebSocket-Key` (`None` if missing or unknown), and the extensions and subprotocols that the client
-/// offers (`None` if unknown, `Some("")` if the request offers none).
+/// The parts of a client's request that the response depends on. `key` is `None` if missing or unknown. `extensions`
+/// and `subprotocols` are `None` if unknown, and `Some("")` if the request offers none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -240,7 +240,7 @@ impl Inbox {
         &self.unread
     }
 
-    /// Returns `true` after a Close, a violation or a complete rejection: the client need not wait for another reply.
+    /// Whether the client can stop reading: it has received a Close, a violation or a complete rejection.
     pub fn is_final(&self) -> bool {
         self.close.is_some() || self.violation.is_some() || self.response.as_ref().is_some_and(Response::is_complete)
     }
@@ -281,7 +281,7 @@ impl Inbox {
             return Err("the server masked a frame (RFC 6455 §5.1)".into());
         }
         let broken = |error| match error {
-            ProtocolError::MessageTooBig => TOO_MANY_BYTES.to_owned(), // the client's limit, not a rule of the RFC
+            ProtocolError::MessageTooBig => TOO_MANY_BYTES.to_owned(), // this client's own limit, not a rule of the RFC
             error => format!("the server broke a rule: {error}"),
         };
         let header = FrameHeader::parse_negotiated(Role::Server, self.deflate().is_some(), bytes);
@@ -332,7 +332,7 @@ impl Inbox {
         };
         if is_compressed {
             if !cfg!(feature = "deflate") {
-                return Ok(()); // a build that cannot inflate ignores the message
+                return Ok(()); // without the `deflate` feature, ignore compressed messages
             }
             payload = self.inflate(&payload)?;
         }
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn compressed_messages_inflate_with_the_agreed_context() {
         const HELLO: &[u8] = b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00"; // RFC 7692 §7.2.3.1
-        const REFERENCE: &[u8] = b"\xc1\x05\xf2\x00\x11\x00\x00"; // refers to the message before (§7.2.3.2)
+        const REFERENCE: &[u8] = b"\xc1\x05\xf2\x00\x11\x00\x00"; // refers to the previous message (RFC 7692 §7.2.3.2)
         let receive = |parameters: &str, frames: &[&[u8]]| {
             let mut inbox = Inbox::open();
             let deflate = Agreed::from_response(&format!("permessage-deflate{parameters}"));
@@ -411,7 +411,7 @@ mod tests {
         assert!(violation.contains("RFC 7692 §6"), "{violation}");
         let (_, violation) = receive("", &[b"\xc1\x04\x4a\xfc\x0f\x00"]);
         assert!(violation.contains("§8.1"), "{violation}");
-        // Each repetition of the 13 bytes inflates to 2064 bytes.
+        // The bomb repeats 13 bytes, which inflate to 2064 bytes each time.
         let bomb = b"\x05\xa3\x60\x14\x8c\x82\x51\x30\x0a\x46\xc1\x28\x18".repeat(2500);
         let header = [&[0xc2, 126][..], &(bomb.len() as u16 + 2).to_be_bytes(), b"\x4a\x1c"].concat();
         assert_eq!(receive("", &[&header, &bomb]), (0, TOO_MANY_BYTES.into()));

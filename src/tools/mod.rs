@@ -46,7 +46,7 @@ pub enum Tool {
     /// List, remove and ban clients of a server started with --admin, or send a message to a room
     #[cfg(feature = "metrics")]
     Admin(admin::Arguments),
-    /// Check that a server responds, for health checks of containers and proxies
+    /// Check that a server responds, for container and proxy health checks
     Health(health::Arguments),
     /// Print a completion script for bash, zsh, fish, PowerShell or elvish
     Completions(packaging::CompletionArguments),

@@ -73,7 +73,7 @@ fn write_man_page(command: Command, page: &mut Vec<u8>) -> io::Result<()> {
     rest.to_writer(page)
 }
 
-/// Adds the help of a tool and of its subcommands to the man page.
+/// Adds the help text of a tool and its subcommands to the man page.
 fn add_tool(page: &mut Roff, tool: &mut Command) {
     let name = tool.get_bin_name().unwrap_or_else(|| tool.get_name()).to_owned();
     page.control("SS", [name.as_str()]);
@@ -87,7 +87,7 @@ fn add_tool(page: &mut Roff, tool: &mut Command) {
     tool.get_subcommands_mut().for_each(|subcommand| add_tool(page, subcommand));
 }
 
-/// Adds a text to the man page without changing its line breaks.
+/// Adds `text` to the man page with its line breaks preserved.
 fn add_as_is(page: &mut Roff, text: &StyledStr) {
     page.control("nf", []);
     page.text([roman(text.to_string().trim_end())]);

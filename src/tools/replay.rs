@@ -1,7 +1,7 @@
 //! `wirechat replay FILE` prints the trace of a recording made by `wirechat --record`, and checks whether this version
 //! reacts as recorded. A fresh [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close
-//! as the server did (RFC 6455 §5.5). The check ignores frames with other causes: messages, Pings, and a Close that the
-//! server sent first. The check also skips the handshake, because the access tokens in a recording are redacted.
+//! as the server did (RFC 6455 §5.5). The check ignores messages, Pings, and a Close that the server sent first: the
+//! protocol alone does not cause them. The check also skips the handshake, because recorded access tokens are redacted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -36,13 +36,13 @@ pub struct Arguments {
     help: Option<bool>,
 }
 
-/// The Pongs and the Close that a server sent, recorded or replayed.
+/// The Pongs and the Close that the server sent, either in the recording or in its replay.
 #[derive(Debug, Default)]
 struct Reactions {
     pongs: Vec<Vec<u8>>,
     /// The code of the Close: `None` if the server sent no Close, `Some(None)` if its Close had no code.
     close: Option<Option<u16>>,
-    /// Whether the server started the closing handshake, for example because of a slow consumer or a shutdown.
+    /// Whether the server started the closing handshake, for example to shut down or to drop a slow consumer.
     closed_first: bool,
 }
 
@@ -87,7 +87,7 @@ fn parse_recording(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
 }
 
 /// Describes the first recorded reaction that the replay does not reproduce. Extra reactions in the replay are fine:
-/// the recorded connection may have broken, the server may have closed first, or the recording may have been cut short.
+/// the connection may have been lost, the server may have closed first, or the recording may have been cut short.
 fn find_difference(then: &Reactions, now: &Reactions) -> Option<String> {
     if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
         let text = |reactions: &Reactions| match reactions.pongs.get(at) {
@@ -212,7 +212,7 @@ mod tests {
         let mut recording = recording(&[("server", b"\x8a\x01p")]);
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
-        recording.entries.swap(0, 1); // the order of a real recording: request, then upgrade
+        recording.entries.swap(0, 1); // as in a real recording, the request precedes the upgrade
         assert_eq!(find_difference(&read_reactions(&recording), &replay_reactions(&recording)), None);
         assert_eq!(replay_reactions(&recording).pongs, [b"p"]);
     }

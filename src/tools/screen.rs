@@ -1,4 +1,4 @@
-//! Prints the output of a tool, in colour on a terminal. Terminals execute escape sequences, so tools must pass bytes
+//! Prints the output of a tool, in color on a terminal. Terminals execute escape sequences, so tools must pass bytes
 //! from the wire through [`quote()`], [`escape()`] or [`shorten()`]. [`Screen::format_record`] does its own escaping.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -27,7 +27,7 @@ pub enum Tone {
 }
 
 impl Screen {
-    /// Uses colour on a terminal, unless `NO_COLOR` is set.
+    /// Uses color on a terminal, unless `NO_COLOR` is set.
     pub fn new(detail: Detail) -> Screen {
         Screen { style: Style::new(detail, std::io::stdout().is_terminal()) }
     }
@@ -64,8 +64,8 @@ impl Screen {
     }
 }
 
-/// Turns the result of writing a file's content to stdout into a one-line message. Unlike a full disk, a closed pipe is
-/// not an error: a reader such as `head` may close it early.
+/// Converts an error from writing to stdout into a one-line message. Unlike a full disk, a closed pipe is not an error:
+/// a reader such as `head` may close it early.
 pub fn check_written(result: io::Result<()>) -> Result<(), String> {
     match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("cannot write to stdout: {error}")),

@@ -50,7 +50,7 @@ impl Url {
         }
     }
 
-    /// Parses an `http://` URL or, in a build with the feature `tls`, an `https://` URL (RFC 9110 §4.2.2).
+    /// Parses an `http://` URL or, in a build with the `tls` feature, an `https://` URL (RFC 9110 §4.2.2).
     pub fn parse_http_or_https(text: &str) -> Result<Url, String> {
         let (scheme, rest) = split_scheme(text);
         match scheme.as_str() {

@@ -15,7 +15,7 @@ impl CloseCode {
     pub const POLICY_VIOLATION: CloseCode = CloseCode(1008);
     pub const MESSAGE_TOO_BIG: CloseCode = CloseCode(1009);
     pub const INTERNAL_ERROR: CloseCode = CloseCode(1011);
-    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // 1013 is not in RFC 6455, but in the IANA registry (§11.7)
+    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // defined in the IANA registry (§11.7), not in RFC 6455
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
         // Allow 1000–1003, 1007–1011 (§7.4.1), 1012–1014 (IANA, §11.7), 3000–4999 (libraries, applications, §7.4.2).
@@ -110,7 +110,7 @@ impl ProtocolError {
         CloseCode(self.code_section_text().0)
     }
 
-    /// The section of RFC 6455, even if RFC 7692 says more.
+    /// The relevant section of RFC 6455. For a compression error, `Display` cites RFC 7692 instead.
     pub fn section(self) -> &'static str {
         self.code_section_text().1
     }

@@ -15,7 +15,7 @@ pub fn is_extension_list(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // §9.1: a parameter may lack a value. Check the valid token "none" in place of a missing value.
+    // §9.1: a parameter may have no value. Check a valid token in place of the missing value.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };

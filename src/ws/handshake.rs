@@ -29,7 +29,7 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// Returns the 101 response (§4.2.2 item 5) or one rejection per broken rule. `supported`: the endpoint's subprotocol.
+/// Returns the 101 response (§4.2.2 item 5) or a rejection per broken rule. `supported` is the endpoint's subprotocol.
 pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
@@ -152,7 +152,7 @@ mod tests {
         ];
         let kept = lines.into_iter().filter(|line| without.is_empty() || !line.starts_with(without));
         let mut head = kept.chain(with.split('|').filter(|line| !line.is_empty())).collect::<Vec<_>>();
-        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // a request line in `with` must become the first line
+        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // puts the request line first if it comes from `with`
         head.join("\r\n") + "\r\n\r\n"
     }
 

@@ -8,7 +8,7 @@
 //!   masked   7f 9f 4d 51 58
 //! ```
 
-/// Masks or unmasks `payload`: XOR is its own inverse. `offset` is where `payload` starts in the frame's payload.
+/// Masks or unmasks `payload`: XOR is its own inverse. `payload` may be part of a frame's payload, from byte `offset`.
 pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
     key.rotate_left(offset % 4); // align the key with the first byte of `payload`
     let [a, b, c, d] = key;

@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(message.finish(), Ok(Message::Text("Hé€!".into())));
     }
 
-    /// Ordinary characters, noncharacters, and the neighbours of every UTF-8 length limit and of the surrogate gap.
+    /// Ordinary characters, noncharacters, and the neighbors of every UTF-8 length limit and of the surrogate gap.
     const VALID: &str = "a\u{7f}\u{80}é\u{7ff}\u{800}€\u{d7ff}\u{e000}\u{fffe}\u{ffff}\u{10000}😀\u{10ffff}";
 
     #[test]

@@ -1,5 +1,5 @@
-//! Benchmarks (`cargo bench`) of each step that a message takes through the server, and of a whole turn of the server,
-//! without real sockets. One group compares the optimized unmasking with a loop over single bytes.
+//! Benchmarks (`cargo bench`) of each step that a message takes through the server, and of a whole turn of its event
+//! loop, without real sockets. One group compares the optimized unmasking with a loop over single bytes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,8 +43,8 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
 const ROOM_SIZES: [usize; 3] = [1, 100, 1000];
 
-/// A socket that accepts every write. Each read returns one element of the list, from the last to the first. All
-/// further reads return the first element again.
+/// A socket that accepts every write. Reads return the elements of the list from last to first, and then repeat the
+/// first element forever.
 struct MemorySocket(Vec<Vec<u8>>);
 
 impl Read for MemorySocket {
@@ -154,7 +154,7 @@ fn config() -> Config {
     config
 }
 
-/// Returns a chat with `members` clients in one room, and the id of the room.
+/// Returns a chat with a single room of `members` clients, and the id of that room.
 fn chat(members: usize) -> (Chat, RoomId) {
     let config = config();
     let mut chat = Chat::new(&config, Box::new(new_memory_broker(&config, Box::new(|bytes| bytes.fill(7)))));
@@ -182,7 +182,7 @@ fn submit(c: &mut Criterion) {
     });
 }
 
-/// Sends the message in `TEXT`, and returns the chat's event for the room.
+/// Sends `TEXT` from the first client, and returns the event that the chat broadcasts to the room.
 fn message_event(chat: &mut Chat) -> ChatEvent {
     chat.receive(Token(0), TEXT, NOW);
     let effects = std::iter::from_fn(|| chat.next_effect());
@@ -225,7 +225,7 @@ fn connection(observer: Option<Box<dyn Observer>>) -> Connection<MemorySocket> {
     Connection::new(MemorySocket(vec![masked(TEXT.as_bytes())]), ADDRESS, observer, Duration::ZERO)
 }
 
-/// Returns an observer that discards its trace and has already observed the handshake.
+/// Returns an observer that formats a trace but discards the text. It has processed a handshake and expects frames.
 fn tracer() -> Box<dyn Observer> {
     let style = Style { detail: Detail::Line, uses_colour: false };
     let write = Box::new(|line: &str| _ = black_box(line));
@@ -278,7 +278,7 @@ fn tap(c: &mut Criterion) {
     });
 }
 
-/// Measures a whole turn of the server: one member of a room sends a message, and all members receive the message.
+/// Measures a whole turn of the event loop: the server reads a message from one member and sends it to all members.
 fn turn(c: &mut Criterion) {
     let readable = Readiness { is_readable: true, is_writable: false, is_read_closed: false, has_error: false };
     for members in ROOM_SIZES {

@@ -1,6 +1,6 @@
-//! Simulates hundreds of clients of the `events` dialect on one thread. The clients follow PROTOCOL.md: a client
-//! reconnects to any instance with `epoch`, `since` and `session`, and resends every message for which it received no
-//! event.
+//! Simulates hundreds of chat clients on one thread. They use the `events` dialect, and follow PROTOCOL.md when they
+//! lose a connection: a client reconnects to any server of the cluster with `epoch`, `since` and `session`, and resends
+//! every message for which it received no event.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{ErrorKind, Read, Write};
@@ -21,7 +21,7 @@ use crate::support::{masked, upgrade_request, whole_frames};
 const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must be able to resume, because one `welcome` can hold them all.
 const CERTAINLY_FIT: u64 = 500;
-/// When a client resumes, it records its newest messages under the new epoch too: at most `2 * CARRIED` messages.
+/// A client keeps its newest messages, at most `2 * CARRIED`, to record them again under the epoch in which it resumes.
 const CARRIED: usize = 200;
 /// How long a client waits for its `welcome` before it reconnects. Half of the clients also wait only this long for the
 /// reply to a message.
@@ -36,12 +36,12 @@ struct Connection {
     has_response: bool,
     has_joined: bool,
     opened: Instant,
-    /// By nonce: how many replies to resent messages the server owes on this connection.
+    /// Number of replies to resent messages that the server still owes on this connection, by nonce.
     resent: HashMap<String, usize>,
 }
 
 impl Connection {
-    /// Whether the server owes a reply to a resent message with this nonce. Counts the reply.
+    /// Whether the server owes a reply to a resent message with this nonce. If so, counts the reply as received.
     fn take_resent(&mut self, nonce: &str) -> bool {
         let replies = self.resent.get_mut(nonce).filter(|replies| **replies > 0);
         replies.map(|replies| *replies -= 1).is_some()
@@ -62,8 +62,7 @@ pub struct Client {
     pub room: String,
     pub epoch: String,
     pub last_id: u64,
-    /// `last_id` at the first restart of Redis since the client received `epoch`. Messages after this id may belong
-    /// to a newer epoch.
+    /// Set when Redis restarts: messages after this id may belong to a newer epoch than `epoch`.
     last_id_of_epoch: Option<u64>,
     session: String,
     carried: Vec<(Rc<Value>, Text)>,
@@ -175,7 +174,7 @@ impl Pool {
         self.flush(number);
     }
 
-    /// Records that Redis restarts, which may end the current epochs.
+    /// Records a restart of Redis, which may start a new epoch in every room.
     pub fn note_restart(&mut self) {
         self.restarted = Some(Instant::now());
         for client in &mut self.clients {
@@ -337,7 +336,7 @@ impl Pool {
         };
         let at = client.pending.iter().position(|pending| pending.nonce == nonce);
         if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.take_resent(nonce)) {
-            return; // the first attempt was published, so the error for the second one does not matter
+            return; // the message was published earlier, so an error for a resent copy does not matter
         }
         let (Some(at), "Message not stored") = (at, data["message"].as_str().unwrap_or_default()) else {
             return self.record.report(format!("{} receives the error {data}", client.name));
@@ -512,7 +511,7 @@ impl Client {
         self.connection.as_ref().is_some_and(|connection| connection.has_joined)
     }
 
-    /// Whether the client has messages that may be newer than its epoch. Such a client may be unable to resume.
+    /// Whether the client has messages that may belong to a newer epoch than `epoch`. Such a client may fail to resume.
     pub fn has_outlived_epoch(&self) -> bool {
         self.last_id_of_epoch.is_some_and(|last_id| self.last_id > last_id)
     }
@@ -546,7 +545,7 @@ impl Client {
         self.pending = pending;
     }
 
-    /// Forgets the received messages. The next message to receive is the first message of the backlog in `data`.
+    /// Starts over with the epoch in `data`: the next message must be the first one of the backlog in `data`.
     fn restart(&mut self, data: &Value) {
         let history = data["history"].as_array().expect("a history").len() as u64;
         self.last_id = data["last_id"].as_u64().expect("an id").saturating_sub(history);

@@ -16,13 +16,13 @@ use crate::support::{Server, signal};
 pub enum Fault {
     KillInstance(usize),
     StopInstance(usize),
-    /// The instance gets SIGTERM, and closes its connections one by one (`--drain`).
+    /// The instance receives SIGTERM and closes its connections one by one (`--drain`).
     DrainInstance(usize),
     Cut(usize),
     /// Redis executes the commands of an instance, but its replies do not reach the instance.
     DropReplies(usize),
     KillRedis,
-    /// Redis is killed, and restarts without data. Only with `--volatile`.
+    /// Redis is killed and restarts without its data. Happens only with `--volatile`.
     EraseRedis,
     Flush,
     StopRedis,
@@ -31,8 +31,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Returns a number that identifies the process or connection that fails. Two active faults never have the same
-    /// number, because the end of one fault would also end the other.
+    /// Returns a number that identifies the failing process or connection. No two active faults have the same number,
+    /// because ending one would also end the other.
     fn target(self) -> usize {
         match self {
             Fault::KillInstance(i) | Fault::StopInstance(i) | Fault::DrainInstance(i) => i,
@@ -42,7 +42,7 @@ impl Fault {
     }
 }
 
-/// An active fault, and the time at which it ends.
+/// An active fault and the time when it ends.
 struct Current {
     fault: Fault,
     end: Instant,
@@ -64,7 +64,7 @@ pub struct Machines {
     keeps_data: bool,
     /// Whether Redis has been killed since the caller last cleared this flag.
     pub has_restarted: bool,
-    /// When the last fault of Redis ended; `None` after the next delivered message or the next fault.
+    /// When the last Redis fault ended. `None` after the next delivered message or the next fault.
     pub repaired: Option<Instant>,
 }
 
@@ -75,8 +75,8 @@ impl Machines {
         let mut machines = Machines {
             redis,
             servers: Vec::new(),
-            // The kernel does not assign these ports by itself, so no other program gets the port of an instance
-            // that is down.
+            // The kernel never chooses these ports itself, so no other program gets the port of an instance that is
+            // down.
             addrs: (0..count).map(|_| ([127, 0, 0, 1], crate::redis_server::free_port()).into()).collect(),
             proxies,
             args,
@@ -111,7 +111,7 @@ impl Machines {
         self.addrs.len()
     }
 
-    /// Ends the faults whose time is over. Returns whether it is time for the next fault.
+    /// Ends the faults that have expired. Returns `true` if it is time for the next fault.
     pub fn turn(&mut self) -> bool {
         self.end_until(Instant::now());
         Instant::now() >= self.next
@@ -120,7 +120,7 @@ impl Machines {
     /// Begins the next fault.
     pub fn fail(&mut self, random: &mut Rng) {
         self.next = Instant::now() + Duration::from_millis(random.u64(200..2500));
-        // A round uses every fault once, so that even a short run has most kinds of faults.
+        // A round uses up the whole deck, so that even a short run covers most kinds of faults.
         if self.deck.is_empty() {
             self.deck = self.kinds();
             random.shuffle(&mut self.deck);
@@ -128,8 +128,8 @@ impl Machines {
         let is_free = |fault: &Fault| self.current.iter().all(|current| current.fault.target() != fault.target());
         let Some(at) = self.deck.iter().rposition(is_free) else { return };
         let fault = self.deck.remove(at);
-        // A third of the faults last so long that the other instances consider an instance dead, or that a timeout
-        // expires.
+        // A third of these faults last long enough for the other instances to declare an instance dead, or for a
+        // timeout to expire.
         let length = match fault {
             Fault::KillConnections | Fault::Flush => 0,
             _ if random.u8(..3) == 0 => random.u64(5500..9000),
@@ -151,7 +151,7 @@ impl Machines {
         let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
         let losses = [Fault::EraseRedis, Fault::Flush];
         let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
-        // Add each Redis fault once per instance, so that it is as frequent as each kind of instance fault.
+        // Each instance fault occurs once per instance. Repeat the Redis faults, so that they are just as frequent.
         (0..self.count()).for_each(|_| kinds.extend(of_redis));
         if !self.keeps_data {
             kinds.extend(losses.repeat(2));
@@ -225,7 +225,7 @@ impl Machines {
                 self.servers[i] = Some(self.launch(i));
             }
             Fault::Cut(i) => self.proxies[i].restore(),
-            // TCP never loses bytes in the middle of a stream, so end the connection that has lost replies.
+            // The proxy has dropped replies in mid-stream, which TCP never does, so the proxy must cut the connection.
             Fault::DropReplies(i) => {
                 self.proxies[i].cut();
                 self.proxies[i].restore();
@@ -235,13 +235,13 @@ impl Machines {
             Fault::PauseRedis => drop(self.redis.ask(&["CLIENT", "UNPAUSE"])),
             Fault::KillConnections | Fault::Flush => {}
         }
-        // While another fault is active, clients may be waiting for the end of that fault, so measure no delay.
+        // Start measuring the recovery time, unless another active fault could delay the recovery.
         if fault.target() == 20 && self.current.is_empty() {
             self.repaired = Some(Instant::now());
         }
     }
 
-    /// Ends all active faults early, and waits until no instance is draining.
+    /// Ends all active faults early and waits until no instance is draining.
     pub fn repair(&mut self) {
         while let Some(last) = self.current.iter().map(|current| current.end).max() {
             self.end_until(last);

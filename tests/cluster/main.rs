@@ -94,7 +94,7 @@ struct Run {
     machines: Machines,
     rate: u64,
     last_action: Instant,
-    /// For each fault of Redis, the time from the end of the fault until the next message was delivered.
+    /// Times from the end of a Redis fault until the next message was delivered, if no other fault interfered.
     repairs: Vec<Duration>,
 }
 
@@ -102,7 +102,7 @@ impl Run {
     fn start(arguments: &Arguments) -> Option<Run> {
         let persistence = if arguments.is_volatile { Persistence::Off } else { Persistence::Always };
         let redis = RedisServer::start(persistence)?;
-        // The checker expects every acknowledged message in the history, so a run may not publish more per room.
+        // The checker expects every acknowledged message in the history, so a run may publish at most 10,000 per room.
         let mut args = vec!["--rate-limit", "0", "--history", "10000", "--max-history", "1000000000", "--drain", "2"];
         if arguments.seed.is_multiple_of(2) {
             args.push("--unique-names");
@@ -207,7 +207,7 @@ fn main() -> ExitCode {
             });
             restarted += 1;
         } else if arguments.has_faults && run.machines.turn() && Instant::now() + Duration::from_secs(1) < end {
-            // Let the clients perform up to 199 actions, so that many messages are in flight when the fault begins.
+            // Let the clients perform a random number of actions, so that messages are in flight when the fault begins.
             (0..random.usize(..200)).for_each(|_| run.pool.act());
             (0..random.usize(..3)).for_each(|_| run.turn());
             run.machines.fail(&mut random);

@@ -10,8 +10,8 @@ use serde_json::Value;
 /// The JSON text of a message, as a client received it.
 pub type Text = Rc<str>;
 
-/// The messages of a room in one epoch, and messages of earlier epochs that clients kept when they resumed in this
-/// epoch.
+/// Messages of a room. If Redis does not keep its data, the history of an epoch includes the messages of earlier epochs
+/// that a client had received before it resumed in this one.
 #[derive(Default)]
 struct History {
     messages: BTreeMap<u64, Text>,
@@ -21,11 +21,11 @@ struct History {
 #[derive(Default)]
 pub struct Record {
     histories: HashMap<(String, String), History>,
-    /// The messages of each room in all epochs. Recorded only if Redis keeps its data, because ids then continue across
-    /// epochs.
+    /// The messages of each room, from all epochs. Empty unless Redis keeps its data, because only then do message ids
+    /// continue across epochs.
     all: HashMap<String, History>,
     keeps_data: bool,
-    /// Sender and nonce of each message that the server rejected and that the client did not resend.
+    /// The sender and nonce of each message that was rejected and not resent. Such a message must never appear.
     rejected: HashSet<(String, String)>,
     pub violations: Vec<String>,
     /// Number of distinct messages that clients have received.
@@ -52,7 +52,7 @@ impl History {
     }
 }
 
-/// The sender and the nonce of a message; `None` if the message lacks one of them.
+/// The sender and the nonce of a message, or `None` if either is missing.
 pub fn key(message: &Value) -> Option<(String, String)> {
     Some((message["username"].as_str()?.to_owned(), message["nonce"].as_str()?.to_owned()))
 }
@@ -100,15 +100,15 @@ impl Record {
         }
     }
 
-    /// The highest message id that any client has received in `room`. If Redis does not keep its data, only messages of
-    /// `epoch` count.
+    /// The highest message id that any client has received in `room`: in any epoch if Redis keeps its data, otherwise
+    /// in `epoch`.
     pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
         let history =
             if self.keeps_data { self.all.get(room) } else { self.histories.get(&(room.to_owned(), epoch.to_owned())) };
         history.and_then(|history| history.messages.keys().next_back().copied()).unwrap_or_default()
     }
 
-    /// Reports messages that clients have received and that are missing from `stored`, the room's history at the end.
+    /// Reports messages that clients have received but that are missing from `stored`, the room's final history.
     pub fn check_end(&mut self, room: &str, epoch: &str, stored: &[Value]) {
         let first = stored.first().and_then(|message| message["id"].as_u64()).unwrap_or(1);
         for message in stored {

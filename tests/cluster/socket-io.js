@@ -1,5 +1,5 @@
-// The same chat with Socket.IO and its Redis adapter, for tests/cluster/measure: whoever sends a message to a room
-// receives it too. It has no ids, no history and no resume. Arguments: the port, and the URL of Redis, if any.
+// The same chat with Socket.IO and its Redis adapter, measured by tests/cluster/measure. A sender also receives its own
+// messages. There are no ids, no history and no resume. Arguments: the port and, optionally, the URL of Redis.
 
 const { Server } = require("socket.io");
 

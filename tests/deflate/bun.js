@@ -1,4 +1,4 @@
-// The chat of `measure` on Bun: bun bun.js PORT COMPRESSOR
+// A minimal chat server on Bun, for comparison in tests/deflate/measure. Usage: bun bun.js PORT COMPRESSOR
 const [, , port, compressor] = process.argv;
 
 const server = Bun.serve({

@@ -1,4 +1,4 @@
-// Clients of npm's `ws`, for tests/deflate.rs. Each line of stdin is a command, and each line of stdout an event, in JSON.
+// Clients for tests/deflate.rs that use npm's `ws`. Each stdin line is a JSON command, each stdout line a JSON event.
 const readline = require("readline");
 const WebSocket = require(process.argv[2]);
 

@@ -1,4 +1,4 @@
-// The chat of `measure` on uWebSockets.js: node uws.js PORT COMPRESSOR
+// A uWebSockets.js chat server that `measure` compares with wirechat. Usage: node uws.js PORT COMPRESSOR
 const uWS = require('@trufflesuite/uws-js-unofficial');
 const [, , port, compressor] = process.argv;
 

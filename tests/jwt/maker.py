@@ -1,4 +1,4 @@
-"""Makes keys and JSON Web Tokens for tests/jwt.rs, with PyJWT: a maker that shares no code with the server.
+"""Makes keys and JSON Web Tokens for tests/jwt.rs, with PyJWT, which shares no code with the server.
 
 Writes key files into the directory given as the argument. Then reads one request per line from stdin, a JSON object, and
 replies with one line of JSON: {"key", "claims"} with a token, {"hostile": now} with a list of names and bad tokens.
@@ -77,7 +77,7 @@ def b64(data):
 
 
 def sign(algorithm, signed):
-    """Signs with the server's own key of the algorithm, so that only the content is bad."""
+    """Signs with the server's own key for the algorithm, so that only the content is invalid."""
     if algorithm == "HS256":
         return hmac.digest(SECRETS["hs"], signed, "sha256")
     if algorithm == "RS256":
@@ -89,7 +89,7 @@ def sign(algorithm, signed):
 
 
 def raw(header, payload, algorithm="HS256", secret=None):
-    """A token of these exact texts, with a valid signature."""
+    """Returns a token with exactly this header and payload, signed by `secret` or by the server's own key."""
     header = header if isinstance(header, (str, bytes)) else json.dumps(header)
     payload = payload if isinstance(payload, (str, bytes)) else json.dumps(payload)
     signed = f"{b64(header)}.{b64(payload)}".encode()
@@ -108,7 +108,7 @@ def hostile(now):
         for algorithm in ["HS256"]:
             add(f"claims: {name}", raw({"alg": algorithm}, {k: v for k, v in (good | changes).items() if v is not ...}))
 
-    # The algorithm: only that of a key, spelled exactly.
+    # `alg` must be exactly the name of a key's algorithm (RFC 7515 §4.1.1).
     unsigned = f"{b64(json.dumps({'alg': 'none', 'typ': 'JWT'}))}.{b64(json.dumps(good))}"
     for spelling in ["none", "None", "NONE", "nOnE", "none ", "", "null"]:
         signed = f"{b64(json.dumps({'alg': spelling}))}.{b64(json.dumps(good))}"
@@ -126,7 +126,7 @@ def hostile(now):
     add("alg ES256K", jwt.encode(good, OTHERS["secp256k1"], "ES256K"))
     for header in [{}, {"typ": "JWT"}, {"alg": None}, {"alg": 1}, {"alg": ["HS256"]}, {"alg": True}]:
         add(f"header {header}", raw(header, good))
-    # A public key as the secret of HS256.
+    # Algorithm confusion: a public key as the HS256 secret.
     for name, key in KEYS.items():
         for kind, secret in {
             "PEM": public(key), "PEM without newline": public(key).rstrip(), "DER": public(key, s.Encoding.DER),
@@ -138,12 +138,12 @@ def hostile(now):
     add("HS256 with the PKCS #1 DER", raw({"alg": "HS256"}, good, secret=public(KEYS["rs"], s.Encoding.DER, s.PublicFormat.PKCS1)))
     for secret in [b"\0", b"secret", b"0123456789abcdef0123456789abcde", b"0123456789abcdef0123456789abcdef\n"]:
         add(f"HS256 with the secret {secret}", raw({"alg": "HS256"}, good, secret=secret))
-    # The key of one algorithm under the name of another.
+    # Signed with one algorithm, while the header names another.
     for signer in ["HS256", "RS256", "ES256", "EdDSA"]:
         for name in ["HS256", "RS256", "ES256", "EdDSA"]:
             if name != signer:
                 add(f"signed as {signer}, named {name}", raw({"alg": name}, good, signer))
-    # Keys that the token brings along.
+    # Keys that the token itself supplies or refers to.
     attacker = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     numbers = attacker.public_key().public_numbers()
     jwk = {"kty": "RSA", "e": b64(numbers.e.to_bytes(3, "big")), "n": b64(numbers.n.to_bytes(256, "big"))}
@@ -152,7 +152,7 @@ def hostile(now):
         add(f"signed by an attacker's key, header {list(extra)}", jwt.encode(good, attacker, "RS256", headers=extra))
     add("signed by an attacker's EC key", jwt.encode(good, ec.generate_private_key(ec.SECP256R1()), "ES256"))
     add("signed by an attacker's Ed25519 key", jwt.encode(good, ed25519.Ed25519PrivateKey.generate(), "EdDSA"))
-    # Headers that the server must understand, and does not.
+    # Malformed `crit` headers, and `crit` headers that list extensions unknown to the server (RFC 7515 §4.1.11).
     for extra in [{"crit": ["exp"], "exp": 0}, {"crit": ["b64"], "b64": False}, {"crit": []}, {"crit": None}, {"crit": "x"}]:
         add(f"header {extra}", raw({"alg": "HS256"} | extra, good))
     add("header: alg twice", raw('{"alg":"none","alg":"HS256"}', good))
@@ -160,7 +160,7 @@ def hostile(now):
     add("header: alg twice, one escaped", raw('{"alg":"HS256","\\u0061lg":"HS256"}', good))
     for header in ["[]", "null", '"HS256"', "1", "", "{", '{"alg":"HS256"} x', b'{"alg":"HS256","x":"\xff"}', '\ufeff{"alg":"HS256"}', "[" * 500]:
         add(f"header text {header[:30]!r}", raw(header, good))
-    # Times.
+    # Invalid `exp` and `nbf` claims.
     claims("expired", exp=now - 60)
     claims("expired by 6 seconds", exp=now - 6)
     claims("exp 0", exp=0)
@@ -179,7 +179,7 @@ def hostile(now):
     claims("nbf a string", nbf=str(now - 600))
     claims("nbf null", nbf=None)
     claims("nbf an object", nbf={})
-    # The user and the rooms.
+    # Invalid `sub` and `rooms` claims, and repeated claims.
     claims("sub missing", sub=...)
     for subject in [None, 1, True, [], ["alice"], {}, "", " ", "\u200b", "\u3164", "a" * 33, "é" * 33, "\U0001f600" * 33, "a\u0000b", "a\nb", "a\u202eb", "a\u2028b"]:
         claims(f"sub {str(subject)[:10]!r}", sub=subject)
@@ -191,7 +191,7 @@ def hostile(now):
         add(f"repeated claim {name}", raw({"alg": "HS256"}, f'{{"{name}":{json.dumps(first)},"{name}":{json.dumps(second)},{rest}'))
     add("repeated claim, one escaped", raw({"alg": "HS256"}, f'{{"sub":"alice","s\\u0075b":"bob","exp":{now + 600}}}'))
     add("repeated claim, the second null", raw({"alg": "HS256"}, f'{{"sub":"alice","exp":{now + 600},"exp":null}}'))
-    # Payloads that are no claims.
+    # Payloads that are not valid JWT claims.
     for payload in ["", "[]", "null", "1", '"alice"', "{", "{}", json.dumps(good) + "x", json.dumps(good) * 2, b"\xff\xfe", "\ufeff" + json.dumps(good),
                     b'{"sub":"a\xff","exp":9999999999}', json.dumps(good).encode("utf-16"), json.dumps(good)[:-1] + ",}", "{'sub':'alice'}",
                     '{"sub":"\\ud800","exp":9999999999}', "[" * 1000, json.dumps(good)[:-1] + ',"x":' + "[" * 500 + "]" * 500 + "}"]:
@@ -201,7 +201,7 @@ def hostile(now):
     add("nested JWT as a JSON string", raw({"alg": "HS256", "cty": "JWT"}, json.dumps(token)))
     add("JWE", ".".join([b64('{"alg":"dir","enc":"A256GCM"}'), "", b64(b"\0" * 12), b64(b"\0" * 40), b64(b"\0" * 16)]))
     add("JWS in JSON form", json.dumps({"protected": token.split(".")[0], "payload": token.split(".")[1], "signature": token.split(".")[2]}))
-    # The parts and their encoding.
+    # Missing, extra or altered parts, and invalid encodings.
     header, payload, signature = token.split(".")
     add("four parts", token + "." + signature)
     add("a dot at the end", token + ".")
@@ -235,7 +235,7 @@ def hostile(now):
     add("percent signs", f"{header}%2e{payload}%2e{signature}")
     add("Bearer inside", "Bearer " + token)
     add("the secret itself", SECRETS["hs"].decode())
-    # A valid ES256 signature in DER, and values that are out of range.
+    # An ES256 signature in DER instead of the JWS format (RFC 7518 §3.4), and signatures with out-of-range values.
     signed = f"{b64(json.dumps({'alg': 'ES256'}))}.{b64(json.dumps(good))}"
     add("ES256 signature in DER", f"{signed}.{b64(KEYS['es'].sign(signed.encode(), ec.ECDSA(hashes.SHA256())))}")
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -244,7 +244,7 @@ def hostile(now):
     add("RS256 signature with zeros in front", (lambda t: f"{t[0]}.{t[1]}.{b64(bytes(1) + base64.urlsafe_b64decode(t[2] + '=='))}")(make("rs", good).split(".")))
     add("RS256 signature 1", f"{b64(json.dumps({'alg': 'RS256'}))}.{b64(json.dumps(good))}.{b64(bytes(255) + bytes([1]))}")
     add("EdDSA signature of zeros", f"{b64(json.dumps({'alg': 'EdDSA'}))}.{b64(json.dumps(good))}.{b64(bytes(64))}")
-    # Large, but within the limit of a request head.
+    # Large tokens that still fit in a request head.
     add("large payload, bad signature", f"{header}.{b64(json.dumps(good | {'x': 'x' * 4000}))}.{signature}")
     add("many claims, one repeated", raw({"alg": "HS256"}, json.dumps(good)[:-1] + "," + ",".join(f'"{n}":0' for n in range(500)) + ',"7":0}'))
     add("many dots", "." * 4000)

@@ -35,7 +35,7 @@ impl Broker for Decisions {
     }
 }
 
-/// Reports the chat's requests, and the events that the chat receives, to the model.
+/// Reports to the model each request from the chat and each event that the chat receives.
 pub struct Events {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,

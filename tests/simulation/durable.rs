@@ -108,8 +108,8 @@ impl DiskControl {
     }
 }
 
-/// Creates the broker for the next run. `decisions` is the memory broker that decides on the SQLite broker's behalf,
-/// and must keep no messages.
+/// Creates the SQLite broker for the next run of the server. `decisions` is the memory broker that decides for the
+/// SQLite broker who is a member of which room. It must keep no messages.
 pub fn broker(
     disk: &DiskControl,
     decisions: MemoryBroker,
@@ -125,7 +125,7 @@ pub fn broker(
     Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
 }
 
-/// A memory broker, and the number of events that its last request has caused.
+/// A memory broker, and the number of events that its last request caused.
 struct Counted {
     broker: MemoryBroker,
     events: VecDeque<RoomEvent>,
@@ -148,8 +148,8 @@ impl Broker for Counted {
     }
 }
 
-/// Wraps the SQLite broker. Passes a request and its events to the model once the SQLite broker has released all
-/// events of the request.
+/// Wraps the SQLite broker. Once the SQLite broker has returned all events of a request, passes the request and these
+/// events to the model.
 struct Released {
     broker: SqliteBroker,
     model: Rc<RefCell<Model>>,

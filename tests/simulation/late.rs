@@ -1,5 +1,4 @@
-//! Releases the delayed events of a test broker that holds events back, or of the SQLite broker, whose events wait for
-//! the disk.
+//! Releases delayed events: those that a test broker holds back, or those of the SQLite broker that wait for the disk.
 
 use crate::delayed_broker::Control;
 #[cfg(feature = "sqlite")]
@@ -22,7 +21,7 @@ impl Late {
         }
     }
 
-    /// Releases one event of the broker, or executes all operations that wait for the disk. Returns `false` if nothing
+    /// Releases one broker event, or executes all operations that wait for the disk. Returns `false` if nothing
     /// was pending.
     pub fn release_one(&self) -> bool {
         match self {

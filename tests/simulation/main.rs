@@ -1,11 +1,11 @@
-//! Simulates the whole server. A seed determines the server's options, the clients' actions, the faults of sockets and
-//! broker, and the time, so that every run is repeatable. A model computes what each client must receive.
+//! Simulates the whole server. A seed determines the server's options, the clients' actions, the socket and broker
+//! faults, and the time, so that every run is repeatable. A model computes what each client must receive.
 //!
 //! ```text
 //!   cargo test --release --test simulation               300 seeds
 //!   cargo test --release --test simulation -- 4711       only seed 4711
 //!   cargo test --release --test simulation -- --seeds 100000 --from 1
-//!   cargo test --release --features redis --test simulation -- --instances --seeds 1000    only several instances
+//!   cargo test --release --features redis --test simulation -- --instances --seeds 1000    only multi-instance runs
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -44,9 +44,9 @@ use run::Outcome;
 use script::Script;
 
 const DEFAULT_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 300 };
-/// One of this many seeds runs twice. Both runs must send the same bytes and take the same simulated time.
+/// One in this many seeds runs twice. Both runs must send the same bytes and take the same simulated time.
 const REPLAY_EVERY: u64 = 10;
-/// One of this many seeds also simulates several instances.
+/// One in this many seeds also simulates several instances of the server.
 #[cfg(feature = "redis")]
 const INSTANCES_EVERY: u64 = 3;
 
@@ -121,7 +121,7 @@ struct Arguments {
     from: u64,
     /// Whether to reduce a failing script to fewer actions that still cause the failure.
     shrinks: bool,
-    /// Whether every seed simulates several instances, and nothing else.
+    /// Whether to simulate several instances of the server with every seed, and to skip single-server runs.
     instances: bool,
 }
 
@@ -143,7 +143,7 @@ fn arguments() -> Arguments {
     arguments
 }
 
-/// Runs a script. Reports a panic as a violation.
+/// Runs a script of client actions. Reports a panic as a violation.
 fn run(script: &Script, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: PANIC, text: LAST_PANIC.take() }),
@@ -157,8 +157,8 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     })
 }
 
-/// Runs a script. Runs some scripts again, unchanged, to check that a seed reproduces its run. Runs other scripts again
-/// without their rude client, to check that it did not affect the other clients.
+/// Runs a script. Some scripts run again, unchanged, to check that a seed reproduces its run. Some also run without the
+/// rude client, to check that the rude client does not affect the other clients.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {
@@ -193,7 +193,7 @@ fn check_isolation(script: &Script, with: &Outcome) -> Option<Violation> {
     Some(Violation { rule: ISOLATION, text })
 }
 
-/// Removes actions, for up to a minute, as long as `breaks` holds for the remaining actions.
+/// Spends up to a minute removing actions. `breaks` returns whether the remaining actions still cause the failure.
 fn shrink<T: Clone>(actions: &[T], breaks: impl Fn(Vec<T>) -> bool) -> Vec<T> {
     let mut shrunk = actions.to_vec();
     let end = Instant::now() + Duration::from_secs(60);

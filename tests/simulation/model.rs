@@ -45,7 +45,7 @@ pub struct Rules {
     pub unique_names: bool,
     /// The number of messages that the history file keeps per room; 0 means all. `None` without a history file.
     pub durable: Option<usize>,
-    /// Whether the limits on rooms and history are too high to take effect.
+    /// Whether the limits on rooms and on total history are so high that no run reaches them.
     pub is_roomy: bool,
 }
 
@@ -63,7 +63,7 @@ pub struct Expected {
 pub struct Member {
     pub dialect: Dialect,
     pub expected: VecDeque<Expected>,
-    /// Total bytes of the frames in `expected`.
+    /// The total size of the frames in `expected`, in bytes.
     pub owed: usize,
     /// Texts that the client has sent but the chat has not yet submitted to the broker.
     pub sent: VecDeque<Rc<str>>,
@@ -74,7 +74,7 @@ pub struct Member {
     username: Rc<str>,
 }
 
-/// The fields of a request that the model checks.
+/// A request to the broker, reduced to the fields that the model checks.
 pub enum Submitted {
     Join { username: Rc<str>, room: Rc<str>, client_id: Option<Rc<str>>, resume: Option<Resume>, may_replace: bool },
     Leave,
@@ -90,15 +90,15 @@ pub enum Submitted {
 struct Decided {
     rooms: HashMap<RoomId, Place>,
     members: BTreeMap<Token, Seat>,
-    /// All messages of each history, by epoch; with a history file, by room name.
+    /// All messages of each history. The key is the epoch or, with a history file, the room name.
     logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
-    /// The epoch of each server run on the history file, in order.
+    /// The epochs of the server runs on the history file, oldest first.
     runs: Vec<Rc<str>>,
-    /// For each message in `logs`: the index in `runs` of the run that stored the message.
+    /// For each message in `logs`, the index in `runs` of the server run that stored the message.
     stored_in: HashMap<Rc<str>, Vec<usize>>,
-    /// With a history file: the messages that the chat has submitted in this run.
+    /// Messages that the chat has submitted in this server run. Empty without a history file.
     pending: Vec<Sent>,
-    /// By room name: the epoch of the room's last history, and the time when the room became empty.
+    /// For each room that has become empty, by name: the epoch of its history, and the time when it last became empty.
     kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
     now: Duration,
 }
@@ -226,8 +226,8 @@ impl Model {
 
     // ------------------------------------------------------------------------------------------ requests from the chat
 
-    /// Checks a request that the chat submits to the broker. The request's text must be a text that the client has
-    /// sent and the chat has not submitted yet. Earlier texts that the chat has not submitted count as skipped.
+    /// Checks a request that the chat submits to the broker. A message's text must be one of the client's `sent` texts.
+    /// If that text is not the first, the chat has dropped the texts before it, so they count as `skipped`.
     pub fn see_request(&mut self, client: Token, request: &Request) {
         let (text, username) = match request {
             Request::Publish(message) => {
@@ -307,7 +307,7 @@ impl Model {
         events
     }
 
-    /// Checks all events that one request has caused.
+    /// Checks all events that one request caused.
     pub fn check_group(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         self.check_request(client, submitted, events);
         for event in events {
@@ -317,13 +317,13 @@ impl Model {
 
     // --------------------------------------------------------------------------------------------------- history files
 
-    /// Records that a server has started with the history file. `name` is the epoch of the run.
+    /// Records the start of a server run on the history file. `name` is the epoch of all rooms during this run.
     pub fn begin_run(&mut self, name: &str) {
         self.decided.runs.push(name.into());
     }
 
-    /// Records a crash of the server. The file must contain every message that a client received, in the same order.
-    /// The file may also contain messages that clients sent but whose events were still pending.
+    /// Records a crash of the server, and checks the history file. The file may contain messages that no client has
+    /// received, because the server may crash after it stores a message and before it sends the event.
     pub fn crash(&mut self, file: BTreeMap<&'static str, (u64, Vec<Message>)>) {
         self.check_file(&file);
         for (name, (last_id, messages)) in file {
@@ -355,8 +355,8 @@ impl Model {
         (self.rooms, self.members) = (HashMap::new(), HashMap::new());
     }
 
-    /// Checks that the file contains the newest messages of each room, with the same ids as in the events that
-    /// clients received.
+    /// Checks that the history file contains the newest messages of each room, with the ids that the clients have
+    /// received.
     pub fn check_file(&mut self, file: &BTreeMap<&'static str, (u64, Vec<Message>)>) {
         for (name, (last_id, messages)) in file {
             let empty = Vec::new();
@@ -418,7 +418,7 @@ impl Model {
         }
     }
 
-    /// Checks that the last event and the number of events are possible results of the request.
+    /// Checks that the last event and the number of events are ones that this kind of request can cause.
     fn check_request(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         let seat = self.decided.members.get(&client);
         let last = events.last();
@@ -603,8 +603,8 @@ impl Model {
                     }
                     BrokerError::Unavailable => false,
                     BrokerError::NotStored => {
-                        // A client takes the username of its message as soon as the broker queues the message, even
-                        // if the disk then fails to store the message.
+                        // A message with a new username renames the client as soon as the broker queues the message,
+                        // even if the disk then fails to store the message.
                         let seat = self.decided.members.get_mut(&client).zip(username);
                         seat.into_iter().for_each(|(seat, name)| seat.username = Rc::clone(name));
                         self.rules.durable.is_some()
@@ -661,7 +661,7 @@ impl Model {
             format!("last_id is {last_id}, after {} messages", log.len())
         });
         let kept = rules.history.min(log.len());
-        // An upper bound on the bytes that the messages take in a `welcome`.
+        // An upper bound on the size in bytes of these messages in a `welcome` event.
         let len =
             |messages: &[Rc<Message>]| messages.iter().map(|message| message_fields(message).len() + 60).sum::<usize>();
         let missed = resume
@@ -739,8 +739,8 @@ impl Model {
         self.members.get(&client).map(|member| member.dialect)
     }
 
-    /// Adds an event to the expected frames of every member of the room except `but`. `render` returns `None` for a
-    /// dialect that has no such event.
+    /// Adds an event to the expected frames of every member of the room except `but`. `render` returns the event in a
+    /// dialect (JSON format), or `None` if the dialect has no such event.
     fn broadcast(
         &mut self,
         room: RoomId,
@@ -764,7 +764,7 @@ impl Model {
         }
     }
 
-    /// Renders a `joined` or `left` event in one dialect.
+    /// Formats a `joined` or `left` event as JSON in the given dialect.
     fn render_move(&self, room: RoomId, dialect: Dialect, username: &str, joined: bool) -> String {
         let verb = if joined { "joined" } else { "left" };
         match dialect {
@@ -896,7 +896,7 @@ impl Model {
                     Dialect::Presence => None,
                 });
             }
-            RoomEvent::JoinRejected { .. } => {} // the server closes the connection
+            RoomEvent::JoinRejected { .. } => {} // no frame to expect: the server closes the connection
             RoomEvent::Rejected { client, error, nonce } => {
                 let message = match error {
                     BrokerError::NameInUse | BrokerError::ClientIdInUse => "username already in use".to_owned(),
@@ -917,7 +917,7 @@ impl Model {
                 };
                 self.expect(*client, text, nonce.clone(), None);
             }
-            RoomEvent::StorageFailed { .. } => {} // the server closes all connections
+            RoomEvent::StorageFailed { .. } => {} // no frame to expect: the server closes all connections
             RoomEvent::Resynchronized { .. } | RoomEvent::FateUnknown { .. } => {
                 unreachable!("only a broker on Redis misses events or loses track of a message")
             }
@@ -952,12 +952,12 @@ impl Model {
         Some(expected)
     }
 
-    /// Checks that the frames that a client has not received yet fit in its outbox. Does not count the `in_flight`
-    /// bytes, which are already in the socket.
+    /// Checks that the frames that the server still has to send to a client fit in its outbox. Does not count the
+    /// `in_flight` bytes, which are already in the socket.
     pub fn check_owed(&mut self, client: Token, in_flight: usize) {
         let Some(owed) = self.members.get(&client).map(|member| member.owed.saturating_sub(in_flight)) else { return };
-        // The outbox holds compressed frames. A typical text shrinks to a quarter; a text of one repeated letter
-        // shrinks to a thousandth.
+        // The outbox holds compressed frames. Allow for the text that compresses best: one repeated letter shrinks to
+        // a thousandth of its size.
         let shrinks = if self.rules.deflates { 1000 } else { 1 };
         let bound = shrinks * self.rules.max_outbox + 2 * self.largest_frame;
         self.require(BOUNDS, owed <= bound, || format!("{owed} bytes wait for {client:?}, which is still open"));

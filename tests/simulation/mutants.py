@@ -19,7 +19,7 @@ QUERIES = 'src/broker/sqlite/queries.rs'
 SCRIPT, REDIS = 'src/broker/redis/script.lua', 'src/broker/redis/mod.rs'
 LOG, MEMORY, CHAT = 'src/broker/log.rs', 'src/broker/memory.rs', 'src/chat/mod.rs'
 
-# Name, file, text, and what replaces its first occurrence.
+# For each mutant: its name, the file, the text to replace, and the replacement.
 MUTANTS = [
     ('the cursor does not move', FANOUT, 'batch.cursors.insert(member, frames.len()).unwrap_or_default()',
      'batch.cursors.get(&member).copied().unwrap_or_default()'),

@@ -25,19 +25,19 @@ pub struct Script {
     pub latency: Duration,
     /// The maximum delay of the broker's events. `None`: the memory broker without delays.
     pub delay: Option<Duration>,
-    /// If the broker stores messages in a file, the number of messages that it keeps per room; 0: no limit.
+    /// The number of messages that the broker keeps per room in a history file; 0: no limit. `None`: no history file.
     pub durable: Option<usize>,
     pub is_observed: bool,
     pub is_crowd: bool,
     pub is_public: bool,
-    /// One client is rude. The other clients must receive the same bytes in a run without the rude client.
+    /// One client violates the protocol. The other clients must receive the same bytes in a run without that client.
     pub is_independent: bool,
-    /// The rude client joins a room of other clients. In a run without the rude client, the other clients must receive
-    /// the same events, except the rude client's joins and leaves.
+    /// The client that violates the protocol joins a room of other clients. In a run without that client, the others
+    /// must receive the same events, except those about that client.
     pub shares_room: bool,
     pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
-    /// If the shutdown is a drain, the sum of `--drain-delay` and `--drain`.
+    /// The sum of `--drain-delay` and `--drain`. `None`: the script does not end with a drain.
     pub drain: Option<Duration>,
 }
 
@@ -149,13 +149,13 @@ impl Script {
             }
         }
         if shares_room {
-            // Exclude options with which the rude client's presence changes other clients' histories or member lists.
+            // Exclude options with which one client's presence changes the history or member list that others receive.
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
         }
         let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
         let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
-        // Exclude the `rooms` dialect: its join events have no username that would identify the rude client's joins.
+        // Exclude the `rooms` dialect: its join events have no username, so the test could not tell whose join it is.
         let named = [Dialect::Events, Dialect::Presence];
         let dialect =
             |random: &mut Rng| if shares_room { named[random.usize(..2)] } else { DIALECTS[random.usize(..3)] };
@@ -195,8 +195,8 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        // The random faults depend on the reads, writes and turns so far. A rude client in a shared room changes the
-        // other clients' reads and writes, and any rude client changes the turns.
+        // A connection's random faults depend on the number of earlier reads, writes and turns. A misbehaving client
+        // changes the number of turns and, in a shared room, also the other clients' reads and writes.
         let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
         let spurious = if is_independent { 0.0 } else { spurious };
         let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
@@ -230,7 +230,7 @@ impl Script {
         if cfg!(feature = "sqlite") && !is_independent && !is_crowd {
             script.store_messages(&mut Rng::with_seed(seed ^ 0xd15c));
         }
-        // A drain closes clients one after another, so a rude client would change when the others are closed.
+        // A drain closes clients one after another, so an additional client would change when the others are closed.
         if script.ends_with_shutdown && !is_independent {
             script.drain_clients(&mut Rng::with_seed(seed ^ 0xd7a1));
         }
@@ -250,7 +250,7 @@ impl Script {
         self.drain = Some(Duration::from_secs(delay + drain));
     }
 
-    /// Enables compression in half of the scripts. Excludes scripts in which the rude client must not affect others,
+    /// Enables compression in half of the scripts. Excludes scripts that compare two runs with different clients,
     /// because the compressed bytes that a client receives depend on other clients.
     fn compress(&mut self, random: &mut Rng) {
         if random.bool() && !self.shares_room {
@@ -268,7 +268,7 @@ impl Script {
         self.durable = Some([0, 0, 3, 40][random.usize(..4)]);
         let delay = [0, 1, 20, 300, 2000][random.usize(..5)];
         self.delay = Some(Duration::from_millis(delay));
-        self.logs_to_stderr = false; // a simulated crash would lose unwritten log lines
+        self.logs_to_stderr = false; // a simulated crash would lose log lines that the final checks expect
     }
 
     fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {
@@ -312,8 +312,8 @@ impl Script {
             weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SendLong, 20)]);
         }
         if self.is_independent {
-            // Exclude actions that let handshakes pile up: because of the server's limits per turn, the clients would
-            // then delay each other.
+            // Exclude actions after which many handshakes are pending at once: the server limits the handshakes per
+            // turn, so the clients would delay each other.
             weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
         }
         if self.shares_room {
@@ -354,7 +354,7 @@ impl Script {
             let all = (0..rude).map(|actor| Timed { at, actor, action: Reset, seed: random.u64(..) });
             actions.extend(all.skip(stay));
         }
-        // Round the times in most scripts, so that one turn of the server handles several actions.
+        // In most scripts, round the times, so that one turn of the event loop handles several actions.
         if random.u8(..3) > 0 && !self.is_independent {
             let grain = horizon.as_millis() as u64 / random.u64(10..80) + 1;
             for timed in &mut actions {

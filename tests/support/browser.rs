@@ -1,13 +1,13 @@
 //! Headless Chromium, driven over the DevTools protocol.
 //!
-//! One WebSocket to the browser carries the calls and events of all tabs; each message names its tab by a `sessionId`
+//! One WebSocket to the browser carries the calls and events of all tabs. Each message names its tab by a `sessionId`
 //! ("flat" sessions). The driver makes one call at a time and waits for the response. It drops all events except
 //! those that must never happen: an uncaught exception, a dialog, a violation of the content security policy.
 //! [`Browser::page_errors`] returns these events.
 //!
 //! A test uses a tab like a person: it finds a button by its text and a field by its label, clicks at a point on the
 //! screen, and types into the focused element.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 #[path = "browser_process.rs"]
 mod process;
@@ -22,7 +22,7 @@ use std::path::Path;
 use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
-/// The command-line options of Chromium. There is no sandbox, because tests often run as root in a container.
+/// The command-line options of Chromium. The sandbox is off, because tests often run as root in a container.
 /// Certificate errors are ignored, because the tests sign their own certificates. Background tabs run at full speed,
 /// because one of two tabs that chat with each other is always in the background.
 const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
@@ -54,7 +54,7 @@ impl Browser {
         Some(Browser { _process: process, devtools, last_id: Cell::new(0), page_errors: RefCell::default() })
     }
 
-    /// Opens a new tab, and waits until its page has loaded.
+    /// Opens a new tab and waits until its page has loaded.
     pub fn open(&self, url: &str) -> Tab<'_> {
         self.open_with(url, "")
     }
@@ -153,7 +153,7 @@ impl Tab<'_> {
         process::wait_for(expression, |expression| self.eval(expression));
     }
 
-    /// Waits until an element exists and nothing covers it, and clicks its centre. Retries if the element moved before
+    /// Waits until an element exists and nothing covers it, and clicks its center. Retries if the element moved before
     /// the click, which happens while the page reconnects.
     pub fn click(&self, element: &str) {
         self.call("Page.bringToFront", json!({}));
@@ -192,7 +192,7 @@ impl Tab<'_> {
         self.call("Input.insertText", json!({"text": text}));
     }
 
-    /// Presses a key that is not a character, with or without Shift.
+    /// Presses a named key, such as Enter or Tab, with or without Shift.
     pub fn press_key(&self, key: &str, shift: bool) {
         let (code, text) = match key {
             "Tab" => (9, ""),
@@ -216,14 +216,14 @@ impl Tab<'_> {
         }
     }
 
-    /// Sets the size of the screen in CSS pixels, and the preferred colour scheme.
+    /// Sets the size of the screen in CSS pixels and the preferred color scheme.
     pub fn view(&self, width: u32, height: u32, scheme: &str) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", screen);
         self.prefer(&[("prefers-color-scheme", scheme)]);
     }
 
-    /// Sets these CSS media features, and resets all other media features to their defaults.
+    /// Sets these CSS media features and resets all others to their defaults.
     pub fn prefer(&self, features: &[(&str, &str)]) {
         let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));

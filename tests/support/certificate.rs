@@ -26,7 +26,7 @@ impl Certificate {
         let made = Command::new(openssl)
             .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey"])
             .args(algorithm)
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"]) // rustls rejects a CA certificate from a server
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"]) // rustls rejects a server with a CA certificate
             .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
             .args([certificate.key.as_os_str(), "-out".as_ref(), certificate.cert.as_os_str()])
             .stderr(Stdio::null())

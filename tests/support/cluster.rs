@@ -1,5 +1,5 @@
 //! Several instances of the server that share one Redis.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 //! reads all data as soon as it arrives, so that the server never waits for a client. Most clients only count the
 //! received bytes.
 
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::support::{Frame, Server, upgrade_request, whole_frames};
 /// Maximum number of connections that [`Crowd::request`] opens before it waits for the responses. More connections
 /// would overflow the server's listen backlog.
 const CONNECTS: usize = 256;
-/// The length of the clock ticks in which `/proc/PID/stat` counts CPU time, in seconds.
+/// Seconds per clock tick, the unit in which `/proc/PID/stat` counts CPU time.
 const TICK: f64 = 0.01;
 
 pub struct Member {
     stream: Option<TcpStream>,
-    /// Number of bytes received.
+    /// Number of received bytes, including the response head.
     pub received: usize,
     /// The received bytes that [`Crowd::take_frames`] has not returned yet; `None` if the client only counts bytes.
     kept: Option<Vec<u8>>,
@@ -35,7 +35,7 @@ pub struct Crowd {
     events: Events,
     pub members: Vec<Member>,
     scratch: Vec<u8>,
-    /// The deadline of all waits. A wait that reaches the deadline panics.
+    /// The deadline for all waits. A wait that reaches the deadline panics.
     end: Instant,
 }
 
@@ -70,7 +70,7 @@ impl Crowd {
         first..self.members.len()
     }
 
-    /// Connects a client that keeps the received bytes, and waits until the server has upgraded the client.
+    /// Connects a client that keeps the bytes it receives, and waits until the server has upgraded the connection.
     pub fn join_and_keep(&mut self, server: &Server, path: &str) -> usize {
         let id = self.connect(server, &upgrade_request(path), true);
         let mut head = None;
@@ -124,7 +124,7 @@ impl Crowd {
         }
     }
 
-    /// Removes and returns the response head from a client's kept bytes, once the head is complete.
+    /// Removes and returns the response head from the bytes that a client has kept, once the head is complete.
     pub fn take_head(&mut self, id: usize) -> Option<String> {
         let kept = self.members[id].kept.as_mut().expect("it keeps bytes");
         let end = kept.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
@@ -139,7 +139,7 @@ impl Crowd {
         frames
     }
 
-    /// Sends a TCP FIN. The client continues to read.
+    /// Half-closes the connection: the client sends a TCP FIN, but keeps reading.
     pub fn finish(&mut self, id: usize) {
         let stream = self.members[id].stream.as_ref().expect("an open client");
         let _ = stream.shutdown(std::net::Shutdown::Write); // the server may already have closed the connection
@@ -182,7 +182,7 @@ impl Member {
 /// The server's CPU time in seconds, user plus system.
 pub fn cpu_seconds(server: &Server) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).expect("a process");
-    // The second field is a name in parentheses, and may contain spaces. `utime` and `stime` are fields 14 and 15.
+    // Field 2 of `stat` is a name in parentheses, and may contain spaces. Fields 14 and 15 are `utime` and `stime`.
     let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11).take(2);
     fields.map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() * TICK
 }

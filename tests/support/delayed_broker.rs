@@ -1,7 +1,7 @@
 //! A test broker that wraps another broker and holds back its events. A test releases the events one by one: in random
 //! order across rooms, but in order within each room and for each client. The test broker can also fail a message,
 //! reject a join, and simulate members on other instances.
-#![allow(dead_code)] // each test binary uses only a part of this module
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -34,7 +34,7 @@ struct State {
 #[derive(Debug)]
 struct Pending {
     event: RoomEvent,
-    /// Events with a common key must be released in order.
+    /// Events that share a key must be released in order.
     keys: Vec<Key>,
 }
 
@@ -101,7 +101,7 @@ impl Control {
         self.0.borrow_mut().rejects_next_join = Some(error);
     }
 
-    /// Sets the members on other instances that a room has when it opens.
+    /// When the room opens, it already has these members on other instances.
     pub fn add_remote_members(&self, room: &str, members: &[(MemberId, &str)]) {
         let members = members.iter().map(|(member, username)| (*member, Rc::from(*username))).collect();
         self.0.borrow_mut().remote_members.insert(room.to_owned(), members);

@@ -1,4 +1,4 @@
-//! Runs a server that must not start, and checks its exit status and its one line on stderr.
+//! Runs a server that is expected to fail at startup, and checks its exit status and its single line on stderr.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

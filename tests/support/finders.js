@@ -1,10 +1,10 @@
-// Runs in the page before its own script: finds elements by their visible names.
+// Functions that find elements by their visible names. The tests run this file in a page before the page's own script.
 window.__named = (tag, text) => [...document.querySelectorAll(tag)].find((e) => e.textContent.trim() === text);
 window.__button = (text) => __named('button', text);
 window.__field = (text) => __named('label', text)?.control;
 window.__frame = () => new Promise(requestAnimationFrame);
 window.__centre = async (find, use = () => {}) => {
-    await __frame().then(__frame); // a change may still move other elements
+    await __frame().then(__frame); // a pending layout change could still move the element
     const element = find();
     if (!element) return null;
     element.scrollIntoView({ block: 'nearest', behavior: 'instant' });

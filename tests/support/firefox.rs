@@ -1,10 +1,10 @@
 //! Drives headless Firefox over WebDriver BiDi. `browser.rs` does the same for Chromium, with the same functions, so
 //! a test can include either file as its module `browser` and use `visitor.rs`.
 //!
-//! One WebSocket to the browser carries the calls for all tabs: the parameter `context` selects the tab. Each call
-//! waits for its response. The driver ignores events, except uncaught exceptions, console errors, dialogs and
-//! violations of the content security policy, which must never happen.
-#![allow(dead_code)] // each test binary uses its own part
+//! One WebSocket to the browser carries the commands for all tabs: the parameter `context` selects the tab. Each
+//! command waits for its response. The driver ignores events, except uncaught exceptions, console errors, dialogs and
+//! violations of the Content Security Policy, which must never happen.
+#![allow(dead_code)] // each test binary uses only part of this module
 
 #[path = "browser_process.rs"]
 mod process;
@@ -21,7 +21,7 @@ use tungstenite::{Message, WebSocket};
 /// JavaScript functions that find elements by their visible names.
 const FINDERS: &str = include_str!("finders.js");
 
-/// Logs violations of the content security policy as console errors, because BiDi has no event for violations.
+/// JavaScript that logs violations of the Content Security Policy to the console, because BiDi has no event for them.
 const REPORT_VIOLATIONS: &str = "addEventListener('securitypolicyviolation',
     (event) => console.error('blocked:', event.effectiveDirective, event.blockedURI, event.sample));";
 
@@ -40,7 +40,7 @@ impl Browser {
         let process = BrowserProcess::start("firefox", |profile| {
             let mut command = Command::new(program);
             command.args(["--headless", "--no-remote", "--remote-debugging-port", "0", "--profile"]).arg(profile);
-            command.env("HOME", profile); // keeps caches and crash reports in the profile directory
+            command.env("HOME", profile); // so that caches and crash reports stay in the profile directory
             command.env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
             command
         });
@@ -67,7 +67,7 @@ impl Browser {
         tab
     }
 
-    /// Returns the uncaught exceptions, dialogs, policy violations and console errors so far, of all tabs.
+    /// Returns all uncaught exceptions, dialogs, policy violations and console errors so far, in any tab.
     pub fn page_errors(&self) -> Vec<String> {
         // If the WebSocket cannot connect, the page sends the server an HTTP request. If the server is down, that
         // request fails too, and Firefox logs a CORS error.
@@ -75,7 +75,7 @@ impl Browser {
         self.page_errors.borrow().iter().filter(|error| !is_expected(error)).cloned().collect()
     }
 
-    /// Makes a call and waits for its result.
+    /// Sends a BiDi command and waits for its result.
     fn call(&self, method: &str, params: Value) -> Value {
         let id = self.last_id.get() + 1;
         self.last_id.set(id);
@@ -115,7 +115,7 @@ fn connect(server_file: &Path) -> WebSocket<TcpStream> {
     process::connect(&format!("{port}/session"))
 }
 
-/// A tab, which stays open until the browser exits.
+/// A browser tab. It stays open until the browser exits.
 pub struct Tab<'a> {
     browser: &'a Browser,
     context: String,
@@ -195,11 +195,11 @@ impl Tab<'_> {
             "ArrowDown" => "\u{e015}",
             _ => panic!("this driver does not know the key {key}"),
         };
-        let keys = ["\u{e008}", key]; // Shift and the key
+        let keys = ["\u{e008}", key]; // \u{e008} is Shift
         self.press_together(if shift { &keys } else { &keys[1..] });
     }
 
-    /// Presses keys in this order, and releases them in reverse order.
+    /// Presses the keys in the given order, and releases them in reverse order.
     fn press_together(&self, keys: &[&str]) {
         let down = keys.iter().map(|key| json!({"type": "keyDown", "value": key}));
         let up = keys.iter().rev().map(|key| json!({"type": "keyUp", "value": key}));

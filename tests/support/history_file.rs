@@ -1,6 +1,6 @@
 //! Reads, copies and changes a `--history-db` file, and finds the offsets at which a power failure could cut its
 //! write-ahead log (WAL).
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -70,7 +70,7 @@ impl HistoryFile {
         Server::start(&[&["--rate-limit", "0", "--history-db", self.path()], args].concat())
     }
 
-    /// Returns the path of the file with a suffix such as `-wal`.
+    /// Returns the path of the history file with a suffix such as `-wal`.
     pub fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(suffix);
@@ -87,7 +87,7 @@ impl HistoryFile {
         }
     }
 
-    /// Copies the file, its WAL and its rollback journal to another path, and replaces the files at that path.
+    /// Copies the file, its WAL and its rollback journal to another path. Replaces any files that are already there.
     pub fn copy_to(&self, to: &HistoryFile) {
         to.remove();
         for suffix in ["", "-wal", "-journal"] {
@@ -97,7 +97,7 @@ impl HistoryFile {
         }
     }
 
-    /// Reads all rows. No server may use the file meanwhile. The read may move messages from the WAL into the file.
+    /// Reads all rows. No server may have the file open. Reading may move messages from the WAL into the file.
     pub fn rows(&self) -> Rows {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a file");
         let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");
@@ -134,7 +134,7 @@ impl HistoryFile {
         rows
     }
 
-    /// Executes SQL on the file. No server may use the file meanwhile.
+    /// Executes SQL on the file. No server may have the file open.
     pub fn execute(&self, sql: &str) {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a file");
         connection.execute_batch(sql).expect("a change");

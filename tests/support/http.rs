@@ -54,7 +54,7 @@ impl Request {
         self
     }
 
-    /// Replaces the header line with the same name. Panics if there is none.
+    /// Replaces the header line that has the same name as `header`. Panics if there is none.
     pub fn set(self, header: &str) -> Request {
         let name = header.split(':').next().unwrap_or(header);
         self.without(name).add(header)

@@ -1,9 +1,8 @@
 //! One TCP connection in memory. The server's end is a [`MemorySocket`], and the client's end is a [`Client`].
 //!
-//! Readiness is edge-triggered, as with epoll: after a change of a socket (new bytes, free buffer space after a
-//! blocked write, the end of the stream, a reset), the link reports the socket once, with its state at the time of
-//! the report.
-#![allow(dead_code)] // each test binary uses its own part
+//! Readiness is edge-triggered, as with epoll: after a socket changes (new bytes, free buffer space after a blocked
+//! write, the end of the stream, a reset), the link reports the socket once, with its state at the time of the report.
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -29,17 +28,17 @@ pub enum End {
     Reset,
 }
 
-/// The random faults of a link. A real socket may have any of these faults at any time. Each number is the
-/// probability of a fault per call.
+/// The faults that a link injects at random. A real socket may show any of them at any time. Each number is the
+/// probability of a fault per call, except for `spurious`.
 pub struct Faults {
     pub random: Rng,
-    /// A read or a write moves fewer bytes than it could.
+    /// Probability that a read or write transfers fewer bytes than it could.
     pub short: f64,
-    /// A call returns `WouldBlock`, although the socket is ready. A new edge follows immediately.
+    /// Probability that a call returns `WouldBlock` although the socket is ready. A new edge then follows at once.
     pub block: f64,
-    /// A signal interrupts a call.
+    /// Probability that a call fails with `Interrupted`, as if a signal had arrived.
     pub interrupt: f64,
-    /// The link reports an edge without a change (probability per turn).
+    /// Probability per turn that the link reports an edge although the socket has not changed.
     pub spurious: f64,
 }
 
@@ -51,7 +50,7 @@ impl Faults {
 
 pub type SharedLink = Rc<RefCell<Link>>;
 
-/// The state that both ends share.
+/// The state of a connection, which the server's end and the client's end share.
 #[derive(Default)]
 pub struct Link {
     pub token: Option<Token>,
@@ -62,9 +61,9 @@ pub struct Link {
     server_end: End,
     /// Whether the server has closed its socket.
     pub is_dropped: bool,
-    /// Whether the socket has changed since the last report.
+    /// Whether the server's socket has changed since the link last reported it.
     pub has_edge: bool,
-    /// Whether the last write was partial or blocked.
+    /// Whether the server's last write was partial or blocked.
     is_blocked: bool,
     is_reading: bool,
     received: Vec<u8>,
@@ -72,7 +71,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Returns an error for the current call if a random fault occurs.
+    /// Decides at random whether the current call fails. Returns the error with which it must fail, if any.
     fn fault(&mut self) -> Option<io::Error> {
         let faults = self.faults.as_mut()?;
         if faults.happens(faults.block) {
@@ -132,8 +131,8 @@ impl Read for MemorySocket {
         let was_ended = link.is_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // After a short read, the server assumes that no bytes are left, so report a new edge if bytes are left. Also
-        // report an edge if the read made room in the socket's buffer for the end of the stream.
+        // After a short read, the server assumes that no bytes are left. If some are left, report a new edge. Also
+        // report an edge if the read freed enough buffer space for the end of the client's stream to arrive.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
         match (len, link.client_end) {
@@ -278,14 +277,13 @@ impl Client {
         self.link().is_dropped
     }
 
-    /// Returns how the server has ended its stream, or `Open` until the client has received all bytes before the
-    /// end.
+    /// Returns the state of the server's stream as the client sees it: `Open` while any bytes are still in flight.
     pub fn server_end(&self) -> End {
         let link = self.link();
         if link.to_client.is_empty() { link.server_end } else { End::Open }
     }
 
-    /// Whether the client may still send.
+    /// Whether the client's stream is still open, so that the client may send bytes.
     pub fn is_open(&self) -> bool {
         self.link().client_end == End::Open
     }

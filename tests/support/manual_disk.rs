@@ -1,5 +1,5 @@
 //! A disk that executes operations only when the test calls `execute`.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -1,6 +1,6 @@
 //! Drives the server with in-memory sockets and a clock that moves only when a test moves it. A test decides what
 //! happens in which turn, so a test of a timeout does not wait, and every race has one outcome.
-#![allow(dead_code, unused_imports)] // each test binary uses its own part
+#![allow(dead_code, unused_imports)] // each test binary uses only part of this module
 
 pub mod link;
 
@@ -33,13 +33,13 @@ use crate::support::watched::DEMO_TOKENS;
 pub use link::{Client, End};
 use link::{MemorySocket, SharedLink};
 
-/// The value of `MAX_ACCEPTS_PER_TURN` in `net/event_loop.rs`.
+/// Must equal `MAX_ACCEPTS_PER_TURN` in `net/event_loop.rs`.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Maximum number of rejected connections that linger.
 pub const MAX_LINGERING: usize = 8;
-/// Maximum number of turns until the server must be idle. More turns mean an endless loop.
+/// Maximum number of turns until the server is idle. A server that takes more is in an endless loop.
 const MAX_TURNS: usize = 200_000;
-/// The error code of accept(2) if the process has no file descriptor left.
+/// The error code of accept(2) when the process has run out of file descriptors.
 const EMFILE: i32 = 24;
 pub const NO_EDGE: Readiness =
     Readiness { is_readable: false, is_writable: false, is_read_closed: false, has_error: false };
@@ -299,9 +299,9 @@ impl Stderr {
 pub struct Backlog {
     clients: RefCell<VecDeque<(SharedLink, SocketAddr)>>,
     has_edge: Cell<bool>,
-    /// While true, every accept fails with EMFILE, even if no client waits.
+    /// While true, every accept fails with EMFILE, even if no client is waiting.
     pub is_out_of_descriptors: Cell<bool>,
-    /// The random generator that decides whether an accept fails, and the probability that an accept fails.
+    /// If set, accepts fail at random, with this random number generator and this probability.
     pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
 }
 
@@ -397,7 +397,7 @@ thread_local! {
     static LOG_WRITER: RefCell<Option<LogWriter>> = const { RefCell::new(None) };
 }
 
-/// Returns the lines that servers on this thread have logged. A thread runs only one test.
+/// Returns what servers on this thread have logged. Each test runs on its own thread, so the lines are its own.
 pub fn log_lines() -> Vec<String> {
     LOG_LINES.with_borrow(Vec::clone)
 }

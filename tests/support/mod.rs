@@ -3,7 +3,7 @@
 //!
 //! The helpers do not use the code under test. The client is a second, minimal implementation of the protocol: a client
 //! that used the code in `ws/` would repeat its mistakes, and the tests would not find them.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 pub mod certificate;
 pub mod failure;
@@ -256,7 +256,7 @@ impl RawClient {
         bytes
     }
 
-    /// Reads an HTTP head up to and including its blank line, and not a byte more.
+    /// Reads the head of an HTTP response up to and including the blank line, and not a byte more.
     pub fn read_head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -340,7 +340,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Splits a server's bytes into complete frames and the start of an incomplete frame.
+/// Splits bytes from the server into complete frames and the start of an incomplete frame.
 pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
     let mut frames = Vec::new();
     while let Some((frame, rest)) = split_frame(bytes) {
@@ -350,9 +350,8 @@ pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
     (frames, bytes)
 }
 
-/// Returns the first frame of a server's bytes and the bytes after the frame, or `None` if the frame is incomplete.
-/// Fails the test if the frame is masked, has an RSV bit, or has a length that is not in the shortest form (RFC 6455
-/// §5.1, §5.2).
+/// Returns the first frame and the bytes after it, or `None` if the frame is incomplete. Fails the test if the frame is
+/// masked, has an RSV bit, or does not use the shortest form of its length (RFC 6455 §5.1, §5.2).
 pub fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
     let (&[first, second], rest) = bytes.split_first_chunk()?;
     assert_eq!(first & 0x70, 0, "RSV bits are 0");

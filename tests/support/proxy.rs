@@ -1,7 +1,7 @@
 //! A TCP proxy between the page and the server that can break a connection while both ends stay alive. The
 //! alternatives do not simulate a broken network: an offline browser keeps its open WebSockets, and a stopped server
 //! disconnects every client.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Whole,
-    /// The proxy drops the bytes of the server, and forwards the bytes of the client.
+    /// The proxy drops bytes from the server, and forwards bytes from the client.
     OneWay,
     /// The proxy forwards no bytes, and closes new connections at once.
     Cut,

@@ -1,6 +1,6 @@
 //! A real `redis-server` process for one test, with its own port and directory. A test can kill, suspend and restart
 //! the process, with or without its data. Another Redis on the machine does not interfere.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::fs;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
@@ -63,15 +63,15 @@ impl RedisServer {
         Some(RedisServer { program, directory, persistence, options, password, port, process, keeps_directory })
     }
 
-    /// Starts Redis with the data in its directory, and waits until Redis executes commands.
+    /// Starts Redis with the data in its directory, and waits until Redis accepts commands.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "Redis is not running");
         self.repair_data();
         wait_until("Redis starts", || {
             let has_exited = |process: &mut Child| process.try_wait().expect("a child").is_some();
             if self.process.as_mut().is_none_or(has_exited) {
-                // If Redis exits at once, another program uses the port. At the first start, choose another port.
-                // Later, clients already know the port, so wait until the port is free.
+                // If Redis exits at once, another program is using the port. At the first start, choose another port.
+                // At later starts, clients already know the port, so retry until the port is free.
                 if self.process.is_some() && self.is_new() {
                     self.port = free_port();
                 }
@@ -132,7 +132,7 @@ impl RedisServer {
         process.wait().expect("a child");
     }
 
-    /// Kills Redis, and starts Redis again with the data on the disk.
+    /// Kills Redis, and starts it again with the data on the disk.
     pub fn restart(&mut self) {
         self.kill();
         self.launch();

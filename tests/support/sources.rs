@@ -1,5 +1,5 @@
 //! The sources of this repository as text, for tests that compare the documentation with the code.
-#![allow(dead_code)] // each test binary uses only a part of this module
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub fn module_doc(source: &str) -> String {
     lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
 }
 
-/// Returns the cells of all table rows in a Markdown text, without the header rows.
+/// Returns the cells of all table rows in a Markdown document, without the header rows.
 pub fn table_rows(markdown: &str) -> Vec<Vec<&str>> {
     let mut rows = Vec::new();
     let mut is_body = false;
@@ -41,12 +41,12 @@ pub fn table_rows(markdown: &str) -> Vec<Vec<&str>> {
     rows
 }
 
-/// The texts between backticks.
+/// Returns the text between each pair of backticks.
 pub fn code_spans(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Returns the fenced code blocks of a Markdown text: the word after the opening fence, and the lines of the block.
+/// Returns the fenced code blocks in a Markdown document: the word after the opening fence, and the block's lines.
 pub fn fences(markdown: &str) -> Vec<(&str, &str)> {
     let mut found = Vec::new();
     let mut rest = markdown;

@@ -1,6 +1,6 @@
 //! Simulates a stalled disk: suspends the server thread that writes to the disk, as if a system call of that thread
 //! never returned. All other threads continue.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -33,7 +33,7 @@ impl Stall {
     pub fn begin(server: &Server) -> Option<Stall> {
         let python = require_tool("python3", &[])?;
         let mut thread = None;
-        // Wait for the name: the thread sets its own name, perhaps after the server has printed its listen address.
+        // The thread names itself, possibly after the server has printed its listen address, so wait for the name.
         wait_until("the thread that writes has its name", || {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
             let mut tasks = tasks.map(|task| task.expect("a thread").path());
@@ -55,7 +55,7 @@ impl Stall {
         None
     }
 
-    /// Lets the suspended thread continue: `drop` ends the Python script.
+    /// Lets the suspended thread continue: dropping `self` closes the script's stdin, which ends the script.
     pub fn end(self) {}
 }
 

@@ -1,7 +1,7 @@
-//! Clients of the `events` dialect that outlive their server. A client keeps each text until the server acknowledges
-//! the message, and resends unacknowledged messages to the next server. A checker compares the events that each
-//! client receives with PROTOCOL.md, sections 5 and 5.1.
-#![allow(dead_code)] // each test binary uses its own part
+//! Clients that use the `events` dialect and reconnect after their server has exited. A client keeps each text until
+//! the server acknowledges the message, and resends unacknowledged messages to the next server. A checker compares the
+//! events that each client receives with PROTOCOL.md, sections 5 and 5.1.
+#![allow(dead_code)] // each test binary uses only part of this module
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,25 +16,25 @@ use crate::support::{Frame, Server, masked, upgrade_request};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MAX_UNANSWERED: usize = 3;
-/// A client that missed at most this many messages must resume: so few messages always fit into one `welcome`.
+/// A client that missed at most this many messages must resume, because they always fit into one `welcome` event.
 const CERTAINLY_FIT: u64 = 500;
 
 /// A client's state, derived only from what the client has sent and received.
 pub struct Client {
     pub name: String,
     pub room: String,
-    /// Index of the client's connection in the crowd.
+    /// Index of the client's connection in [`Crowd::members`].
     connection: Option<usize>,
     epoch: String,
     session: String,
     last_id: u64,
-    /// Nonce and text of each message that the client has sent and whose event it has not received yet.
+    /// Nonce and text of each message that the client has sent but not yet received back as an event.
     unanswered: Vec<(String, String)>,
     /// Nonces of the messages that the client has resent on this connection.
     resent: Vec<String>,
     has_response: bool,
     has_joined: bool,
-    /// Whether the client resends unanswered messages right after its request, without waiting for the `welcome`.
+    /// Whether the client resends unanswered messages right after its handshake request, before it receives `welcome`.
     is_hasty: bool,
 }
 
@@ -87,8 +87,8 @@ impl Survivors {
         }
     }
 
-    /// A random client sends one or more messages, if it has joined and has fewer than `MAX_UNANSWERED` unanswered
-    /// messages.
+    /// Picks a random client, which sends one or more messages if it has joined and has fewer than `MAX_UNANSWERED`
+    /// unanswered messages.
     pub fn talk(&mut self, crowd: &mut Crowd) {
         let number = self.random.usize(..self.clients.len());
         let client = &mut self.clients[number];
@@ -104,7 +104,7 @@ impl Survivors {
         }
     }
 
-    /// Processes all bytes that have arrived, including the last bytes of a server that has exited.
+    /// Processes all bytes that have arrived, even if the server that sent them has exited.
     pub fn read(&mut self, crowd: &mut Crowd) {
         for number in 0..self.clients.len() {
             let Some(connection) = self.clients[number].connection else { continue };
@@ -202,8 +202,8 @@ impl Survivors {
         }
         (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
         client.has_joined = true;
-        // `receive_message` checks that each id follows the client's last id, and so that a resume returns exactly the
-        // missed messages.
+        // `receive_message` checks that each id follows the client's last id. This proves that a resume returns exactly
+        // the missed messages.
         for message in history {
             self.receive_message(number, message);
         }

@@ -40,9 +40,9 @@ pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMu
 /// How the bytes of a row are written to the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// In one write.
+    /// All bytes in one write.
     Whole,
-    /// In small pieces: see [`Cut::pieces`]. The server reads a piece before the test sends the next piece.
+    /// One write for each piece of [`Cut::pieces`]. The server reads each piece before the test sends the next.
     Bytes,
 }
 

@@ -19,14 +19,14 @@ pub enum Dialect {
 
 pub const DIALECTS: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Presence];
 
-/// How a connection ends: see [`User::disconnects`].
+/// The ways in which [`User::disconnects`] can end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// A Close with 1000, to which the server replies.
+    /// A Close frame with code 1000, to which the server replies.
     Close,
-    /// The end of the TCP stream, without a Close.
+    /// The end of the TCP stream, without a Close frame.
     Eof,
-    /// A TCP reset.
+    /// A TCP reset (RST), without a Close frame.
     Reset,
 }
 
@@ -61,7 +61,7 @@ pub fn presence_path(name: &str, id: &str, room: &str) -> String {
     format!("/ws?token=dev-token&username={}&client_id={}&room={}", encode(name), encode(id), encode(room))
 }
 
-/// The path with which a user joins in `dialect`. In the `rooms` dialect, the path contains no username.
+/// Returns the request target for a join in `dialect`. In the `rooms` dialect, it contains no username.
 pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
     match dialect {
         Dialect::Events => events_path(name, room),
@@ -84,21 +84,21 @@ impl User {
         User::at(server, dialect, &path(dialect, name, room), name)
     }
 
-    /// Joins in the `events` dialect, and reads the `welcome` event.
+    /// Joins in the `events` dialect and reads the `welcome` event.
     pub fn events(server: &Server, name: &str, room: &str) -> User {
         let mut user = User::joins(server, Dialect::Events, name, room);
         user.receives_event("welcome", json!({"room": room.trim()}));
         user
     }
 
-    /// Joins in the `rooms` dialect, and reads the event about the user's own join.
+    /// Joins in the `rooms` dialect and reads the event about the user's own join.
     pub fn rooms(server: &Server, name: &str, room: &str) -> User {
         let mut user = User::joins(server, Dialect::Rooms, name, room);
         user.receives(json!({"type": "system", "message": "A user joined the chat"}));
         user
     }
 
-    /// Joins in the `presence` dialect, and reads the event about the user's own join.
+    /// Joins in the `presence` dialect and reads the event about the user's own join.
     pub fn presence(server: &Server, name: &str, room: &str) -> User {
         let mut user = User::joins(server, Dialect::Presence, name, room);
         let received = user.receive();
@@ -110,7 +110,7 @@ impl User {
         self.client.send_text(text);
     }
 
-    /// Sends a command in the form of the `events` dialect, even if the user joined in another dialect.
+    /// Sends a command in the format of the `events` dialect, even if the user joined in another dialect.
     pub fn sends_event(&mut self, event: &str, data: Value) {
         self.send(&json!({"event": event, "data": data}).to_string());
     }
@@ -213,7 +213,7 @@ impl User {
     }
 
     /// Asserts that no unread message is left: sends a Ping, and expects the Pong as the next frame. Pings do not count
-    /// toward the rate limit.
+    /// towards the rate limit.
     pub fn receives_nothing(&mut self) {
         self.pings += 1;
         let ping = format!("nothing? {}", self.pings);

@@ -1,8 +1,8 @@
 //! Helpers for the page's tests: a visitor with a browser, a guest with a raw socket, and a scripted server.
 //!
-//! Most checks look only at what a person can see: texts, fields, the focus. The tests wait for conditions, not for a
+//! Most checks look only at what a person can see: text, fields and focus. The tests wait for conditions, never for a
 //! fixed time.
-#![allow(dead_code, unused_imports, unused_macros)] // each test binary uses its own part
+#![allow(dead_code, unused_imports, unused_macros)] // each test binary uses only part of this module
 
 use crate::browser::{Browser, Tab};
 use crate::support::{self, RawClient, Server, wait_until};
@@ -70,12 +70,12 @@ pub fn edit_connection(tab: &Tab) {
     tab.wait_for("document.body.dataset.view === 'start'");
 }
 
-/// Waits until the conversation contains `text`. Messages that the page has not sent yet do not count.
+/// Waits until the conversation contains `text`. The user's own messages do not count until the server echoes them.
 pub fn wait_for_log(tab: &Tab, text: &str) {
     tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
 }
 
-/// Returns the conversation: username and text of each message, in order.
+/// Returns the conversation: the username and text of each message, in order.
 pub fn messages(tab: &Tab) -> Value {
     tab.eval(
         "[...document.querySelectorAll('.message')]
@@ -89,7 +89,7 @@ pub fn wait_for_members(tab: &Tab, expected: &[&str]) {
     tab.wait_for(&format!("JSON.stringify({list}) === {}", json!(json!(expected).to_string())));
 }
 
-/// The visible status texts, such as the state of the connection.
+/// Returns the visible status messages, such as the state of the connection.
 pub fn words(tab: &Tab) -> String {
     tab.text(
         "[...document.querySelectorAll('[role=status]')]
@@ -97,7 +97,7 @@ pub fn words(tab: &Tab) -> String {
     )
 }
 
-/// The recipient that the page shows next to the message box; empty for a message to the room.
+/// Returns the recipient that the page shows next to the message box, or an empty string for a room message.
 pub fn recipient(tab: &Tab) -> String {
     let chip = "document.querySelector('#recipient')";
     tab.text(&format!("{chip}.hidden ? '' : {chip}.children[0].innerText"))
@@ -107,7 +107,7 @@ pub fn field(tab: &Tab, label: &str) -> String {
     tab.text(&format!("__field({}).value", json!(label)))
 }
 
-/// Presses Tab until the element `what` has the focus, and checks that the focus is visible.
+/// Presses Tab until the element `what` has focus, and checks that the focus is visible.
 pub fn tab_to(tab: &Tab, what: &str) {
     for _ in 0..20 {
         if tab.eval(&format!("document.activeElement === {what}")) == true {
@@ -119,9 +119,9 @@ pub fn tab_to(tab: &Tab, what: &str) {
     panic!("Tab never reaches {what}");
 }
 
-/// A script that makes reconnects fast and predictable: random numbers are always 0.9, and each wait before a retry
-/// is recorded in `waits` and skipped. The page's other timers are unchanged: 15 seconds for a welcome, 10 seconds
-/// for a pong, 2 seconds for `typing`, and 250 milliseconds for late drawing.
+/// A script that makes reconnects fast and predictable: random numbers are always 0.9, and each timer's delay is
+/// recorded in `waits` and skipped. Four delays are not skipped: 15 seconds for a `welcome`, 10 seconds for a `pong`,
+/// 2 seconds for `typing`, and 250 milliseconds for rendering in a hidden tab.
 pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
     const later = window.setTimeout;
     window.setTimeout = (run, ms) => {
@@ -130,10 +130,10 @@ pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
         return later(run, 0);
     };";
 
-// ---- A guest without a browser ----
-
 /// A script that disables `setTimeout`, so that no timer of the page ever expires.
 pub const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
+
+// ---- A guest without a browser ----
 
 /// Starts a server that sends no Pings for five minutes, because guests do not reply to Pings.
 pub fn start(args: &[&str]) -> Server {
@@ -167,8 +167,8 @@ pub fn send_as_guest(guest: &mut RawClient, tab: &Tab, text: &str) {
     wait_for_log(tab, text);
 }
 
-/// Checks that no element reaches beyond the left or right edge of the screen, and that the page does not scroll
-/// sideways.
+/// Checks that no element reaches beyond the left or right edge of the screen, and that neither the page nor the
+/// message log scrolls sideways. On a wide screen, the page itself must not scroll vertically either.
 pub fn assert_fits(tab: &Tab, what: &str) {
     let outside = tab.eval(
         "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
@@ -188,14 +188,14 @@ pub fn assert_fits(tab: &Tab, what: &str) {
     }
 }
 
-/// The script of axe-core, or `None` on a machine without it (see [`require_tool`](support::require_tool)).
+/// Returns the axe-core script, or `None` on a machine without axe-core (see [`require_tool`](support::require_tool)).
 pub fn axe() -> Option<String> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/axe-core/axe.min.js");
     let path = support::require_tool("axe.min.js", &[installed])?;
     Some(std::fs::read_to_string(path).unwrap())
 }
 
-/// Checks every rule of axe-core, including its best practices.
+/// Checks all rules that axe-core enables by default, including its best practices.
 pub fn assert_accessible(tab: &Tab, axe: &str, what: &str) {
     tab.eval(&format!("{axe}; 0"));
     let violations = tab.eval(

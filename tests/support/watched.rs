@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use super::table::Cut;
 use super::{RawClient, Server, masked};
 
-/// The tokens of a server that was started without `--tokens`.
+/// The demo tokens, which a local server accepts by default.
 pub const DEMO_TOKENS: [&str; 4] = ["token-alice", "token-bob", "token-carol", "dev-token"];
 
 pub struct Watched {
@@ -36,23 +36,22 @@ impl Watched {
         Watched { server, sender, receiver, pinger, sent: 0 }
     }
 
-    /// Sends a Ping and waits for the Pong. The server has a single event loop, so it has then read all bytes sent
-    /// before this call.
+    /// Sends a Ping and waits for the Pong. By then, the server has read all bytes that any client sent before this
+    /// call, because it has a single event loop.
     pub fn barrier(&mut self) {
         self.pinger.send(&masked(0x89, b"barrier"));
         assert_eq!(self.pinger.read_frame().payload, b"barrier");
     }
 
-    /// Waits until the server has also written its replies to all bytes sent before this call. In one turn of the
-    /// event loop, the server may write the first Pong before another client's reply, but the second Pong follows in
-    /// a later turn.
+    /// Waits until the server has written its replies to all bytes that any client sent before this call. Sends two
+    /// Pings: in one turn of its event loop, the server may write the first Pong before another client's reply, but
+    /// it writes the second Pong in a later turn.
     pub fn quiet(&mut self) {
         self.barrier();
         self.barrier();
     }
 
-    /// Sends bytes in pieces. Ignores errors, because the server may close the connection before it has read all
-    /// pieces.
+    /// Sends bytes in pieces. Ignores errors, because the server may close the connection before reading every piece.
     pub fn send(&mut self, client: &mut RawClient, bytes: &[u8], cut: Cut) {
         for piece in cut.pieces(bytes) {
             client.try_send(piece);
@@ -73,7 +72,7 @@ impl Watched {
         }
     }
 
-    /// Call this after the last test row. Checks that the server still runs, and that its log contains no token and
+    /// Call this after the last test row. Checks that the server still runs and that its log contains no token and
     /// no control character.
     pub fn finish(mut self, secrets: &[&str]) {
         self.still_chats();

@@ -3,23 +3,23 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-// An instance treats another instance as dead after sending this many beats (about 4 s) without seeing a new beat of
-// the other instance. Beats count only while Redis responds.
+// This instance treats another instance as dead once it has sent this many heartbeats (about 4 s) without seeing a new
+// one from the other instance. Heartbeats count only while Redis responds.
 const HEARTBEATS_UNTIL_DEAD: u32 = 7;
-const MAX_WAIT: Duration = Duration::from_secs(2); // Redis is unavailable if the events of a call take this long
+const MAX_WAIT: Duration = Duration::from_secs(2); // Redis is unavailable if it takes this long to execute a call
 
 #[derive(Default)]
 pub struct Heartbeats {
     pub next_heartbeat_at: Duration,
-    pub is_calling: bool,                   // a call has received neither its reply nor its events
-    pub calls: VecDeque<(u64, Duration)>,   // per call whose events have not arrived: last request number, call time
-    pub rejection: Option<String>,          // why there is no connection, or why Redis rejects calls
-    others: HashMap<String, (String, u32)>, // per instance: its newest beat, and how many beats we have sent since
+    pub is_calling: bool, // a call is pending: neither its reply nor its events have arrived
+    pub calls: VecDeque<(u64, Duration)>, // calls that Redis has not confirmed: last request number, call time
+    pub rejection: Option<String>, // why there is no connection, or why Redis rejects calls
+    others: HashMap<String, (String, u32)>, // per other instance: newest heartbeat, and how many we have sent since
     was_available: Option<bool>,
 }
 
 impl Heartbeats {
-    /// Records that the events of all requests up to `number` have arrived.
+    /// Records that Redis has executed all requests up to `number`.
     pub fn confirm(&mut self, number: u64) {
         while self.calls.front().is_some_and(|(last, _)| *last <= number) {
             self.calls.pop_front();
@@ -37,11 +37,11 @@ impl Heartbeats {
         self.others.clear();
     }
 
-    /// Counts this instance's beats since the newest beat of each other instance. Returns the silent instances and
-    /// their last beats. In `beats`, each instance is followed by its newest beat.
+    /// Counts the heartbeats sent since each other instance's newest heartbeat. Returns the silent instances, each with
+    /// its newest heartbeat. `beats` holds each instance, followed by its newest heartbeat.
     pub fn find_silent_instances(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
         if beats.is_empty() {
-            return Vec::new(); // the reply to a call without a beat
+            return Vec::new(); // the call was not a heartbeat, so its reply lists no instances
         }
         let before = std::mem::take(&mut self.others);
         let mut silent = Vec::new();

@@ -31,32 +31,32 @@ impl MessageWithoutId {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InboxEvent {
-    /// The inbox has delivered all events of the requests up to this number.
+    /// Redis has executed this instance's requests up to this number, and their events have arrived.
     Executed(u64),
     /// A request failed because of a bug in the script.
     Failed(Box<str>),
-    /// The room has a new epoch, but the same messages.
+    /// The room has a new epoch, because a new generation has begun, but its messages are unchanged.
     Renewed(Rc<str>, Rc<str>),
     /// The room now has a member on this instance. Lists the room's members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
-    /// A client of this instance has joined: client, previous room, room, history of the room.
+    /// A client of this instance has joined: the client, its previous room, its new room, and the new room's history.
     Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
     JoinRejected(u64),
-    /// A client of another instance has joined: room, instance, client, username.
+    /// A client of another instance has joined: the room, the instance, and the client's number and username.
     Arrived(Rc<str>, u32, u64, Rc<str>),
     Left(Rc<str>, u32, u64),
-    /// A message to a room: room, the sender's instance and client number, message id.
+    /// A message to a room: the room, the sender's instance and client number, the message's id, and the message.
     Message(Rc<str>, u32, u64, u64, MessageWithoutId),
-    /// A message of this instance's operator was published: room, instance, announcement token, message id.
+    /// A message from this instance's operator was published: the room, the instance, the announcement token, the id.
     Announced(Rc<str>, u32, u64, u64, MessageWithoutId),
     Duplicate(u64, u64, MessageWithoutId),
     /// A private message: recipients, message, and the sender if the sender is a client of this instance.
     Private(Vec<u64>, PrivateMessage, Option<u64>),
-    /// A page of a room's history: client, room, the request's `before`, whether older messages exist.
+    /// A page of a room's history: the client, the room, the request's `before`, and whether older messages exist.
     Page(u64, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
     Typing(Rc<str>, u32, u64, Rc<str>),
-    /// A request other than a join failed: client, reason, detail, nonce.
+    /// A request other than a join failed: the client, the reason, a detail, and the nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
-    /// The state of a room, because this instance may have missed events of the room: name, history, members.
+    /// The state of a room, because this instance may have missed some of its events: name, history and members.
     Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>, Vec<(u32, u64, Rc<str>)>),
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 
-pub const DONE: &str = "done"; // the reply to a call whose results are all in the inboxes
+pub const DONE: &str = "done"; // the status of an executed call, whose events Redis adds to the instances' inboxes
 
 const MAX_ENTRIES_PER_READ: usize = 256;
 // If one read returns more bytes than this (about two messages), messages arrive fast. The thread then pauses, so that
@@ -18,11 +18,11 @@ const BUSY_READ_PAUSE: Duration = Duration::from_millis(5);
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resume within a second after Redis is back
 
-/// The connections to Redis, as the broker sees them.
+/// The broker's interface to the Redis threads, which tests simulate.
 pub trait Link {
     /// Calls the script with these arguments, after all earlier calls.
     fn call(&mut self, arguments: Vec<String>);
-    /// Keeps reading the entries of inbox `key` that follow entry `after`, while the data in Redis has this lineage.
+    /// Keeps reading inbox `key` from the entry after `after`, while Redis has this `lineage` (see [`LinkEvent`]).
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
     fn next_event(&mut self) -> Option<LinkEvent>;
 }
@@ -31,9 +31,9 @@ pub trait Link {
 pub enum LinkEvent {
     /// `lineage` identifies the Redis process and the data that the process holds.
     Connected { lineage: String, warning: Option<String> },
-    /// The reply to a call. `Err`: Redis rejected the call and executed none of it.
+    /// The reply to a call of the script. `Err`: Redis rejected the call without executing any of it.
     Reply(Result<Vec<String>, String>),
-    /// Entries of the inbox: their ids and events.
+    /// The id and the events of each new inbox entry.
     Inbox(Vec<(u64, String)>),
     /// There is no connection. Redis may or may not have executed the last call.
     Lost { reason: String },
@@ -42,10 +42,10 @@ pub enum LinkEvent {
 pub struct Threads {
     calls: Option<Sender<(u64, Vec<String>)>>, // set to `None` to stop the `caller` thread
     reads: Sender<InboxRead>,
-    events: Receiver<(u64, LinkEvent)>, // each event with the number of its session or `InboxRead`
+    events: Receiver<(u64, LinkEvent)>, // each event and the `session` or `reading` that it belongs to
     caller: Option<JoinHandle<()>>,
-    session: u64, // number of the connection for calls
-    reading: u64, // number of the newest `InboxRead`
+    session: u64, // number of the `caller` thread's newest connection; calls for an older one are dropped
+    reading: u64, // number of the newest `InboxRead`; entries for an older one are dropped
 }
 
 struct InboxRead {
@@ -116,7 +116,7 @@ impl Link for Threads {
 }
 
 impl Drop for Threads {
-    /// Waits until the `caller` thread has ended, so that Redis gets the last call. The inbox thread ends by itself.
+    /// Waits for the `caller` thread to end, so that the last call reaches Redis. The inbox thread ends by itself.
     fn drop(&mut self) {
         self.calls = None;
         self.caller.take().into_iter().for_each(|thread| _ = thread.join());
@@ -205,7 +205,7 @@ fn send_calls(
 }
 
 /// Whether Redis rejected a call without executing it. Other errors end the connection: after `ResponseError`, the
-/// script may already have written data, and after `ReadOnly`, the Redis server is a replica and not the master.
+/// script may already have written data, and after `ReadOnly`, the Redis server is a replica, not the master.
 fn was_rejected(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => kind != ServerErrorKind::ReadOnly && kind != ServerErrorKind::ResponseError,
@@ -241,7 +241,7 @@ fn read_inboxes(client: &Client, reads: &Receiver<InboxRead>, timeout: Duration,
                 }
             }
         }
-        // Wait before reconnecting. If the lineage has changed, the broker registers again and sends a new `InboxRead`.
+        // Wait before reconnecting. If Redis restarted, its lineage differs, and the broker sends a new `InboxRead`.
         loop {
             match reads.recv_timeout(wait) {
                 Ok(newer) => read = newer,

@@ -27,7 +27,7 @@ pub struct Client {
     pub target: Rc<str>,       // the client's room once all its requests have taken effect
     pub join: Join,
     pub session: Session,
-    pub username: Rc<str>, // from the client's last message, or from its join
+    pub username: Rc<str>, // the username in the client's last message; before the first message, the one in its join
     pub is_leaving: bool,
     pub is_hidden: bool, // the join timed out and was rejected, but Redis may still execute it
 }
@@ -65,7 +65,7 @@ impl Mirror {
         }
     }
 
-    /// Whether a client of another user has the client id of `join`.
+    /// Whether another user's client already uses the client id in `join`.
     pub fn has_client_id_of_other(&self, join: &Join) -> bool {
         let older = join.client_id.as_ref().and_then(|id| self.clients.get(self.client_ids.get(id)?));
         older.is_some_and(|older| {
@@ -83,7 +83,7 @@ impl Mirror {
 
     pub fn apply(&mut self, event: InboxEvent) {
         match event {
-            InboxEvent::Executed(_) => {} // the broker handles `Executed`
+            InboxEvent::Executed(_) => {} // only confirms a request, which does not change the mirror
             InboxEvent::Failed(error) => log::error!("REDIS a request failed: {error}"),
             InboxEvent::Renewed(name, epoch) => {
                 self.rooms.synced_room_mut(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));
@@ -177,8 +177,8 @@ impl Mirror {
         }
     }
 
-    /// Queues the events of the operator's message. If the chat does not know the room, opens a room for the message
-    /// and closes the room again, so that the operator gets a reply.
+    /// Queues the events for a message from the operator. If the chat does not know the room, opens the room just for
+    /// this message, because the operator gets a reply only if the chat publishes the message.
     fn apply_announcement(&mut self, name: &Rc<str>, client: Token, message: Message) {
         let message = Rc::new(message);
         if let Some(room) = self.rooms.by_name.get_mut(name) {
@@ -204,7 +204,7 @@ impl Mirror {
         self.events.push_back(RoomEvent::Private { recipients, message: Rc::new(message) });
     }
 
-    /// Replaces a room's state after this instance may have missed events of the room, and queues the missed events.
+    /// Brings a room up to date after this instance may have missed events: queues them, or one `Resynchronized`.
     fn apply_sync(&mut self, name: &Rc<str>, backlog: Backlog, members: BTreeMap<MemberId, Rc<str>>) {
         let Some(room) = self.rooms.by_name.get_mut(name) else { return };
         (room.is_synced, room.epoch, room.last_id) = (true, Rc::clone(&backlog.epoch), backlog.last_id);

@@ -40,17 +40,17 @@ use mirror::Mirror;
 use requests::{Kind, QueuedRequest, Requests, format_flag};
 
 pub const SCRIPT: &str = include_str!("script.lua");
-const PROTOCOL_VERSION: &str = "1"; // of the script and its keys: instances with different versions must not share data
+const PROTOCOL_VERSION: &str = "1"; // instances with different versions of the script or its keys must not share data
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 const REGISTRATION_RETRY_DELAY: Duration = Duration::from_millis(200);
-const INSTANCE_TTL: Duration = Duration::from_secs(600); // Redis forgets an instance that has been gone for this long
+const INSTANCE_TTL: Duration = Duration::from_secs(600); // Redis forgets an instance that has been silent for this long
 
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub prefix: String,       // of all keys in Redis
     pub timeout: Duration,    // a request expires if Redis does not confirm it within this time
-    pub limits: BrokerLimits, // `max_bytes` does not apply: Redis has its own memory limit
+    pub limits: BrokerLimits, // the broker ignores `max_bytes`: Redis has its own memory limit
 }
 
 pub struct RedisBroker {
@@ -71,15 +71,15 @@ struct Inbox {
     instance: u32, // this instance's id, a random number
     generation: String,
     lineage: String,
-    connection: String, // the number that Redis gave to this instance's connection
+    connection: String, // the number that Redis assigned to this instance's connection
     read: u64,          // id of the last entry that the instance has read
     has_gap: bool,      // entries are missing: the inbox was full, so Redis trimmed it
 }
 
 enum Stage {
     Lost,
-    /// The connection is open, but the instance is not registered. `open_at`: when to register again, if Redis has
-    /// rejected a call.
+    /// The connection is open, but the instance is not registered. After Redis has rejected a call, the broker tries to
+    /// register the instance again at `open_at`.
     Connected {
         open_at: Option<Duration>,
     },
@@ -92,8 +92,8 @@ enum Stage {
 }
 
 impl RedisBroker {
-    /// Connects to the Redis server at `url`. If the server does not respond, the broker keeps trying. `Err` is an
-    /// error text.
+    /// Connects to the Redis server at `url`. If the server does not respond, the broker keeps trying. Returns an error
+    /// message if `url` is invalid or a thread cannot start.
     pub fn open(
         url: &str,
         settings: Settings,
@@ -130,8 +130,8 @@ impl RedisBroker {
     }
 
     /// Sends the queued requests to Redis in one call. While an earlier call is pending, sends nothing: the requests
-    /// wait for the next call. An instance that reads the rest of its inbox sends calls without requests, because only a
-    /// call detects a lost connection.
+    /// wait for the next call. An instance that reads the rest of its inbox sends calls without requests, because only
+    /// a call detects a lost connection.
     fn flush(&mut self) {
         let is_registered = matches!(self.stage, Stage::Registered);
         if self.beats.is_calling || !(is_registered || matches!(self.stage, Stage::CatchingUp { .. })) {
@@ -177,7 +177,7 @@ impl RedisBroker {
                 Kind::Join => self.abandon_join(client, is_sent),
                 Kind::Message { .. } if is_sent => {
                     self.mirror.events.push_back(RoomEvent::FateUnknown { client });
-                    self.requests.drop_requests(client); // also drop later messages, which must not overtake this one
+                    self.requests.drop_requests(client); // the client's later messages must not overtake this one
                 }
                 Kind::Message { nonce } => {
                     let error = BrokerError::NotStored;
@@ -237,13 +237,13 @@ impl RedisBroker {
         self.inbox.has_gap |= id != self.inbox.read + 1;
         self.inbox.read = id;
         if self.inbox.has_gap {
-            return; // `flush` registers the instance again, without a generation, so that the instance starts anew
+            return; // `flush` clears the generation and registers again, so that Redis empties the inbox
         }
         for event in events.lines() {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    self.beats.confirm(number); // do not wait for the reply, which need not wake the event loop
+                    self.beats.confirm(number); // a reply does not always wake the event loop, so do not wait for it
                 }
                 Ok(event) => self.mirror.apply(event),
                 Err(error) => log::error!("REDIS an event is invalid: {error}"),
@@ -263,7 +263,7 @@ impl RedisBroker {
         let (version, new_generation) = (PROTOCOL_VERSION.into(), format!("{:016x}", u64::from_be_bytes(name)));
         arguments.extend([version, lineage.clone(), new_generation, generation.clone(), read.to_string()]);
         arguments.push(INSTANCE_TTL.as_millis().to_string());
-        self.beats.next_heartbeat_at = self.now; // the first call is a beat, which lets the inbox expire
+        self.beats.next_heartbeat_at = self.now; // start with a heartbeat, which makes Redis set the inbox's expiry
         self.stage = Stage::Connected { open_at: None };
         self.beats.is_calling = true;
         self.link.call(arguments);
@@ -272,7 +272,7 @@ impl RedisBroker {
     fn apply_reply(&mut self, reply: &[String]) {
         let is_of_call = reply.first().is_some_and(|status| status == link::DONE || status == "stale");
         if is_of_call && matches!(self.stage, Stage::Connected { open_at: None }) {
-            return; // the reply to `open` follows
+            return; // a late reply to an earlier call: the reply to `open` is still to come
         }
         self.beats.is_calling = false;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -295,7 +295,7 @@ impl RedisBroker {
                 self.inbox.has_gap = false;
                 (self.inbox.generation, self.inbox.connection) = (generation.into(), connection.into());
                 if status == "lost" {
-                    self.inbox.read = number(last); // Redis has emptied the inbox, and continues with this id
+                    self.inbox.read = number(last); // Redis has emptied the inbox: new entries follow this id
                 } else {
                     self.requests.set_executed(number(executed));
                 }
@@ -312,8 +312,8 @@ impl RedisBroker {
         }
     }
 
-    /// Makes all clients members of their rooms again, and requests the missed events of each room. `is_lost`: Redis no
-    /// longer knows which of the sent requests it executed.
+    /// Makes all clients members of their rooms again, and requests the missed events of each room. If `is_lost`
+    /// is true, Redis no longer knows which of the sent requests it executed.
     fn rejoin(&mut self, is_lost: bool) {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();
@@ -408,7 +408,7 @@ impl Drop for RedisBroker {
     /// Removes this instance from Redis, so that other instances see its clients leave at once.
     fn drop(&mut self) {
         if self.is_available() {
-            self.beats.is_calling = false; // do not wait for a pending call: the link keeps calls in order
+            self.beats.is_calling = false; // send `close` even if a call is pending: the link sends calls in order
             self.requests.take();
             self.push_internal("close", Vec::new());
             self.flush();
@@ -424,7 +424,7 @@ mod tests {
 
     use super::*;
 
-    /// Records what the broker requests, and returns the events that a test has queued.
+    /// A fake link that records the broker's calls, and returns the events that a test has queued.
     #[derive(Default)]
     struct FakeLink {
         calls: Vec<Vec<String>>,
@@ -470,7 +470,7 @@ mod tests {
         RedisBroker::new(Box::new(Rc::clone(link)), settings, Box::new(|bytes| bytes.fill(1)), names)
     }
 
-    /// Processes the events. Returns the names of the calls that the broker has made since the last time.
+    /// Lets the broker process `events`. Returns the mode of each script call since the previous `run`.
     fn run(broker: &mut RedisBroker, link: &Rc<RefCell<FakeLink>>, events: Vec<LinkEvent>) -> Vec<String> {
         link.borrow_mut().events.extend(events);
         while broker.next_event().is_some() {}
@@ -481,8 +481,8 @@ mod tests {
         LinkEvent::Connected { lineage: "a".into(), warning: None }
     }
 
-    /// Two calls are in flight when Redis loses its data, so the broker receives two replies `stale`. A second `open`
-    /// would empty the inbox again, while the broker already reads it.
+    /// Two calls are in flight when Redis loses its data, so the broker receives two `stale` replies. It must send only
+    /// one `open`: a second `open` would empty the inbox again after the broker has begun to read it.
     #[test]
     fn a_broker_registers_once_and_reads_the_inbox_from_its_new_start() {
         let link = Rc::new(RefCell::new(FakeLink::default()));
@@ -490,13 +490,13 @@ mod tests {
         assert_eq!(run(broker, &link, vec![connected(), reply(&["known", "1-a", "1", "0", "0"])]), ["open"]);
         let stale = vec![entry(1), entry(2), reply(&["stale"]), reply(&["stale"]), reply(&["done"])];
         assert_eq!(run(broker, &link, stale), ["open"], "one `open` for two replies `stale`");
-        // The broker has sent `open` with the id 2, and then receives another entry of the old inbox.
+        // `open` reported entry 2 as the last one read, but now another entry of the old inbox arrives.
         run(broker, &link, vec![entry(3), reply(&["lost", "1-b", "1", "0", "2"])]);
         assert_eq!(link.borrow().reads_after, [0, 2]);
     }
 
     /// The other instances have declared this instance dead, so it reads the rest of its inbox. It must notice if Redis
-    /// restarts meanwhile, or if entries of the inbox are missing.
+    /// restarts in the meantime, or if entries of the inbox are missing.
     #[test]
     fn an_instance_that_reads_the_rest_of_its_inbox_does_not_wait_for_ever() {
         for is_missing in [false, true] {

@@ -9,17 +9,17 @@ use mio::Token;
 
 use super::super::{CredentialId, Message};
 
-const MAX_REQUESTS_PER_CALL: usize = 256; // a call runs the script, which blocks Redis while it runs
-const MAX_BYTES_PER_CALL: usize = 256 * 1024; // size of the arguments; a larger request is sent alone
+const MAX_REQUESTS_PER_CALL: usize = 256; // limits how long one call of the script blocks Redis
+const MAX_BYTES_PER_CALL: usize = 256 * 1024; // size of a call's arguments; a larger request gets a call of its own
 
 /// Decides what happens to a request that Redis does not confirm in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     Join,
-    Message { nonce: Option<Rc<str>> }, // a message to a room or to a user
+    Message { nonce: Option<Rc<str>> }, // a room message or a private message
     Query,                              // a switch or a history page: the client gets an error if the request expires
     Typing,
-    Internal, // never expires
+    Internal, // a leave, or a request of the instance itself; never expires
 }
 
 #[derive(Debug)]
@@ -30,13 +30,13 @@ pub struct QueuedRequest {
     name: &'static str,
     arguments: Vec<String>,
     submitted_at: Duration,
-    pub is_sent: bool, // Redis may have executed the request
+    pub is_sent: bool, // if true, Redis may have executed the request
 }
 
 #[derive(Default)]
 pub struct Requests {
-    queue: VecDeque<QueuedRequest>, // the sent requests come first
-    sent: usize,                    // number of sent requests
+    queue: VecDeque<QueuedRequest>, // requests that were sent come before unsent ones
+    sent: usize,                    // number of requests in the queue that were sent
     last_number: u64,
     pub bytes: usize, // sum of `QueuedRequest::counted_bytes` over the queue
 }
@@ -46,7 +46,7 @@ impl QueuedRequest {
         QueuedRequest { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
     }
 
-    /// Whether a new round of `rejoin` makes the request obsolete.
+    /// Whether `RedisBroker::rejoin` makes the request obsolete.
     pub fn is_obsolete(&self) -> bool {
         matches!(self.name, "rejoin" | "retain" | "sync" | "reap" | "probe")
     }
@@ -99,7 +99,7 @@ impl Requests {
     }
 
     /// Marks the requests after `number` as unsent. Redis has executed the requests up to `number`, and will reject any
-    /// calls of earlier connections.
+    /// calls that still arrive from an earlier connection.
     pub fn set_executed(&mut self, number: u64) {
         self.sent = self.queue.partition_point(|request| request.number <= number);
         self.queue.range_mut(self.sent..).for_each(|request| request.is_sent = false);
@@ -157,8 +157,8 @@ pub fn format_credential(credential: Option<CredentialId>) -> String {
     credential.map(|id| id.to_string()).unwrap_or_default()
 }
 
-/// The key of a message's nonce in the room's Redis hash of nonces. Usernames contain no line feed, so different
-/// username and nonce pairs have different keys.
+/// The key of a message's nonce in the room's Redis hash of nonces. Usernames contain no line feed, so no two pairs of
+/// username and nonce have the same key.
 pub fn nonce_key(message: &Message) -> String {
     message.nonce.as_ref().map(|nonce| format!("{}\n{nonce}", message.username)).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The rooms with members on this instance, as of the last entry that was read from the inbox.
+//! The rooms with members on this instance, as of the last event that the instance read from its inbox in Redis.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -6,13 +6,13 @@ use std::rc::Rc;
 use super::super::{MemberId, RoomEvent, RoomId};
 
 pub struct Room {
-    pub id: RoomId, // new each time the room opens on this instance
+    pub id: RoomId, // local to this instance; each `Opened` event has a new id
     pub epoch: Rc<str>,
     pub last_id: u64,
-    pub is_synced: bool, // if not, events may be missing, and a `sync` request is pending
+    pub is_synced: bool, // false while a `sync` request is pending: this instance may have missed events
     remote: BTreeMap<MemberId, Rc<str>>,
-    visible: usize, // number of this instance's clients that the chat knows as members
-    hidden: usize, // number of this instance's clients that the chat does not know: their joins expired, and they will leave
+    visible: usize, // number of this instance's clients in the room, without the hidden ones
+    hidden: usize,  // number of clients whose joins expired before Redis executed them; they will leave
 }
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Rooms {
         self.by_name.entry(name).or_insert(room);
     }
 
-    /// Adds a client of this instance. Returns `Opened` for the room's first client that the chat knows.
+    /// Adds a client of this instance. Returns `Opened` if this client makes the room known to the chat.
     pub fn join(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
         let room = self.by_name.get_mut(name)?;
         if !is_visible {
@@ -53,7 +53,7 @@ impl Rooms {
         }
     }
 
-    /// Returns the room, or `None` if events of the room may be missing.
+    /// Returns the room, or `None` if the room is unknown or this instance may have missed some of its events.
     pub fn synced_room_mut(&mut self, name: &str) -> Option<&mut Room> {
         self.by_name.get_mut(name).filter(|room| room.is_synced)
     }
@@ -83,7 +83,7 @@ impl Room {
         self.remote.iter().map(|(member, username)| (*member, Rc::clone(username))).collect()
     }
 
-    /// Adds a member of another instance. Returns an event if the member is new and the chat knows the room.
+    /// Adds a member on another instance. Returns an event if the member is new and the chat knows the room.
     pub fn add_remote_member(&mut self, member: MemberId, username: Rc<str>) -> Option<RoomEvent> {
         let is_new = self.remote.insert(member, Rc::clone(&username)).is_none();
         (is_new && self.is_visible()).then_some(RoomEvent::RemoteJoined { room: self.id, member, username })
@@ -94,7 +94,7 @@ impl Room {
         (was_member && self.is_visible()).then_some(RoomEvent::Left { room: self.id, member })
     }
 
-    /// Replaces the members of other instances. Returns an event for each member that left and for each new member.
+    /// Replaces the members on other instances. If the chat knows the room, returns an event for each change.
     pub fn replace_remote_members(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
         let gone: Vec<MemberId> = self.remote.keys().filter(|member| !members.contains_key(member)).copied().collect();
         let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote_member(member)).collect();

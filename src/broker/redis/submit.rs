@@ -1,4 +1,4 @@
-//! Translates the chat's requests into arguments of the script.
+//! Translates the chat's requests into arguments for the Lua script that Redis executes.
 
 use std::rc::Rc;
 
@@ -83,7 +83,7 @@ impl RedisBroker {
     fn switch(&mut self, client: Token, room: Rc<str>) {
         let Some(record) = self.mirror.clients.get(&client) else { return };
         let joined_as = record.join.username.to_string();
-        // At a room limit, a client may still switch if the switch empties a room that the client's user opened.
+        // Even at a room limit, a client may switch if it is the last client in a room that the same user opened.
         if !self.mirror.may_open(&room, &record.join.user) && !self.mirror.switch_frees_room(record) {
             return self.push_rejection(client, None);
         }

@@ -10,7 +10,7 @@ use super::database::Operation;
 
 const MAX_BAN_END: u64 = 253_402_300_800; // Unix time of the year 10000; a later time could overflow `SystemTime`
 
-/// The server also adds this table to files of earlier versions. An earlier version can still use such a file, but
+/// The server also adds this table to a history file from an earlier version. That version can still use the file, but
 /// ignores the bans.
 pub const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS bans (
@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS bans (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// The subject and the end of each ban.
+/// Each banned subject, with the time at which the ban ends.
 pub type BanList = Vec<(String, SystemTime)>;
 
 /// A request to set or lift one ban.
@@ -28,14 +28,14 @@ pub struct BanChange {
     pub subject: String,
     pub until: Option<SystemTime>, // `None` lifts the ban
     pub now: SystemTime,
-    pub result_sender: Sender<bool>, // `true`: stored; `false`: the disk is full; nothing: the storage failed
+    pub result_sender: Sender<bool>, // `true` if stored, `false` if the disk is full; sends nothing if storage failed
 }
 
-/// Submits a change: the subject, the end of the ban (`None` lifts the ban), and the current time. The receiver gets
-/// `true` once the change is stored.
+/// Submits a new, changed or lifted ban. The arguments are the subject, when the ban ends (`None` lifts the ban), and
+/// the current time. The receiver gets `true` once the change is stored.
 pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
-/// Submits bans to the writer thread. The weak reference does not keep the thread alive.
+/// Submits bans to the writer thread, through a weak reference that does not keep the thread alive.
 pub struct BanSubmitter(pub Weak<Sender<Operation>>);
 
 impl BanSubmitter {
@@ -43,7 +43,7 @@ impl BanSubmitter {
         let (result_sender, receiver) = channel();
         let operation = Operation::Ban(BanChange { subject, until, now, result_sender });
         if let Some(operations) = self.0.upgrade() {
-            let _ = operations.send(operation); // if the thread has failed, the receiver gets nothing
+            let _ = operations.send(operation); // if the writer thread has failed, `receiver` finds its channel closed
         }
         receiver
     }

@@ -117,7 +117,7 @@ impl Operation {
 }
 
 impl StoredMessage {
-    /// The length of the message's JSON in bytes, if no character needs an escape.
+    /// The length of the message's JSON in bytes, assuming that no character needs escaping.
     pub fn json_len(&self) -> usize {
         JSON_OVERHEAD + self.username.len() + self.text.len() + self.nonce.as_ref().map_or(0, String::len)
     }
@@ -164,7 +164,7 @@ impl Database {
         open(path).map_err(|error| describe(explain(&error)))
     }
 
-    /// Like `open`, with the current time as `now`. Also returns the operator's bans.
+    /// Like `open`, but takes the current time from the system clock and also returns the operator's bans.
     pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, BanList), String> {
         let now = SystemTime::now();
         let database = Database::open(path, options, run, now)?;
@@ -172,7 +172,7 @@ impl Database {
         Ok((database, bans))
     }
 
-    /// Begins a server run on an open database: creates the schema in an empty file, checks the file, and adds the run.
+    /// Begins a server run: creates the schema in an empty file, checks the file, and records the run.
     pub fn begin_run(
         mut connection: Connection,
         options: DatabaseOptions,
@@ -188,7 +188,7 @@ impl Database {
         }
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.execute_batch(bans::SCHEMA)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // `drop` may change this option
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // `drop` turns this off if safe
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
@@ -253,7 +253,7 @@ impl Database {
         let (count, newest) = times.fold((0, None), |(count, _), time| (count + 1, Some(time)));
         if !operations.iter().any(Operation::is_write) {
             let mut batch = self.execute_reads(operations)?;
-            // The caller executes an empty batch once in a while, so that messages expire even if no client sends any.
+            // An idle writer thread executes empty batches, so that messages expire even if no client sends any.
             if operations.is_empty() {
                 self.clean_up(SystemTime::now(), &mut batch.deletions)?;
             }
@@ -318,7 +318,7 @@ impl Database {
         Ok(())
     }
 
-    /// Deletes some expired messages. Returns whether the sweep goes on; if not, the next sweep begins after a minute.
+    /// Deletes some expired messages. Returns whether more may be left. If not, the next sweep begins a minute later.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
         let DatabaseOptions { max_messages_per_room: keep, max_days, .. } = self.options;
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -420,7 +420,7 @@ fn store<'b>(
     Ok(Outcome::Stored(room.last_id))
 }
 
-/// Records the rooms' new ids and deletes messages beyond `keep`, so that later reads in the batch see both changes.
+/// Records each room's newest id, and deletes messages beyond `keep`, so that later reads in the batch see both.
 fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
     for (_, ChangedRoom { room, last_id, deleted_id, stored }) in std::mem::take(rooms) {
         connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 pub const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 pub const SCHEMA_VERSION: u32 = 1;
 pub const DAMAGED: &str = "the file is damaged"; // error prefix that `wirechat history check` recognizes
-const LEGACY_FORMAT: u8 = 1; // write version in the header of a database without WAL
+const LEGACY_FORMAT: u8 = 1; // the write version in the file header if the database does not use a WAL
 
 pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -53,7 +53,7 @@ pub fn check_header(path: &Path) -> Result<(), String> {
     let number =
         |at: usize| header.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
     match (header.starts_with(b"SQLite format 3\0"), number(68), number(60)) {
-        // Reject a WAL that another copy of the file left: SQLite would apply the WAL, and so damage the file.
+        // Reject a WAL that another copy of this file left behind: SQLite would apply the WAL and damage the file.
         (true, Some(APPLICATION_ID), Some(SCHEMA_VERSION)) if header[18] == LEGACY_FORMAT && has_wal(path) => {
             Err(format!("{}-wal belongs to another copy of this file; remove it", path.display()))
         }

@@ -46,7 +46,7 @@ use bans::{BanList, StoreBan};
 use database::{Batch, Database, DatabaseOptions, Deletion, Operation, Outcome, StoredMessage};
 use writer::{MAX_IDLE, WriterThread};
 
-/// Executes database operations in the order of their submission.
+/// Executes database operations in submission order.
 pub trait Disk {
     fn submit(&mut self, operation: Operation);
     /// Returns the next batch of outcomes, or `None` if no batch is ready. After an `Err`, the disk is unusable.
@@ -55,12 +55,12 @@ pub trait Disk {
 
 #[derive(Debug, Clone, Copy)]
 pub struct LogLimits {
-    pub messages: usize, // maximum number of messages in a room's log; a client that resumes may receive more
+    pub messages: usize, // maximum number of messages in a room's log; a resuming client may get more, from the file
     pub backlog: usize,  // maximum total JSON size, in bytes, of the messages sent on a join or switch
     pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
 }
 
-/// The operator's bans that the file contains, each with its end time, and a function that submits changes.
+/// The operator's bans from the database file, each with its end time, and a function that stores changes to them.
 pub struct StoredBans {
     pub bans: BanList,
     pub submit: StoreBan,
@@ -80,7 +80,7 @@ pub struct SqliteBroker {
     has_failed: bool,
 }
 
-/// A room that has members, or that a queued event opens.
+/// An open room, or one whose `Opened` event is still queued.
 struct Room {
     name: Rc<str>,
     log: RoomLog, // only the room's newest messages; the database file may contain older ones
@@ -122,7 +122,7 @@ impl SqliteBroker {
         Ok((SqliteBroker::new(memory(random), Box::new(writer), &run, limits), bans))
     }
 
-    /// `decisions` is a broker that never waits and keeps no messages. `epoch` is the name of the current run.
+    /// `decisions` is a broker that returns events at once and keeps no messages. `epoch` is the current run's name.
     pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: LogLimits) -> SqliteBroker {
         SqliteBroker {
             decisions,
@@ -234,7 +234,7 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Drops deleted messages from the logs in memory, once all events before the deletions are released.
+    /// Drops deleted messages from the logs in memory, once all events before the deletion have left the queue.
     fn apply_deletions(&mut self) {
         let deletions = if self.outcomes.is_empty() { mem::take(&mut self.deletions) } else { Vec::new() };
         for deletion in deletions {
@@ -246,7 +246,7 @@ impl SqliteBroker {
         }
     }
 
-    /// Completes an event with the outcome of its database operation, and updates the event's rooms.
+    /// Returns the final form of a queued event, given the outcome of its database operation. Updates the rooms' state.
     fn release(&mut self, event: RoomEvent, outcome: Option<Outcome>, limit: usize) -> RoomEvent {
         match (event, outcome) {
             (RoomEvent::Published { room, client, mut message }, Some(Outcome::Stored(id))) => {
@@ -287,7 +287,7 @@ impl SqliteBroker {
             }
             (RoomEvent::History { client, mut page }, Some(Outcome::Messages { last_id, messages })) => {
                 let newest = messages.last().map_or(last_id, |newest| newest.id);
-                // Commands run only while half of the client's outbox is free, so a page may use only that half.
+                // Commands run only while half of the client's outbox is free, so a history page must fit in that half.
                 let log = self.log_of(newest, messages);
                 (page.messages, page.more) = log.page(page.before, limit, self.limits.backlog / 2);
                 RoomEvent::History { client, page }
@@ -522,7 +522,7 @@ mod tests {
         Request::Publish(stored(text, nonce).into())
     }
 
-    /// Formats each ready event as a short text, with the message id or the last id of the backlog, if any.
+    /// Formats each ready event. The result contains the event's message id, or the last id of its backlog, if any.
     fn events(broker: &mut SqliteBroker) -> Vec<String> {
         let name = |event| match event {
             RoomEvent::Opened { .. } => "opened".to_owned(),
@@ -570,7 +570,7 @@ mod tests {
             let sql = format!("PRAGMA max_page_count = {max}");
             disk.0.borrow().database.connection.query_row(&sql, [], |_| Ok(())).unwrap();
         };
-        set_pages("1"); // the database already has more than one page, so SQLite only stops it from growing
+        set_pages("1"); // simulates a full disk: SQLite keeps its existing pages, but cannot add any
         submit(&mut broker, 1, publish(&"long".repeat(3000), Some("n2")));
         submit(&mut broker, 1, publish("one again", Some("n1")));
         submit(&mut broker, 2, join(2));
@@ -671,7 +671,7 @@ mod tests {
     fn reads_are_bounded_and_stop_at_a_gap() {
         let connection = rusqlite::Connection::open_in_memory().unwrap();
         let mut database = Database::begin_run(connection, OPTIONS, "run", NOW).unwrap();
-        (1..=9).for_each(|_| _ = store(&mut database, &"x".repeat(880), None)); // about 1,000 bytes per message
+        (1..=9).for_each(|_| _ = store(&mut database, &"x".repeat(880), None)); // each message takes about 1,000 bytes
         assert_eq!(page(&mut database, u64::MAX, 100, 100_000).len(), 9);
         assert_eq!(page(&mut database, 6, 2, 100_000), [4, 5]);
         assert_eq!(page(&mut database, 6, 100, 2500), [3, 4, 5], "one message more than fits in 2,500 bytes");

@@ -9,7 +9,7 @@ use super::database::{Batch, MAX_BATCH_COST, Operation};
 use super::{Disk, bans::BanSubmitter};
 
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
-const BATCH_QUEUE_CAPACITY: usize = 1; // of executed batches; the thread waits while the queue is full
+const BATCH_QUEUE_CAPACITY: usize = 1; // the thread waits while this many executed batches are queued
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
 pub struct WriterThread {
@@ -41,7 +41,7 @@ impl WriterThread {
 
 impl Disk for WriterThread {
     fn submit(&mut self, operation: Operation) {
-        // Ignore a send error: it means that the thread has failed, and `next_batch` returns the thread's error.
+        // Ignore a send error. It means that the thread has failed, and `next_batch` returns the thread's error.
         if let Some(operations) = &self.operations {
             let _ = operations.send(operation);
         }
@@ -82,7 +82,7 @@ fn run(
         let has_failed = batch.is_err();
         if batch.as_ref().is_ok_and(|batch| batch.outcomes.is_empty() && batch.deletions.is_empty()) {
             if !waiting.is_empty() {
-                wake(); // the batch had only bans, and the operator waits for their results
+                wake(); // the batch contained only bans, whose results the operator waits for
             }
             continue;
         }
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(batch.deletions[0].id, 3, "batches without deletions do not wake the event loop");
     }
 
-    /// A ban has no outcome, but the operator waits for its result, so the thread must wake the event loop.
+    /// A ban adds no outcome to a batch. The thread must still wake the event loop: the operator waits for the result.
     #[test]
     fn a_batch_without_outcomes_wakes_the_event_loop() {
         let (wake, woken) = channel();

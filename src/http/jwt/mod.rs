@@ -28,7 +28,7 @@ const MAX_UNIX_TIME: f64 = 253_402_300_799.0; // the end of the year 9999, becau
 const MIN_SECRET_LEN: usize = 32; // in bytes; RFC 7518 §3.2: at least the size of the hash output
 const MIN_RSA_LEN: usize = 256; // in bytes; RFC 7518 §3.3: "2048 bits or larger"
 
-/// The keys of `--jwt-key`, in the order given, and the claims that a JWT must contain.
+/// The keys given with `--jwt-key`, in the order of the options, and the claims that a JWT must contain.
 #[derive(Debug, Default)]
 pub struct JwtKeys {
     keys: Vec<Key>,
@@ -39,7 +39,7 @@ pub struct JwtKeys {
 
 #[derive(Clone)]
 struct Key {
-    id: CredentialId, // counts down from the maximum, to differ from an access token's id, which is a hash
+    id: CredentialId, // counts down from the maximum: unlikely to equal an access token's id, which is a hash
     algorithm: Algorithm,
     key: DecodingKey,
     verifier: Rc<dyn JwtVerifier>,
@@ -51,14 +51,14 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Reads the files of `--jwt-key`. Returns the contents of each file, or an error, in the order of the options.
+/// Reads the files given with `--jwt-key`. Returns each file's contents or an error, in the order of the options.
 pub fn read_key_files(config: &Config) -> Vec<Result<Vec<u8>, String>> {
     let read = |path| std::fs::read(path).map_err(|error| format!("cannot read the file: {error}"));
     config.features.jwt_key.iter().map(read).collect()
 }
 
 impl JwtKeys {
-    /// Replaces the keys with those in `files`, the contents of the files of `--jwt-key`. If a file does not load, its
+    /// Replaces the keys with those in `files`, the contents of the `--jwt-key` files. If a file cannot be loaded, its
     /// old key stays. Returns the errors, and the changes for the log.
     pub fn load(&mut self, config: &Config, files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
         (self.iss, self.aud) = (config.features.jwt_issuer.clone(), config.features.jwt_aud.clone());

@@ -12,7 +12,7 @@ const EXPIRY_WARNING_LEAD_TIME: Duration = Duration::from_secs(30); // time from
 pub struct Proof {
     pub credential: Option<CredentialId>,
     claims: Option<Rc<Claims>>,
-    is_warned: bool, // whether the server has sent the warning
+    is_warned: bool, // whether the server has sent the expiry warning
 }
 
 impl Proof {

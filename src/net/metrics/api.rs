@@ -25,8 +25,8 @@ use crate::{config::Config, http::format_response, net::listener::Listener, net:
 
 const REASON: &str = "removed by the operator";
 const MAX_BAN_SECONDS: u64 = 100 * 366 * 24 * 60 * 60; // 100 years
-const STORAGE_STALL_TIMEOUT: Duration = Duration::from_secs(5); // time without progress
-// `/ready` fails for this long after a listener logged a failed accept. While accepts keep failing, a listener logs one
+const STORAGE_STALL_TIMEOUT: Duration = Duration::from_secs(5); // `/ready` fails after this long without progress
+// `/ready` fails for this long after a listener logs a failed accept. While accepts keep failing, a listener logs one
 // failure per second, so `/ready` keeps failing too.
 const ACCEPT_FAILURE_WINDOW: Duration = Duration::from_secs(2);
 const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far above the tokens of connections, which count up from 1
@@ -52,11 +52,11 @@ pub struct AdminApi {
     max_text: usize,
     pub turn_durations: Durations,
     pub storage: StorageMonitor,
-    storing: HashMap<Token, (Receiver<bool>, Value)>, // pending ban changes: result of the write, response body
+    storing: HashMap<Token, (Receiver<bool>, Value)>, // per pending ban change: the write's result and response body
     next_announcement: Token,
 }
 
-/// Detects a stalled storage: messages are queued, their size does not shrink, and no client receives a message.
+/// Detects stalled storage: messages are queued, the queue does not shrink, and no client receives a message.
 #[derive(Debug, Default)]
 pub struct StorageMonitor {
     queued: usize,
@@ -93,7 +93,7 @@ impl StorageMonitor {
 
 impl AdminApi {
     pub fn new(config: &Config, address: SocketAddr) -> Result<AdminApi, String> {
-        // Against DNS rebinding, check `Host` as if clients connected to this address. Requests need no access token.
+        // To prevent DNS rebinding, check `Host` as if clients used this address. Requests need no access token.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (AccessControl::new(&config, None)?, config.max_text);
@@ -297,7 +297,7 @@ fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message,
     }
 }
 
-/// Parses the subject of a request. The query must contain exactly one of the two parameters in `names`.
+/// Parses the query's connection, username or address. Exactly one of the two parameters in `names` must be present.
 fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject, Rejection> {
     let values = names.map(|name| read_parameter(request.query, name).map(|value| (name, value)));
     let (name, value) = match values {
@@ -323,7 +323,7 @@ fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject,
 }
 
 impl Subject {
-    /// Closes all open connections of the subject, and returns their number.
+    /// Closes all of the subject's open connections, and returns how many there were.
     fn close(&self, server: &mut Server<Transport>) -> usize {
         let is_key = |username: &Rc<str>, key: &Rc<str>| names::username_key(username) == *key;
         let mut tokens: Vec<Token> = match self {
@@ -343,7 +343,7 @@ impl Subject {
             }
         };
         tokens.retain(|token| server.connections.table.get(token).is_some_and(Connection::is_open));
-        tokens.sort_unstable(); // the oldest connection first
+        tokens.sort_unstable(); // oldest connection first
         tokens.iter().for_each(|token| server.close(*token, CloseCode::POLICY_VIOLATION, REASON));
         tokens.len()
     }
@@ -408,7 +408,7 @@ fn list_bans(server: &mut Server<Transport>, now: SystemTime) -> Value {
     rows.into_iter().map(|(kind, subject, until)| json!({ kind: subject, "until": until })).collect()
 }
 
-/// A row of `/clients`. Serialized without a [`Value`], which would block the event loop five times as long.
+/// A row of `/clients`. Serializing rows through a [`Value`] would block the event loop for five times as long.
 #[derive(Serialize)]
 struct ListedClient<'a> {
     connection: usize,

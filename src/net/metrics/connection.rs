@@ -26,7 +26,7 @@ pub struct AdminConnection {
 enum Stage {
     Head(HeadReader),
     Body { head: Vec<u8>, body: Vec<u8>, length: usize },
-    Waiting(Token), // waits until the message or ban with this token is stored
+    Waiting(Token), // the response waits until the message or ban with this token is stored
     Sending { response: Vec<u8>, sent: usize },
     Draining, // discards input: a close with unread input sends a TCP reset, and the peer may lose the response
 }
@@ -49,7 +49,7 @@ impl AdminConnection {
         matches!(self.stage, Stage::Head(_) | Stage::Body { .. })
     }
 
-    /// Returns the token of the message or ban whose storage the response is waiting for, if any.
+    /// If the response is waiting until a message or ban is stored, returns the token of that message or ban.
     pub fn announcement(&self) -> Option<Token> {
         if let Stage::Waiting(token) = self.stage { Some(token) } else { None }
     }
@@ -60,7 +60,7 @@ impl AdminConnection {
 
     pub fn respond(&mut self, response: Vec<u8>, now: Duration) {
         self.stage = Stage::Sending { response, sent: 0 };
-        self.deadline = self.deadline.max(now + Duration::from_secs(1)); // give a late response time to reach the peer
+        self.deadline = self.deadline.max(now + Duration::from_secs(1)); // a late response needs time to arrive
     }
 
     /// Reads until the request is complete or the socket has no more input.

@@ -1,5 +1,5 @@
-//! The admin listener: a second port, for the operator only, in the poll loop of the chat clients (PROTOCOL.md,
-//! "Administration"). `connection` reads one HTTP request per connection, `api` responds to it, and `text` writes
+//! The admin listener: a second port, for the operator only (PROTOCOL.md, "Administration"). It shares the poll loop
+//! with the chat clients. `connection` reads one HTTP request per connection, `api` responds to it, and `text` writes
 //! the metrics.
 //!
 //! Everything is bounded: the number of connections, the size of a request, and the lifetime of a connection. A
@@ -24,8 +24,8 @@ use api::{AdminApi, Reply};
 use connection::{AdminConnection, Progress};
 
 pub const ADMIN_TOKEN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
-const MAX_CONNECTIONS: usize = 24; // enough for a few terminals, a monitoring system and a load balancer
-/// The number of file descriptors that the admin listener may use.
+const MAX_CONNECTIONS: usize = 24; // enough connections for a few terminals, a monitoring system and a load balancer
+/// The maximum number of the admin listener's file descriptors: one for itself, and one for each connection.
 pub const MAX_ADMIN_DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
 
 pub struct AdminListener {
@@ -53,7 +53,7 @@ impl AdminListener {
         Ok(Some(AdminListener { address, listener, registry, connections: Vec::new(), is_ready: false, api }))
     }
 
-    /// Records that the poll reported the listener or one of its connections, which all share one poll token.
+    /// Records a poll event of the admin listener or its connections. They share a token, so any of them may be ready.
     pub fn set_ready(&mut self) {
         self.listener.next_accept_at.get_or_insert_default();
         self.is_ready = true;
@@ -70,7 +70,7 @@ impl AdminListener {
         self.accept(now.monotonic);
         let is_waiting = |connection: &AdminConnection| connection.announcement().is_some();
         if self.connections.iter().any(is_waiting) {
-            server.apply_effects(); // collects replies from the broker, which may arrive in any turn
+            server.apply_effects(); // collects the broker's replies, which may arrive at any time
         } else if !self.is_ready && self.connections.iter().all(|connection| connection.deadline > now.monotonic) {
             return;
         }
@@ -85,8 +85,8 @@ impl AdminListener {
         }
     }
 
-    /// Records the duration of the turn. `started` is when the server started. `now` is how long after `started` the
-    /// turn began.
+    /// Records how long a turn of the event loop took. `started` is the start of the server, and `now` is the time from
+    /// `started` to the beginning of the turn.
     pub fn finish_turn(&mut self, server: &Server<Transport>, started: Instant, now: Duration) {
         self.api.turn_durations.add(started.elapsed().saturating_sub(now));
         self.api.storage.observe(server, now);
@@ -100,7 +100,7 @@ impl AdminListener {
             let accepted = self.listener.accept(now, listener::accept, |socket| is_ready(socket, PollFlags::IN));
             let Some((socket, Some(peer))) = accepted else { return };
             if self.connections.len() == MAX_CONNECTIONS {
-                // Drop the oldest connection without a complete request, so that silent peers cannot lock out others.
+                // Drop the oldest connection that has sent no complete request: silent peers must not lock out others.
                 let oldest = self.connections.iter().position(AdminConnection::is_reading);
                 oldest.into_iter().for_each(|oldest| drop(self.connections.remove(oldest)));
             }

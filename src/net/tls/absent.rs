@@ -1,4 +1,4 @@
-//! The transport of a build without the feature `tls`.
+//! The transport in a build without the `tls` feature: plain TCP.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ pub struct Acceptor;
 
 impl Acceptor {
     pub fn new(_: &Config) -> Result<Acceptor, String> {
-        Ok(Acceptor) // `Config::validate` has rejected the TLS options
+        Ok(Acceptor) // `Config::validate` has already rejected any TLS options
     }
 
     pub fn accept(&self, tcp: socket2::Socket, _: Option<SocketAddr>) -> io::Result<Transport> {

@@ -14,7 +14,7 @@ use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
 /// Time between two checks of the certificate's files. The server loads changed files only after two checks in a row
 /// find the same state, so a reload takes up to two intervals.
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(4);
-const MAX_PLAIN_PEERS: usize = 16; // exceeds the number of clients that all inspectors together may start at once
+const MAX_PLAIN_PEERS: usize = 16; // more than the number of test cases that the server runs at once
 
 /// Accepts TLS clients, or plain clients if there is no `--tls-cert`.
 pub struct Acceptor(Option<TlsAcceptor>);
@@ -22,8 +22,8 @@ pub struct Acceptor(Option<TlsAcceptor>);
 struct TlsAcceptor {
     files: Files,
     certificate: Certificate,
-    loaded: [FileStamp; 2], // the state of the files when the server last loaded them
-    seen: [FileStamp; 2],   // the state of the files at the last check
+    loaded: [FileStamp; 2], // the state of the certificate's files when the server last loaded them
+    seen: [FileStamp; 2],   // the state of the certificate's files at the last check
     next_check: Duration,   // monotonic time
     shared: Rc<SharedTlsState>,
     plain_peers: Rc<PlainPeers>,
@@ -113,7 +113,7 @@ impl PlainPeers {
     fn add(&self, address: SocketAddr) {
         let mut addresses = self.0.borrow_mut();
         let surplus = (addresses.len() + 1).saturating_sub(MAX_PLAIN_PEERS);
-        addresses.drain(..surplus); // drop the oldest: those clients never connected
+        addresses.drain(..surplus); // forget the oldest addresses: their clients never connected
         addresses.push(address);
     }
 

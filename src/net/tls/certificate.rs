@@ -13,7 +13,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{Error, InconsistentKeys, ServerConfig};
 
-/// The files that hold the certificate chain and its private key, both in PEM form.
+/// The PEM files of the certificate chain and of its private key.
 #[derive(Debug, Clone)]
 pub struct Files {
     pub certificate: PathBuf,
@@ -76,7 +76,7 @@ impl Files {
 
     fn read_key(&self) -> Result<PrivateKeyDer<'static>, String> {
         let pem = fs::read(&self.key).map_err(|error| self.key_error(&format!("cannot read the file: {error}")))?;
-        // The second marker belongs to OpenSSL's traditional key format (RFC 1421 §4.6.1.1).
+        // An encrypted key has the marker of PKCS #8 (RFC 7468 §11) or of OpenSSL's old format (RFC 1421 §4.6.1.1).
         let markers: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
         if markers.iter().any(|marker| memchr::memmem::find(&pem, marker).is_some()) {
             return Err(self.key_error("the key is encrypted; decrypt it with openssl pkey -in FILE -out NEW-FILE"));
@@ -106,10 +106,10 @@ fn new_settings(certified: CertifiedKey, provider: Arc<CryptoProvider>) -> Resul
     let resolver = Arc::new(SingleCertAndKey::from(certified));
     let mut settings = builder.with_no_client_auth().with_cert_resolver(resolver);
     settings.alpn_protocols = vec![b"http/1.1".to_vec()]; // WebSocket over HTTP/2 (RFC 8441) is not implemented
-    // Clients keep the session state in tickets, so the server stores none. A reload creates new ticket keys.
+    // Clients keep the TLS session state in tickets, so the server stores none. A reload creates new ticket keys.
     settings.ticketer = ring::Ticketer::new()?;
     settings.session_storage = Arc::new(NoServerSessionStorage {});
-    settings.send_tls13_tickets = 1; // a chat client opens one connection at a time, so one ticket suffices
+    settings.send_tls13_tickets = 1; // a chat client opens one connection at a time, so one session ticket suffices
     settings.max_early_data_size = 0; // an attacker can replay early data (RFC 8446 §8)
     Ok(settings)
 }

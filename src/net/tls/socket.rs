@@ -67,7 +67,7 @@ enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StreamState {
     Drained,  // the kernel's receive buffer is empty, so new bytes cause a readiness edge
-    Readable, // the kernel may hold more bytes
+    Readable, // the kernel's receive buffer may hold more bytes
     Ended,    // the peer has sent close_notify or FIN, and `read` has not reported the end yet
     Reported,
 }
@@ -210,7 +210,7 @@ impl TlsSocket {
         }
         let shared = Rc::clone(&self.shared);
         let mut scratch = shared.input.borrow_mut();
-        // Read only as much as fits into `buffer` after decryption, so that little plaintext stays in this socket.
+        // Read only as much as fits into `buffer` after decryption, so that `self.plaintext` stays small.
         let limit = buffer.len().saturating_sub(self.input.len()).clamp(MIN_READ_LEN, MAX_READ_LEN);
         let len = self.tcp.read(&mut scratch[..limit]);
         self.stream = match &len {
@@ -263,7 +263,7 @@ impl TlsSocket {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.output),
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(), // `output` already contains the bytes
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(), // `encode` has appended the data to `output`
                 Ok(ConnectionState::PeerClosed) => self.stream = StreamState::Ended,
                 Ok(_) => result = Some(Ok(copied)), // the session needs more input, or can encrypt output
                 Err(error) => result = Some(Err(format!("TLS: {error}"))),
@@ -282,8 +282,8 @@ impl TlsSocket {
             self.input = rest.to_vec();
         } else {
             self.mode = Mode::Failed;
-            // The session may have queued messages, and an alert that names the error. Call the session only while
-            // something is queued: after an error, rustls must not parse the same input again.
+            // The session may have queued messages and an alert that tells the client the error. Call the session only
+            // while it has something queued: after an error, rustls must not parse the same input again.
             while self.session.wants_write()
                 && let Ok(ConnectionState::EncodeTlsData(data)) = self.session.process_tls_records(rest).state
             {
@@ -323,7 +323,7 @@ impl TlsSocket {
         if written < total && written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
     }
 
-    /// Calls `encrypt` with a buffer for a record, and sends the bytes that `encrypt` has written there.
+    /// Calls `encrypt` with a buffer for a record and sends the bytes that `encrypt` has written there.
     fn encrypt(
         &mut self,
         mut encrypt: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,

@@ -120,7 +120,7 @@ fn wrong_role_hint(role: Role) -> &'static str {
     }
 }
 
-/// Says how many bytes follow the last frame. Returns `None` if that number is zero or unknown.
+/// Describes the bytes after the last frame. Returns `None` if their number is zero or unknown.
 fn describe_unread_bytes(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
     // If the tracer dropped records (`Missed`), the total length of the frames is unknown.
     let is_known = !records.iter().any(|record| matches!(record.kind, RecordKind::Missed(_)));

@@ -2,7 +2,7 @@
 //! The command reads bytes from its arguments or standard input, in any notation that [`notation`] recognizes.
 //!
 //! Some input is ambiguous: `10` can be an opcode, a section or a byte. [`topics`] picks the likeliest meaning, and
-//! the reply lists other meanings.
+//! the output also lists other meanings.
 
 pub mod frames;
 pub mod handshake;

@@ -1,6 +1,6 @@
 //! Answers questions about a `Sec-WebSocket-Key`, a close code (RFC 6455 §7.4 and the IANA registry), an opcode (§5.2),
-//! a section or a word. [`explain_topic`] also recognizes a question without its keyword, as in `explain ping` or
-//! `explain 1006`.
+//! a section or a word. Keywords are usually optional: [`explain_topic`] reads `explain 1006` like
+//! `explain close 1006`.
 
 use super::sections::{self, Section};
 use crate::inspect::AcceptSteps;
@@ -63,8 +63,8 @@ pub fn explain_topic(words: &[&str]) -> Result<Option<String>, String> {
     }
 }
 
-/// Explains a word or number without a keyword. If the input is ambiguous, the reply covers the likeliest meaning and
-/// lists other meanings.
+/// Explains a word or number given without a keyword such as `close`. If the input is ambiguous, the reply covers the
+/// likeliest meaning and lists other meanings.
 fn explain_word(word: &str) -> Result<Option<String>, String> {
     let with = |topic: Result<String, String>, others: &str| topic.map(|topic| Some(format!("{topic}\n{others}")));
     if opcode_by_name(word).is_some() {

@@ -75,9 +75,9 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // In a hex dump of one line, the offset could also be bytes, so mention `--as hex`. An offset is likelier:
-        // most offsets start with 00, and a frame that starts with the byte 00 is a continuation frame, which
-        // cannot start a message (§5.4).
+        // In a one-line hex dump, the offset could also be the first bytes, so mention `--as hex`. An offset is more
+        // likely: most offsets start with 00, and a frame that starts with the byte 00 is a continuation frame,
+        // which cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }

@@ -31,7 +31,7 @@ pub enum Notation {
     String,
     /// Base64, standard or URL-safe: gYU3+iE9f59NUVg=
     Base64,
-    /// The bytes themselves, not a text that describes them
+    /// No notation: the input consists of the bytes themselves
     Raw,
 }
 
@@ -214,8 +214,8 @@ fn read_percent_encoded(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| parse_hex_byte(pair).filter(|_| pair.len() == 2)).collect()
 }
 
-/// Whether text that is not hexadecimal is probably base64, not a word: it decodes, and has padding, `+`, `/`, or a
-/// mixture of upper case, lower case and digits.
+/// Whether text that is not hexadecimal is probably base64. The text must decode and, unlike a word, have padding,
+/// contain `+` or `/`, or mix upper case, lower case and digits.
 fn is_likely_base64(text: &str) -> bool {
     let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit);
@@ -471,7 +471,7 @@ mod tests {
 
     const HELLO: &[u8] = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
 
-    /// The frame `HELLO` in many notations, each with the expected `notation_name`.
+    /// The bytes of [`HELLO`] in many notations, each with the `notation_name` that `read` must return.
     const NOTATIONS: &[(&str, &str)] = &[
         ("81 85 37 fa 21 3d 7f 9f 4d 51 58", "hexadecimal digits"),
         ("818537fa213d7f9f4d5158", "hexadecimal digits"),

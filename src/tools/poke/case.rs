@@ -1,7 +1,7 @@
 //! A test case: what the client sends, what the server must send back, and the rule under test. Cases are constants;
 //! [`notation`] parses their bytes. A case checks statuses, replies, close codes and how the connection ends,
 //! never the text of a close reason, because the RFC leaves that text to the server. A case may also list other
-//! behaviour that an RFC permits, with the section that permits it.
+//! behavior that an RFC permits, with the section that permits it.
 
 use crate::tools::notation;
 use crate::ws::close::ProtocolError;
@@ -23,7 +23,7 @@ pub struct Case {
     pub allowed: &'static [(End, &'static str)],
     /// The section under test (of RFC 6455 unless the text names another RFC), and a summary of its rule.
     pub rule: (&'static str, &'static str),
-    /// The protocol error that wirechat must detect in the frames, if any.
+    /// The protocol error that wirechat must detect in the client's frames, if any.
     pub error: Option<ProtocolError>,
 }
 
@@ -44,14 +44,14 @@ pub enum Opening {
     Edited(&'static [Edit]),
     /// Like `Edited`. The edits offer permessage-deflate. The case applies only to a server that accepts the offer.
     Deflate(&'static [Edit]),
-    /// Like `Deflate`. The case applies only to a server that also permits the client's messages to refer to earlier
-    /// ones (context takeover).
+    /// Like `Deflate`. The case applies only to a server that also permits context takeover by the client: compressed
+    /// messages that refer to earlier ones (RFC 7692 §7.1.1.2).
     Takeover(&'static [Edit]),
     /// Skips the opening handshake: the client runs the first step of the case as soon as TCP connects.
     Skipped,
 }
 
-/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to the values of the request.
+/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to the request's values.
 #[derive(Debug, Clone, Copy)]
 pub enum Edit {
     RequestLine(&'static str),
@@ -84,7 +84,7 @@ pub enum Step {
     Frame(u8, &'static str),
     /// Sends a frame with the given first byte and a payload of the given number of letters.
     Letters(u8, usize),
-    /// Encodes the given steps the given number of times, and sends all the bytes in one write.
+    /// Repeats the given steps the given number of times, and sends all their bytes in one write.
     Repeat(usize, &'static [Step]),
     /// Waits until the server has sent the given number of messages and Pongs in total.
     Await(usize),
@@ -96,7 +96,7 @@ pub enum Step {
     Flood(u8, usize),
 }
 
-/// The client ends a flood after 96 MiB. The socket buffers cannot hold that many bytes, so a server that has accepted
+/// The client stops a flood after 96 MiB. The socket buffers cannot hold that many bytes, so a server that has accepted
 /// all of them applies no backpressure.
 pub const FLOOD_BYTES: u64 = 96 << 20;
 

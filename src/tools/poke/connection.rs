@@ -58,7 +58,7 @@ impl<'s> Connection<'s> {
         let mut written = 0;
         while written < bytes.len() {
             if self.ends_at.is_some_and(|end| end <= Instant::now()) {
-                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`, which would mean a stalled server
+                return (written, Err(ErrorKind::Other.into())); // `TimedOut` would mean that the server stalled
             }
             match self.stream.write(&bytes[written..]) {
                 Ok(len) => written += len,

@@ -1,8 +1,8 @@
-//! `wirechat poke` is a WebSocket test client: it runs a test [`case`] of the [`catalogue`] against a server and prints
-//! the exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
-//! [`play`] runs the steps, [`check`] compares the result with the case, and [`report`] prints the verdict. `poke` can
-//! test any ws:// server; without a URL, it tests wirechat on this machine, including wirechat's own rules. [`player`]
-//! runs the same cases for the inspector of the chat page.
+//! `wirechat poke` is a WebSocket test client. It runs a test [`case`] from the [`catalogue`] against a server, and
+//! prints the exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the
+//! socket, [`play`] runs the steps, [`check`] compares the result with the case, and [`report`] prints the verdict.
+//! `poke` can test any ws:// server. Without a URL, it tests the wirechat server on this machine, including wirechat's
+//! own rules. [`player`] runs the same cases for the inspector of the chat page.
 
 pub mod case;
 pub mod catalogue;
@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(value_name = "CASE")]
     case: String,
 
-    /// Test the server at this URL, such as ws://127.0.0.1:8080/path [default: wirechat on this machine, port 3000]
+    /// Test the server at this URL, such as ws://127.0.0.1:8080/path [default: wirechat on port 3000 of this machine]
     #[arg(value_name = "URL")]
     url: Option<String>,
 
@@ -56,7 +56,7 @@ pub struct Arguments {
     #[arg(long)]
     full: bool,
 
-    /// Pause this long between bytes that a test case sends slowly, and wherever else a test case pauses
+    /// Pause this long wherever a test case pauses, and between bytes that it sends one at a time
     #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = parse_delay)]
     delay: Duration,
 
@@ -184,7 +184,7 @@ fn find_case(name: &str) -> Result<&'static Case, String> {
     })
 }
 
-/// Whether the case name `other` contains a word of the case name `name`, ignoring plurals and words under 3 letters.
+/// Whether the case name `other` contains a word of `name`. Ignores a plural "s", and words of one or two letters.
 fn is_similar(name: &str, other: &str) -> bool {
     name.split('-').any(|word| word.len() > 2 && other.contains(word.trim_end_matches('s')))
 }

@@ -1,6 +1,6 @@
 //! Runs a test case: sends the request, performs the steps, and stores what the server sent in a [`Transcript`].
-//! [`super::check`] decides whether the result is right. The client never replies to the server's Pings: cases are
-//! usually too short to need a Pong, and a Pong sent in the middle of a split frame would corrupt that frame.
+//! [`super::check`] decides whether the result is right. The client never replies to the server's Pings: most test
+//! cases are too short to need a Pong, and a Pong between two parts of a frame would corrupt that frame.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -21,8 +21,8 @@ pub const PROBE_PAYLOAD: &[u8] = b"still there?";
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close. The timeout is short, because an unfinished server that never
-/// replies makes `poke all` wait in many test cases.
+/// Timeout for the reply to the final Ping or Close. The timeout is short, because `poke all` waits for it in many test
+/// cases if an unfinished server never replies.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A flood has stalled when the server accepts nothing for two seconds, or for `--timeout` if that is shorter.
 const STALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ pub struct Timing {
 
 #[derive(Debug)]
 pub struct Transcript {
-    /// Everything received before the final closing handshake, and any violation during that handshake.
+    /// Everything that the client received before the final closing handshake, and any violation during the handshake.
     pub inbox: Inbox,
     /// The state of TCP before the final closing handshake.
     pub tcp: TcpState,
@@ -82,19 +82,19 @@ pub fn play(
         let steps = if is_inapplicable { &[] } else { case.steps };
         steps.iter().for_each(|step| player.run_step(step));
     }
-    // If no response to the request arrived, `open` has already waited for the timeout: do not wait again.
+    // If the server sent no response, `open` has already waited for the whole timeout, so do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
     let is_probed = !is_silent && !is_inapplicable && player.wait_for_replies(case);
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
     let closing = player.try_closing_handshake(is_probed || is_inapplicable);
-    // `inbox` is a copy from before the closing handshake, so add any violation found later.
+    // `inbox` was cloned before the closing handshake. Add the violation, if any, that the handshake revealed.
     inbox.violation = player.connection.inbox.violation.take();
     player.connection.trace_end();
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
 }
 
-/// Says why a case does not apply to a server that has upgraded the connection; `None` if the case applies.
+/// Returns the reason why a test case does not apply to an upgraded connection; `None` if the case applies.
 pub fn why_inapplicable(case: &Case, inbox: &Inbox) -> Option<&'static str> {
     match (case.opening, inbox.deflate()) {
         _ if !inbox.is_upgraded() => None,
@@ -110,7 +110,7 @@ pub fn has_probe_pong(inbox: &Inbox) -> bool {
     inbox.received.iter().any(|incoming| matches!(incoming, IncomingPayload::Pong(payload) if payload == PROBE_PAYLOAD))
 }
 
-/// Whether `incoming` carries [`PROBE_PAYLOAD`]. A server without Ping support may echo the payload as a message.
+/// Whether `incoming` is a reply to the test Ping. A server without Ping support may echo the payload as a message.
 pub fn is_probe_reply(incoming: &IncomingPayload) -> bool {
     let (IncomingPayload::Pong(payload) | IncomingPayload::Text(payload) | IncomingPayload::Binary(payload)) = incoming;
     payload == PROBE_PAYLOAD
@@ -170,13 +170,13 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. If the connection should be open, or is open despite an expected rejection,
-    /// sends a Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`, even without a Pong.
+    /// Waits for the expected replies. If the upgraded connection should still be open, or the server should have
+    /// rejected the request, sends the test Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
         match self.flood {
-            // The flood stalled or reached its maximum: the result is known, so leave the echo unread.
+            // The flood stalled or reached its maximum, so the result is known: do not read the echoed bytes.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD_BYTES => false,
             // Send the test Ping even if the test case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {
@@ -211,9 +211,9 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Starts a closing handshake (§7.1.2) if the connection is open. `is_complete`: the client's last frame is known
-    /// to be complete, because the client sent the test Ping or ran no step. After an incomplete frame, the server
-    /// would read the Close as payload.
+    /// Starts a closing handshake (§7.1.2) if the connection is open. `is_complete`: the client's last frame was
+    /// complete, because it was the test Ping or because the client sent no frames. After an incomplete frame, the
+    /// server would read the Close as payload.
     fn try_closing_handshake(&mut self, is_complete: bool) -> Option<ClosingResult> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();

@@ -1,4 +1,4 @@
-//! Runs test cases for the inspector of the chat page, each on its own thread, against the server in this process.
+//! Runs test cases against the server in this process, for the chat page's inspector. Each case has its own thread.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::catch_unwind;
@@ -20,12 +20,12 @@ const TIMING: Timing = Timing {
     delay: Duration::from_millis(5),
     max_duration: Some(Duration::from_secs(10)),
 };
-// The targets of test cases. They need no access token: the server recognizes a test case by the client's address.
-// The query must not be empty, because the test case `long-target` appends to the query.
+// Request targets without an access token, because the server recognizes a test case by the client's address. Each
+// target has a query, because the test case `long-target` appends to the query.
 const ECHO_TARGET: &str = "/echo?from=poke";
 const CHAT_TARGET: &str = "/?username=poke&room=poke";
 
-/// Runs test cases from the server's own IP address, or from loopback if the server listens on all addresses.
+/// Runs test cases from the IP address that the server listens on, or from loopback if it listens on all addresses.
 #[derive(Debug)]
 pub struct LoopbackPlayer;
 
@@ -70,7 +70,7 @@ fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
 fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, String> {
     let connected = socket.connect_timeout(&server.into(), TIMING.timeout);
     connected.map_err(|error| format!("the server does not accept a connection: {error}"))?;
-    // Use localhost as the Host: wirechat accepts it, whatever the server's address and `--allow-host` are.
+    // Send `localhost` as the host: wirechat accepts it regardless of the server's address and `--allow-host`.
     let url = Url::parse(&format!("ws://localhost:{}/", server.port()))?;
     let url = url.with_target(if case.needs == Requirement::WirechatChat { CHAT_TARGET } else { ECHO_TARGET });
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});

@@ -12,9 +12,9 @@ use crate::inspect::text::Detail;
 use crate::inspect::{Record, RecordKind};
 use crate::tools::screen::{Screen, Tone, escape};
 
-/// `poke` prints at most this many records of an exchange as they happen.
+/// Maximum number of records from the start of an exchange that `poke` prints immediately.
 const MAX_FIRST_RECORDS: usize = 30;
-/// After the exchange, `poke` prints at most this many of the last records.
+/// Maximum number of records from the end of an exchange that `poke` prints afterwards.
 const MAX_LAST_RECORDS: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 
@@ -88,7 +88,7 @@ impl Report {
         Ok(unexpected == 0)
     }
 
-    /// Runs a test case and prints its verdict. Returns `false` if no other case can run: the server is silent or gone.
+    /// Runs a test case and prints its verdict. Returns `false` if the server is silent or down, to end the run.
     fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
         if !target.supports(case) {
             counts.skipped += 1;

@@ -1,5 +1,5 @@
-//! Replaces the module `codec` in a build without the feature `deflate`. Such a build never negotiates compression, but
-//! it may replay a recording with compressed messages. An attempt to inflate them is therefore an error, not a panic.
+//! Stands in for the module `codec` in builds without the feature `deflate`. Such builds never negotiate compression,
+//! but they may replay a recording with compressed messages. Inflating them must therefore return an error, not panic.
 
 use super::Step;
 

@@ -20,8 +20,8 @@ pub const DEFAULT_MIN_PAYLOAD_LEN: usize = 32; // in bytes; shorter messages sta
 pub enum Variant {
     #[default]
     Plain,
-    Shared, // a message may refer to earlier messages that all current members have received
-    Alone,  // a message refers to no other message, and only to its own last 512 bytes
+    Shared, // compressed; may refer to earlier messages that all current members have received
+    Alone,  // compressed; refers to no other message, and only to its own last 512 bytes
 }
 
 impl Variant {
@@ -46,8 +46,8 @@ pub enum Recipients {
 }
 
 impl Recipients {
-    /// `except` is the variant of the member that does not receive the message; `Plain` if the member is in another
-    /// group.
+    /// `except`: the compression [`Variant`] of the one member that does not receive the message (`Plain` if it is in
+    /// another group). `None`: all members receive the message.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,
@@ -62,8 +62,8 @@ impl Recipients {
 pub struct Deflater<K> {
     min: usize, // messages of fewer bytes stay uncompressed
     shared: Option<Compressor>,
-    continues: Option<K>, // the group whose next message continues the stream of `shared`
-    alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
+    continues: Option<K>, // the group whose next message `shared` can compress without a reset
+    alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one compressor per window size
     groups: HashMap<K, Group>,
     max_groups: usize, // above this number, `add_member` removes groups that no longer exist
     pub inflaters: InflaterPool,
@@ -72,7 +72,7 @@ pub struct Deflater<K> {
 #[derive(Debug, Default)]
 struct Group {
     tail: Vec<u8>, // the last bytes that all current `Shared` members have received in compressed messages
-    has: [bool; Variant::COUNT], // the members' variants; may still include the variant of a member that has left
+    has: [bool; Variant::COUNT], // variants that members receive; may include one that only a former member received
 }
 
 impl<K> Default for Deflater<K> {
@@ -87,7 +87,7 @@ impl<K> Deflater<K> {
         Deflater { min, shared: None, continues: None, alone: Default::default(), groups, max_groups: 16, inflaters }
     }
 
-    /// Returns the protocol of a new connection.
+    /// Returns the [`Protocol`] of a new connection, which uses the server's shared pool of inflaters.
     pub fn open(&self, limits: Limits) -> Protocol {
         let mut protocol = Protocol::new(limits);
         protocol.inflaters = self.inflaters.clone();
@@ -114,7 +114,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Sets the variants of each group's current members, and removes groups that no longer need compression.
+    /// Sets which variants the current members of each group receive. Removes groups that no longer need compression.
     pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
         for (group, has) in groups {
             let Some(members) = self.groups.get_mut(&group) else { continue };
@@ -126,8 +126,8 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Appends a message to the frames of each compressed variant that the group's members have. The caller has already
-    /// appended the message to the frames of the variant `Plain`, at `start`.
+    /// Appends a message to `frames`, once for each compressed [`Variant`] that the group's members receive. The caller
+    /// has already appended the uncompressed message, which begins at `start` in the frames of `Plain`.
     pub fn append(&mut self, group: K, recipients: Recipients, start: usize, frames: &mut [Vec<u8>; Variant::COUNT]) {
         let Some(Group { tail, has }) = self.groups.get_mut(&group) else { return };
         let [plain_frames, shared_frames, alone_frames] = frames;
@@ -162,7 +162,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Appends a message for one peer. The message refers to no other message.
+    /// Appends a message for one peer. A compressed message contains no references to earlier messages.
     pub fn append_alone(&mut self, agreement: Option<Agreement>, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
         let Some(agreement) = agreement.filter(|_| payload.len() >= self.min) else {
             return frame::append(out, opcode, payload);
@@ -278,7 +278,7 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
     }
 
-    /// Members of each variant join groups, leave them and switch between them at random.
+    /// Members that receive the different `Variant`s join, leave and switch groups at random.
     #[test]
     fn every_member_inflates_every_message() {
         let mut random = fastrand::Rng::with_seed(7);

@@ -7,9 +7,8 @@ use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
 use super::{MAX_WINDOW_BITS, SYNC_FLUSH_MARKER, Step};
 
-const PIECE_LEN: usize = 8 * 1024; // bytes of output per step; a bomb can exceed a limit by at most this much
-// zlib's default, 6, takes seven times as long: 5.9 µs instead of 0.8 for a chat message, which it compresses to 0.24 of
-// its size instead of 0.31.
+const PIECE_LEN: usize = 8 * 1024; // bytes of output per step; a zip bomb exceeds a limit by at most this much
+// Level 1 takes 0.8 µs to compress a chat message to 31% of its size. zlib's default, 6, takes 5.9 µs to reach 24%.
 const COMPRESSION_LEVEL: i32 = 1;
 
 /// Inflates one message at a time, in pieces of bounded length.
@@ -31,7 +30,7 @@ impl Default for Inflater {
 }
 
 impl Inflater {
-    pub const SIZE: usize = 64 * 1024; // in bytes; the window, the piece and the code tables, rounded up
+    pub const SIZE: usize = 64 * 1024; // memory in bytes: the window, the output buffer and the code tables, rounded up
 
     /// Starts a new stream, whose first block may refer to bytes at the end of `context`.
     pub fn reset(&mut self, context: &[u8]) {
@@ -41,7 +40,7 @@ impl Inflater {
         debug_assert!(set.is_ok());
     }
 
-    /// Inflates until a piece is full, `input` is empty or a final block ends. Advances `input` past the read bytes.
+    /// Inflates until a piece is full, `input` is empty or a final block ends. Advances `input` past the bytes read.
     pub fn step(&mut self, input: &mut &[u8]) -> Step<'_> {
         let (read, written) = (self.stream.total_in(), self.stream.total_out());
         let status = self.stream.decompress(input, &mut self.piece, InflateFlush::SyncFlush);
@@ -77,7 +76,7 @@ impl Compressor {
         let (mut out, mut input) = (Vec::new(), payload);
         loop {
             let (start, read, written) = (out.len(), self.0.total_in(), self.0.total_out());
-            let room = input.len() + input.len() / 8 + 64; // usually enough for all of the output
+            let room = input.len() + input.len() / 8 + 64; // usually enough for the whole compressed message
             out.resize(start + room, 0);
             let compressed = self.0.compress(input, &mut out[start..], DeflateFlush::SyncFlush);
             debug_assert!(compressed.is_ok());

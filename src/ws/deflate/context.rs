@@ -1,6 +1,6 @@
-//! Inflates messages that may refer to earlier ones (context takeover, RFC 7692 §7.2.3.2). The server forbids its
-//! clients to send such messages. Only the inspector and the tools need this module, because they inflate the messages
-//! of a server.
+//! Inflates messages that may refer to earlier ones (context takeover, RFC 7692 §7.2.3.2). The server does not allow
+//! clients to send such messages. Only the inspector and the tools need this module, because they inflate a server's
+//! messages.
 
 use super::inflating::{Cost, ends_message};
 use super::{Inflater, MAX_WINDOW_BITS, Step};
@@ -12,7 +12,7 @@ const WINDOW: usize = 1 << MAX_WINDOW_BITS;
 #[derive(Debug, Default)]
 pub struct ContextInflater {
     inflater: Inflater,
-    window: Vec<u8>, // ends with the last `WINDOW` bytes of the output
+    window: Vec<u8>, // the most recent output, at least the last `WINDOW` bytes
     is_final: bool,  // a final block has ended, so the next block starts a new stream
 }
 
@@ -39,7 +39,7 @@ impl ContextInflater {
         step
     }
 
-    /// Ends a message. Returns `false` if the message ended inside a block.
+    /// Handles the end of a message. Returns `false` if the message ended inside a block.
     pub fn end_message(&mut self) -> bool {
         if self.is_final {
             self.inflater.reset(&self.window);

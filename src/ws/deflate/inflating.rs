@@ -1,5 +1,5 @@
-//! RFC 7692 §7.2.2: inflates a message while its frames arrive. The output is counted and validated in pieces, so a
-//! message over the limit, or with an invalid character, fails the connection before the rest is inflated.
+//! Inflates a message while its frames arrive (RFC 7692 §7.2.2). Checks each piece of the output at once, so that a
+//! message over the limit, or with invalid UTF-8, fails the connection before the rest is inflated.
 
 use std::{cell::Cell, fmt, rc::Rc};
 
@@ -23,7 +23,7 @@ const FINAL_BLOCK_COST: usize = 1024;
 pub struct Cost(usize);
 
 impl Cost {
-    /// Adds a step that has read `read` bytes. Returns `false` if the cost is too high for `len` inflated bytes.
+    /// Adds the cost of `read` compressed bytes. Returns `false` if the total is too high for `len` inflated bytes.
     pub fn add(&mut self, read: usize, is_final: bool, len: usize) -> bool {
         self.0 += read + if is_final { FINAL_BLOCK_COST } else { 0 };
         self.0 <= len * MAX_EXPANSION + MAX_EXCESS
@@ -34,7 +34,7 @@ impl Cost {
 /// because each message starts a new stream (`client_no_context_takeover`). One idle inflater is usually enough,
 /// because most messages arrive with one read.
 #[derive(Clone, Default)]
-pub struct InflaterPool(Option<Rc<Cell<Option<Inflater>>>>); // `None`: keep no inflater
+pub struct InflaterPool(Option<Rc<Cell<Option<Inflater>>>>); // `None`: each message creates its own inflater
 
 impl InflaterPool {
     pub fn shared() -> InflaterPool {
@@ -63,7 +63,7 @@ impl fmt::Debug for InflaterPool {
 /// A compressed message that has not fully arrived.
 #[derive(Debug)]
 pub struct InflatingMessage {
-    inflater: Option<Inflater>, // `Some` until `drop` returns it to the pool
+    inflater: Option<Inflater>, // `Some` until `drop` returns the inflater to the pool
     pool: InflaterPool,
     output: Assembler,
     limit: usize,
@@ -71,7 +71,7 @@ pub struct InflatingMessage {
 }
 
 impl InflatingMessage {
-    /// Returns the number of inflated bytes so far, and the number of bytes of memory that the message uses.
+    /// Returns the number of inflated bytes so far, and the message's memory use in bytes.
     pub fn len_and_capacity(&self) -> (usize, usize) {
         let (len, capacity) = self.output.len_and_capacity();
         (len, capacity + Inflater::SIZE)
@@ -115,7 +115,7 @@ pub fn ends_message(inflater: &mut Inflater) -> bool {
     step.output.is_empty() && step.is_final && input.is_empty()
 }
 
-/// The last bytes of the output, which later blocks may refer to.
+/// Returns the end of the output so far, to which the blocks after a final block may refer.
 fn window(output: &Assembler) -> Vec<u8> {
     let last = |bytes: &[u8]| bytes[bytes.len().saturating_sub(1 << MAX_WINDOW_BITS)..].to_vec();
     match output {

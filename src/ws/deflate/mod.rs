@@ -24,11 +24,11 @@
 //!   alice: "four"   RSV1 = 1      three four   one two three four three four
 //! ```
 //!
-//! A tail has at most 2 KiB, and the server has one compressor for all tails. So a room costs at most 2 KiB per
-//! dialect, and a connection costs nothing. A client that declines context takeover, or wants a smaller window,
-//! receives a second variant of each message, which refers to no other message. In the other direction, the server
-//! forbids context takeover (`client_no_context_takeover`), so an inflater is needed only from a message's first byte
-//! to its last.
+//! A tail holds at most 2 KiB, and the server has one compressor for all tails. So a room needs at most 2 KiB for each
+//! dialect (JSON format) of its members, and a connection needs no compressor. A client that declines context takeover,
+//! or wants a smaller window, receives a second variant of each message, which refers to no other message. In the other
+//! direction, the server forbids context takeover (`client_no_context_takeover`), so a connection needs an inflater
+//! only while a compressed message arrives.
 
 #[cfg_attr(not(feature = "deflate"), path = "absent.rs")]
 mod codec;
@@ -49,19 +49,19 @@ const MAX_WINDOW_BITS: u8 = 15;
 /// RFC 7692 §7.2.1: the last four bytes of a flushed stream, which a sender removes from each message. They are the
 /// length fields of an empty stored block.
 pub const SYNC_FLUSH_MARKER: [u8; 4] = [0, 0, 0xff, 0xff];
-/// An empty stored block with BFINAL = 1.
+/// An empty stored block (RFC 1951 §3.2.4) with BFINAL = 1.
 const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 
 /// The result of one step of an [`Inflater`]: a piece of output, and the state of the stream after that piece.
 pub struct Step<'a> {
     pub output: &'a [u8],
-    pub needs_input: bool, // all of the input is read
+    pub needs_input: bool, // the step has read all of its input
     pub is_final: bool,    // a final block (BFINAL = 1) has ended
     pub is_broken: bool,   // the input does not inflate
 }
 
-/// Checks the first byte of a frame with a reserved bit. RFC 7692 §6 allows only RSV1, in the first frame of a message.
+/// Checks the first byte of a frame that sets a reserved bit. RFC 7692 §6 allows only RSV1, in a message's first frame.
 pub fn check_reserved_bits(first: u8) -> Result<(), ProtocolError> {
-    let starts_message = matches!(first & 0x0f, 1..8); // an unknown opcode is another error
+    let starts_message = matches!(first & 0x0f, 1..8); // `Opcode::from_bits` rejects the reserved opcodes 3 to 7
     MisplacedRsv1.err_unless(first & 0x30 == 0 && starts_message)
 }

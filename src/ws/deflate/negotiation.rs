@@ -7,7 +7,7 @@ use super::MAX_WINDOW_BITS;
 
 pub const EXTENSION_NAME: &str = "permessage-deflate";
 
-/// How the server may compress messages to one client. The client compresses each message on its own.
+/// The agreed parameters for messages to the client. Messages from the client always use `client_no_context_takeover`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
     pub no_context_takeover: bool,
@@ -37,9 +37,9 @@ impl Agreement {
             match (name, value.as_deref().map(parse_window_bits)) {
                 _ if names.contains(&name) => return None,
                 ("server_no_context_takeover", None) => agreement.no_context_takeover = true,
-                // The server cannot limit its window to 8 bits: zlib's windows have at least 9.
+                // A window of 8 bits is impossible: zlib supports only windows of 9 bits or more.
                 ("server_max_window_bits", Some(Some(bits @ 9..))) => agreement.window_bits = Some(bits),
-                // The server inflates every message on its own and with the largest window, whatever the client does.
+                // Accept but ignore both: the server inflates each message separately, with the largest window.
                 ("client_no_context_takeover" | "client_max_window_bits", None) => {}
                 ("client_max_window_bits", Some(Some(_))) => {}
                 _ => return None,

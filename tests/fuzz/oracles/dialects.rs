@@ -1,5 +1,5 @@
-//! Tests the three dialects. A parsed command must agree with `serde_json::Value` and the rules of PROTOCOL.md. A
-//! written event must equal the expected JSON.
+//! Checks the three dialects. A text must parse to the same command as in a second, simpler implementation of
+//! PROTOCOL.md, which uses `serde_json::Value`. A written event must equal the expected JSON.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -50,9 +50,9 @@ fn has_repeated_key(json: &str) -> bool {
     keys.is_ok_and(|keys| keys.0.iter().collect::<HashSet<_>>().len() < keys.0.len())
 }
 
-/// Returns `Ok(None)` if the oracle cannot decide: a `Value` rejects some invalid values that the dialect skips unread.
+/// Returns `Ok(None)` if `Value` and the dialect may differ: `Value` also decodes the fields that the dialect skips.
 fn parse(text: &str) -> Result<Option<Value>, ()> {
-    // serde_json uses keys with this prefix internally, so a `Value` does not treat them as ordinary keys.
+    // serde_json reserves keys with this prefix for itself, so a `Value` does not treat them as ordinary keys.
     if text.contains("$serde_json::private") {
         return Ok(None);
     }

@@ -14,8 +14,8 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::utf8::receive;
 
-/// Encodes the frames that `data` describes. A description is the frame's first byte, two bytes with the payload
-/// length, and the payload.
+/// Encodes the frames that `data` describes. For each frame, `data` contains the frame's first byte, the payload length
+/// in two bytes, and the payload.
 fn describe(mut data: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     while let &[first, high, low, ref rest @ ..] = data {
@@ -116,8 +116,7 @@ fn compare(stream: &[u8], limits: Limits) {
     match failure {
         None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
         Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
-        // tungstenite does not check the violated rule, or checks it later, so it may read more messages than
-        // `Protocol`.
+        // tungstenite detects other errors later or not at all, so it may read more messages than `Protocol`.
         _ => theirs.truncate(ours.len()),
     }
     assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");

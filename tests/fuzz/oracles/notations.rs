@@ -9,7 +9,7 @@ use wirechat::tools::explain::frames::explain;
 use wirechat::tools::notation::{self, Notation};
 use wirechat::ws::frame::Role;
 
-/// Maximum number of bytes that a hex dump with a `*` line decodes to: 1 MiB from the `*` line, plus one more line.
+/// Maximum decoded size of a hex dump with a `*` line, in bytes: 1 MiB up to the end of the repetition, plus 64.
 const MAX_DUMP: usize = (1 << 20) + 64;
 
 pub fn check(data: &[u8]) {
@@ -30,10 +30,10 @@ pub fn check(data: &[u8]) {
             }
             match notation::read(&text) {
                 Ok(reading) => {
-                    // `read` picks the wrong notation for three kinds of text, and names no alternative:
-                    // - bits, for hexadecimal digits that are all 0 or 1 and would set a reserved bit
-                    // - hexadecimal, for decimal numbers of two digits
-                    // - hexadecimal, for base64 that has only hexadecimal digits and hyphens, perhaps after 0x
+                    // In three cases, `read` guesses wrong without naming an alternative. It reads:
+                    // - hexadecimal as bits, if all digits are 0 or 1 and the first byte sets a reserved bit
+                    // - decimal as hexadecimal, if no number has more than two digits
+                    // - base64 as hexadecimal, if all characters after an optional 0x are hexadecimal digits or hyphens
                     let is_alike = match notation {
                         Some(Notation::Hex) => reading.notation_name == "bits" && data[0] & 0x70 != 0,
                         Some(Notation::Decimal) => data.iter().all(|byte| *byte < 100),
@@ -48,7 +48,7 @@ pub fn check(data: &[u8]) {
                     assert!(reading.bytes == data || is_ambiguous, "{notation:?}: {text:?} is read as {reading:?}");
                 }
                 // `read` may reject a single number, or base64 that looks like a word, without advice. Every other
-                // error must tell the user how to choose a notation.
+                // error must tell the user how to specify the notation.
                 Err(error) => {
                     let is_vague = data.len() == 1 || notation == Some(Notation::Base64);
                     let says_how = error.contains("--as ") || error.contains("use od");

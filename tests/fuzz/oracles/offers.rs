@@ -12,7 +12,7 @@ pub fn check(data: &[u8]) {
     if value.contains(|c: char| c.is_control() && c != '\t')
         || request.header_values("Sec-WebSocket-Extensions").count() != 1
     {
-        return; // the input is not a valid value of one header
+        return; // the input is not exactly one valid header value
     }
     let found = negotiate(&request);
     assert_eq!(found, expected(value), "{value:?}");
@@ -28,7 +28,7 @@ fn expected(value: &str) -> Option<Agreement> {
     if !is_extension_list(value) {
         return None;
     }
-    // A token contains no quote, backslash or white space. So removing these characters leaves the tokens unchanged.
+    // A token contains no quote, backslash or whitespace, so removing these characters does not change any token.
     let plain: String = value.chars().filter(|c| !matches!(c, '"' | '\\' | ' ' | '\t')).collect();
     plain.split(',').find_map(|offer| {
         let mut words: Vec<&str> = offer.split(';').collect();

@@ -41,8 +41,8 @@ fn write(recording: &Recording) -> String {
     std::iter::once(first).chain(lines).map(|line| line + "\n").collect()
 }
 
-/// Lets a client and a server send the input in turns. A replay must not depend on how a turn is split into reads or
-/// writes.
+/// A client and a server take turns sending parts of the input. A replay must not depend on how a turn is split into
+/// reads or writes.
 fn check_cuts(data: &[u8]) {
     let &[turns, read_cuts, ref bytes @ ..] = data else { return };
     let record = |read_cuts| {
@@ -95,8 +95,8 @@ fn are_same(one: &Record, other: &Record) -> bool {
     }
 }
 
-/// Returns the records of a replay, with empty `parts`. `parts` lists the reads and writes that carried a record's
-/// bytes, and these lists differ if the bytes are split differently.
+/// Returns the records of a replay, but clears `parts`, which lists the reads and writes that carried a record's bytes:
+/// these lists depend on how the bytes are split.
 fn replay(recording: &Recording) -> Vec<Record> {
     let mut records = Vec::new();
     recording.replay(|record| {

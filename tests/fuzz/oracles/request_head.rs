@@ -69,7 +69,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Returns the expected end of the head, or the expected status if the server rejects the head before parsing headers.
+/// Returns the offset that `read` must return, or the status if the server rejects the head before parsing headers.
 fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
     let accepted = &bytes[..bytes.len().min(max)];
     let (mut start, mut has_request_line) = (0, false);
@@ -110,7 +110,7 @@ fn check_request_line(line: &[u8]) -> Result<(), u16> {
     let parts: Vec<&[u8]> = line.splitn(3, |byte| *byte == b' ').collect();
     let &[method, target, version] = &parts[..] else { return Err(400) };
     let is_method = !method.is_empty() && method.iter().all(|byte| is_token(*byte));
-    // The server rejects a non-ASCII target itself if the target is UTF-8. `httparse` rejects other non-ASCII bytes.
+    // The server itself rejects a non-ASCII target that is valid UTF-8. `httparse` rejects other non-ASCII bytes.
     let is_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte < 0x7f);
     match version {
         b"HTTP/1.0" | b"HTTP/1.1" if is_method && is_target && !target.contains(&b'#') => Ok(()),

@@ -1,5 +1,5 @@
-//! Compares the server's parser of token files with a simpler parser. An error must not quote a token, and parsing the
-//! same file again must return the same token ids.
+//! Compares the server's token-file parser with a simpler parser. An error must not quote a token, and parsing the same
+//! file again must return the same token ids.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use wirechat::http::tokens::AccessTokens;
 
 const MAX_HEAD: usize = 100;
 
-/// The token in a line and the username after it, which may be empty. `None` if the line has no token.
+/// Returns a line's token and the username after it (possibly empty), or `None` if the line has no token.
 fn split(line: &str) -> Option<(&str, &str)> {
     let chars: Vec<(usize, char)> = line.char_indices().collect();
     let comment = (0..chars.len()).find(|&at| chars[at].1 == '#' && (at == 0 || chars[at - 1].1.is_whitespace()));
@@ -56,7 +56,7 @@ pub fn check(data: &[u8]) {
             Some(number) => {
                 let fixed = error.strip_prefix(&format!("line {number}: ")).expect("the number of the line");
                 let (token, username) = lines[number as usize - 1].expect("a token");
-                // An error may contain a short token, or a token inside a username, by coincidence.
+                // By coincidence, the error may contain a token that is short or is part of a username.
                 let quoted = fixed.contains(token) && token.len() > 12 && !username.contains(token);
                 assert!(!quoted || spellings.values().any(|name| name.contains(token)), "{fixed} quotes {token:?}");
             }

@@ -1,5 +1,5 @@
 //! Compares the server's UTF-8 validation of text messages and close reasons with `std::str::from_utf8`. The server
-//! must fail the connection at the first byte that makes a text invalid, before later bytes arrive (RFC 6455 §8.1).
+//! must fail the connection at the first byte that makes the text invalid, before later bytes arrive (RFC 6455 §8.1).
 
 use std::str::from_utf8;
 

@@ -28,13 +28,13 @@ use record::Record;
 use users::{Met, Privates, User};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Maximum number of turns at one instant of simulated time. More turns mean that an instance spins.
+/// Maximum number of turns at one instant of simulated time. More turns mean that an instance loops endlessly.
 const MAX_TURNS: usize = 20_000;
 const TRACE_LEN: usize = 60;
 const PREFIX: &str = "p";
 
 thread_local! {
-    /// The last events of the run. A thread-local variable survives a panic of a server.
+    /// The last events of the run, in a thread-local variable because that survives a panic in a server.
     static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
 }
 
@@ -50,9 +50,9 @@ pub struct Outcome {
 struct Instance {
     world: Option<World>,
     link: usize,
-    /// Until this time, the instance is suspended or not running.
+    /// The instance is suspended or not running until this time.
     until: Duration,
-    /// The time between a stop of the instance and its next start.
+    /// After a shutdown, how long the instance waits before it starts again.
     pause: Duration,
     /// The other instances may have declared this instance dead, so private messages to its clients may be lost.
     is_doubtful: bool,
@@ -70,7 +70,7 @@ struct Cluster<'a> {
     connections: u64,
     restarts_at: Option<(Duration, Data)>,
     full_until: Duration,
-    /// The messages of the last probe: for each message, the user, the number of the user's connection, and the text.
+    /// The messages sent by the last [`Step::Probe`]: the user, the number of the user's connection, and the text.
     probe: Vec<(usize, u64, String)>,
     hash: u64,
     turns: (Duration, usize),
@@ -78,8 +78,8 @@ struct Cluster<'a> {
     is_tracing: bool,
 }
 
-/// Runs the plan of a seed; for some seeds, runs the plan twice and compares the two runs. If a rule is broken,
-/// prints a report and returns `None`.
+/// Runs the plan that `seed` determines. For some seeds, runs the plan twice and compares the two runs. If a rule is
+/// broken, prints a report and returns `None`.
 pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     let plan = Plan::new(seed);
     let outcome = run_safely(&plan, false);
@@ -191,7 +191,7 @@ impl<'a> Cluster<'a> {
         self.record.violation.is_some()
     }
 
-    /// Starts an instance. Returns the index of its link to Redis, and its world.
+    /// Starts an instance. Returns the index of the instance's link to Redis, and the [`World`] that runs the server.
     fn start(&mut self) -> (usize, World) {
         let link = Network::add_link(&self.network);
         let at = link.at;
@@ -261,7 +261,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Ends the faults whose time is over, starts instances that were down, and connects users that are due.
+    /// Does what is due now: restarts Redis, lets a full Redis store data again, restarts instances, connects users.
     fn apply_times(&mut self) {
         let now = self.now;
         if let Some((at, data)) = self.restarts_at
@@ -320,7 +320,7 @@ impl<'a> Cluster<'a> {
         true
     }
 
-    /// Records the messages that Redis has appended to the rooms' logs. Fails if the server's script failed in Redis.
+    /// Records the messages that Redis has appended to the rooms' logs. Fails if the broker's Lua script failed.
     fn read_redis(&mut self) {
         let network = self.network.borrow();
         let appended = std::mem::take(&mut network.redis.store.borrow_mut().appended);
@@ -496,11 +496,11 @@ impl<'a> Cluster<'a> {
 
     // ---- The end ----
 
-    /// Runs on without faults, and checks that every message arrives, that all instances agree, and that Redis keeps
-    /// no data of the users.
+    /// Continues the run without new faults. Checks that every message arrives, that all instances agree, and that no
+    /// user data stays in Redis forever.
     fn finish(&mut self) {
         let start = self.now;
-        // Within the timeout, an instance notices a connection that a partition has broken.
+        // An instance notices within the timeout that a partition has broken its connection to Redis.
         self.run_until(start + self.plan.timeout + 2 * SECOND + 20 * self.plan.max_delay);
         for user in 0..self.users.len() {
             let is_joined = self.users[user].joined().is_some();
@@ -567,8 +567,8 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Checks the private messages that the server has acknowledged to their senders: each of them has reached its
-    /// recipient, if the recipient has stayed connected.
+    /// Checks that each private message that the server has acknowledged to the sender has reached the recipient, if
+    /// the recipient has stayed connected.
     fn check_privates(&mut self) {
         if self.record.has_lost_data || self.plan.max_inbox.is_some() {
             return;
@@ -577,15 +577,15 @@ impl<'a> Cluster<'a> {
             let to = self.users.iter().position(|user| user.name == private.to);
             let Some((at, conn)) = to.and_then(|at| Some((at, self.users[at].conn.as_ref()?))) else { continue };
             let stayed = conn.joined_at < private.sent_at && !self.instances[conn.instance].is_doubtful;
-            let speaks_events = self.users[at].dialect != Dialect::Rooms; // `rooms` users join without a name
+            let speaks_events = self.users[at].dialect != Dialect::Rooms; // in the `rooms` dialect, joins have no name
             if private.is_acknowledged && stayed && speaks_events && !private.received.contains_key(&at) {
                 self.record.fail(ACKNOWLEDGEMENT, format!("{text:?} has not reached {}", private.to));
             }
         }
     }
 
-    /// Checks that every key in Redis is of a kind that may stay. A room's keys must expire. If `is_end` is true, the
-    /// keys of the instances must be gone or expire.
+    /// Checks that Redis holds no unexpected keys, and that the keys of rooms have an expiry time. If `is_end` is true,
+    /// the keys of the instances must be gone or have an expiry time too.
     fn check_keys(&mut self, is_end: bool) {
         let network = self.network.borrow();
         let store = network.redis.store.borrow();

@@ -1,6 +1,6 @@
 //! Simulates the connections between the instances and Redis. Calls, replies and inbox entries arrive after a delay.
 //! A connection may break before or after Redis executes a call. Redis may execute a call even after the instance
-//! has given up the connection.
+//! has given up on the connection.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,16 +18,16 @@ use crate::redis::store::{Store, Value};
 const MAX_ENTRIES: usize = 256;
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400);
-const START: u64 = 2_000_000_000_000; // the clock of Redis at the start of a run, in milliseconds since 1970
+const START: u64 = 2_000_000_000_000; // Redis's clock at the start of a run, in milliseconds since 1970
 pub const NEVER: Duration = Duration::MAX;
 
 pub struct Network {
     pub now: Duration,
     pub redis: Redis,
     pub is_down: bool,
-    /// Redis executes no call until this time.
+    /// Redis executes no calls before this time.
     pub stalled_until: Duration,
-    /// Redis rejects all calls, because its memory is full.
+    /// Redis rejects all calls because its memory is full.
     pub is_full: bool,
     pub max_delay: Duration,
     pub timeout: Duration,
@@ -35,7 +35,7 @@ pub struct Network {
     process: u32,
     snapshot: Store,
     links: Vec<Wire>,
-    /// Calls on connections that instances have given up: time of execution, Redis process, arguments.
+    /// Calls that Redis may still execute although the connection is lost: time of execution, Redis process, arguments.
     late: Vec<(Duration, u32, Vec<String>)>,
     random: Rng,
     pub error: Option<String>,
@@ -52,11 +52,11 @@ struct Wire {
     backoff: Duration,
     read: Option<Read>,
     reader: Reader,
-    /// No byte passes between the instance and Redis until this time.
+    /// A network partition separates the instance from Redis until this time.
     cut_until: Duration,
     /// The instance does nothing until this time.
     suspended_until: Duration,
-    /// Inbox entries arrive no earlier than at this time.
+    /// No inbox entries arrive before this time.
     lags_until: Duration,
     is_dead: bool,
 }
@@ -101,7 +101,7 @@ pub enum Data {
     Nothing,
 }
 
-/// How a connection with a call in flight breaks.
+/// What happens to a call in flight when the connection breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
     BeforeTheCall,
@@ -144,7 +144,7 @@ impl Network {
         self.max_delay.mul_f64(self.random.f64())
     }
 
-    /// Returns the arrival time of data that is sent now on the link `at`, in either direction.
+    /// Returns the arrival time of data sent now on link `at`, in either direction.
     fn arrival(&mut self, at: usize) -> Duration {
         let delay = self.delay();
         self.now.max(self.links[at].cut_until) + delay
@@ -179,14 +179,13 @@ impl Network {
         }
     }
 
-    /// Removes an instance whose process has ended. Redis may execute the instance's last call later.
+    /// Removes an instance whose process has ended. Redis may still execute the instance's last call.
     pub fn forget(&mut self, at: usize) {
         self.break_calls(at, Break::Late);
         self.links[at] = Wire { is_dead: true, ..Wire::default() };
     }
 
-    /// Breaks the instance's connection for calls. `how` decides whether and when Redis executes a call that is on
-    /// its way.
+    /// Breaks the instance's connection for calls. `how` decides whether and when Redis executes a call in flight.
     pub fn break_calls(&mut self, at: usize, how: Break) {
         let delay = self.delay();
         if let Caller::Calling { process, call, .. } = &self.links[at].caller {
@@ -213,7 +212,7 @@ impl Network {
         self.snapshot = self.redis.store.borrow().clone();
     }
 
-    /// Ends the Redis process. An instance behind a partition notices the end only after the partition.
+    /// Kills the Redis process. An instance behind a partition does not notice until the partition ends.
     pub fn kill_redis(&mut self) {
         self.is_down = true;
         for at in 0..self.links.len() {
@@ -287,7 +286,7 @@ impl Network {
         late.chain(links).min().unwrap_or(NEVER)
     }
 
-    /// Whether an unread event wakes the event loop of the instance. A reply of only `done` does not wake the loop.
+    /// Whether an unread event wakes the instance's event loop. A reply that contains only the status `done` does not.
     pub fn has_events(&self, at: usize) -> bool {
         let says_nothing = |reply: &[String]| matches!(reply, [done] if done == DONE);
         let wakes = |event: &LinkEvent| !matches!(event, LinkEvent::Reply(Ok(reply)) if says_nothing(reply));
@@ -471,7 +470,7 @@ pub struct SimulatedLink {
 
 impl Link for SimulatedLink {
     fn call(&mut self, arguments: Vec<String>) {
-        // If a test panics, dropping the broker makes a last call, and the network may still be borrowed.
+        // When a test panics, the broker's `drop` makes a last call, possibly while the network is still borrowed.
         let Ok(mut network) = self.network.try_borrow_mut() else { return };
         let link = &mut network.links[self.at];
         if !matches!(link.caller, Caller::Waiting { .. } | Caller::Connecting { .. }) && !link.is_dead {

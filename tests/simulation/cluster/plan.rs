@@ -22,7 +22,7 @@ pub struct Plan {
     pub max_inbox: Option<usize>,
     pub users: Vec<Dialect>,
     pub steps: Vec<(Duration, Step)>,
-    /// All faults have ended by this time.
+    /// By this time, all steps have run and all faults have ended.
     pub end: Duration,
 }
 
@@ -46,10 +46,10 @@ pub enum Step {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
-    /// The instance is suspended for this time.
+    /// The instance is suspended for this long.
     Suspend(usize, Duration),
     Crash(usize, Duration),
-    /// The instance shuts down cleanly. A new instance starts after this time.
+    /// The instance shuts down cleanly. A new instance starts this much later.
     Stop(usize, Duration),
     Partition(usize, Duration),
     BreakCalls(usize, Break),
@@ -59,7 +59,7 @@ pub enum Fault {
     Fill(Duration),
     Snapshot,
     Restart(Duration, Data),
-    /// An operator erases the data of Redis. Redis keeps running, and its connections stay open.
+    /// An operator deletes all data in Redis (FLUSHALL). Redis keeps running, and its connections stay open.
     Flush,
 }
 

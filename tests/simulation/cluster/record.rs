@@ -12,19 +12,19 @@ pub type Seen = BTreeMap<u64, u64>;
 
 #[derive(Default)]
 pub struct Record {
-    /// All histories of each room; the last one is current. When Redis loses messages of a room, the messages that are
-    /// left become the new current history.
+    /// All histories of each room. The last one is current. When Redis loses messages of a room, the remaining
+    /// messages become the new current history.
     rooms: BTreeMap<String, Vec<Vec<Entry>>>,
     /// For each room and epoch, the messages in the backlogs that clients received.
     epochs: BTreeMap<(String, String), Seen>,
     /// Texts for which a client received `Message not stored`.
     pub rejected: BTreeSet<String>,
-    /// Texts that had no reply when the connection of their user ended. Redis may store these texts out of order,
-    /// because the user sends them again.
+    /// Texts that had no reply when their sender's connection ended. Redis may store these texts out of order,
+    /// because the sender sends them again.
     pub unordered: BTreeSet<String>,
     /// The texts of all messages that Redis has ever stored.
     published: BTreeSet<String>,
-    /// For each connection, the number in the text of the connection's newest stored message.
+    /// For each connection, the number in its newest stored message, whose text starts with `connection.number`.
     numbers: BTreeMap<String, u64>,
     pub violation: Option<Violation>,
     /// The number of messages that Redis keeps per room.
@@ -92,7 +92,7 @@ impl Record {
         }
     }
 
-    /// Records that Redis has lost data. In each room, `last_id(room)` is the id of the last message that is left.
+    /// Records that Redis has lost data. `last_id(room)` returns the id of the last message that remains in a room.
     pub fn rewind(&mut self, last_id: impl Fn(&str) -> u64) {
         self.has_lost_data = true;
         for (room, histories) in &mut self.rooms {

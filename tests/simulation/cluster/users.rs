@@ -24,13 +24,13 @@ pub struct User {
     pending: VecDeque<(String, String)>,
     /// Texts of the messages that the user has sent more than once.
     resent: Vec<String>,
-    /// When the user connects next; `None` while the user is connected or away.
+    /// When the user next connects; `None` while the user is connected, or offline with no plan to reconnect.
     pub connects_at: Option<Duration>,
     pub connections: u64,
-    /// Whether the server sent an error for every rejected message before it closed the last connection (with code
-    /// 1013).
+    /// Whether the server closed the last connection with 1013. Before such a Close, the server sends an error for each
+    /// rejected message.
     knows_rejections: bool,
-    /// Events and Close frames that the user has received, and that are not in the trace yet.
+    /// Events and Close frames that the user has received but that are not yet in the trace.
     pub lines: Vec<String>,
 }
 
@@ -49,9 +49,9 @@ pub struct Conn {
     seen: Seen,
     numbers: u64,
     members: BTreeMap<String, i64>,
-    /// Requests without a reply, oldest first: the new room for a room switch, `None` for a request for history.
+    /// Requests without a reply, oldest first: the target room of a switch, or `None` for a history request.
     queries: VecDeque<Option<String>>,
-    /// Target rooms of switches for which the server sent an error. Such a switch may still take effect.
+    /// Rooms to which the user's switch failed with an error. Such a switch may still take effect later.
     abandoned: Vec<String>,
     /// The user's room, as confirmed by the server.
     pub room: String,
@@ -64,7 +64,7 @@ pub struct Private {
     pub sent_at: Duration,
     pub is_acknowledged: bool,
     pub is_rejected: bool,
-    /// How many times each user has received the message, by the user's number.
+    /// Maps a user's number to how many times that user has received the message.
     pub received: BTreeMap<usize, u64>,
 }
 
@@ -338,7 +338,7 @@ impl User {
             _ if resumed => record.fail(RESUME, format!("{} did not ask to resume: {data}", self.name)),
             _ => {}
         }
-        // On every second connection, the user resends all pending messages before it checks which of them the
+        // On every second connection, the user resends all pending messages before checking which of them the
         // history acknowledges.
         let is_eager = self.connections.is_multiple_of(2);
         if is_eager {

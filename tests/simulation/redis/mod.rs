@@ -1,6 +1,6 @@
 //! A model of a Redis server: its data, and an interpreter that executes the broker's script unchanged. The test
 //! `redis_model` compares the model with a real Redis server.
-#![allow(dead_code)] // each test binary uses only a part of this module
+#![allow(dead_code)] // each test binary uses only part of this module
 
 pub mod store;
 

@@ -42,7 +42,7 @@ pub struct Store {
     pub now: u64,
     /// Lowers the limit in `XADD … MAXLEN ~`, so that a test can exceed the limit.
     pub max_stream: Option<usize>,
-    /// The entries that XADD has appended since the test last took them, each with the stream's key, the first part of
+    /// The entries that XADD has appended since the test last emptied this list: the stream's key, the first part of
     /// the entry's id, and the entry's fields.
     pub appended: Vec<(String, u64, Vec<String>)>,
 }
@@ -53,7 +53,7 @@ impl Value {
             Value::Hash(fields) => fields.is_empty(),
             Value::Set(members) => members.is_empty(),
             Value::Sorted(members) => members.is_empty(),
-            Value::Stream(_) => false, // Redis keeps an empty stream
+            Value::Stream(_) => false, // Redis keeps an empty stream, but deletes other empty values
         }
     }
 }
@@ -226,7 +226,7 @@ impl Store {
     fn ranked(&self, key: &str) -> std::result::Result<Vec<(String, f64)>, String> {
         let members = self.sorted(key)?.into_iter().flatten();
         let mut members: Vec<_> = members.map(|(member, score)| (member.clone(), *score)).collect();
-        members.sort_by(|a, b| a.1.total_cmp(&b.1)); // stable: equal scores keep the alphabetical order
+        members.sort_by(|a, b| a.1.total_cmp(&b.1)); // a stable sort: members with equal scores stay sorted by name
         Ok(members)
     }
 
@@ -315,7 +315,7 @@ fn previous((time, number): StreamId) -> Option<StreamId> {
     number.checked_sub(1).map(|number| (time, number)).or_else(|| Some((time.checked_sub(1)?, u64::MAX)))
 }
 
-/// Parses a stream id. If the id has only the first part, `number` becomes the second part.
+/// Parses the id of a Redis stream entry, such as `5-1`. `number` is the default for the second part.
 fn stream_id(id: &str, number: u64) -> std::result::Result<StreamId, String> {
     let error = |_| "Invalid stream ID specified as stream command argument".to_owned();
     match id.split_once('-') {

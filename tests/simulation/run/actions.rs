@@ -1,4 +1,4 @@
-//! Executes the actions of a script: clients connect, send, close and reset, and faults occur.
+//! Executes the actions of a script: client actions such as `Send` and `Reset`, and faults such as `StallStderr`.
 
 use super::*;
 
@@ -143,7 +143,7 @@ impl Run<'_> {
         format!("{head}Sec-WebSocket-Extensions: {offer}\r\n\r\n")
     }
 
-    /// Returns the actor's current connection, if the actor can still send on that connection.
+    /// Returns the current connection of `actor`, a simulated client, if the client can still send on it.
     pub(super) fn open_conn(&self, actor: usize) -> Option<usize> {
         let at = self.current[actor]?;
         let conn = &self.conns[at];
@@ -394,7 +394,7 @@ impl Run<'_> {
                 self.has_jumped = true;
                 self.count("a jump of the clock");
                 for at in &self.active {
-                    // After the jump, the idle timeout may expire before a queued Pong reaches the server.
+                    // After a clock jump, the idle timeout may expire before a queued Pong reaches the server.
                     let conn = &mut self.conns[*at];
                     conn.has_paused |= !conn.outgoing.is_empty();
                 }
@@ -417,8 +417,8 @@ impl Run<'_> {
         }
     }
 
-    /// Runs a random test case of `wirechat poke` on a new connection: sends the edited request of the case
-    /// (`BreakHead`), or a valid request and the frames of the case (`BreakRule`).
+    /// Runs a random test case of `wirechat poke` on a new connection. `BreakHead` sends a request with the
+    /// edits of the case. `BreakRule` sends a valid request, and then the frames of the case.
     pub(super) fn run_poke_case(&mut self, actor: usize, action: Action, random: &mut Rng) {
         let cases: Vec<_> = catalogue::all_cases().collect();
         let case = cases[random.usize(..cases.len())];
@@ -429,7 +429,7 @@ impl Run<'_> {
             "/echo?token=dev-token".to_owned()
         };
         let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
-        // The frames of a case about compression break its rules only after its offer.
+        // A case about compression needs the edits that offer permessage-deflate, even if only its frames break a rule.
         let edits = match (case.opening, action) {
             (Opening::Edited(_), Action::BreakHead) | (Opening::Deflate(_) | Opening::Takeover(_), _) => {
                 case.opening.edits()
@@ -438,7 +438,7 @@ impl Run<'_> {
         };
         let mut request = request::build_request(&url, KEY, edits);
         if action == Action::BreakHead && random.u8(..5) == 0 {
-            request.truncate(random.usize(1..request.len())); // the client never sends the rest
+            request.truncate(random.usize(1..request.len())); // the client never completes the request
         }
         let mut keys = random.clone();
         let bytes = case.bytes(&mut || keys.u32(..).to_le_bytes()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Checks the server and the clients after each turn, when all faults have stopped, and after all clients have left.
+//! The checks of a simulation run: after each turn, once all faults have stopped, and once all clients have left.
 
 use super::*;
 
@@ -18,7 +18,7 @@ impl Run<'_> {
         let mut model = self.model.borrow_mut();
         for at in &self.active {
             let conn = &self.conns[*at];
-            // Skip a reset connection: bytes lost in the reset would count as queued in the server.
+            // Skip a reset connection: bytes lost in the reset would count as bytes in the server's outbox.
             let is_checked = conn.is_polite && !conn.is_reset;
             if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
                 model.check_owed(token, conn.client.in_flight() + conn.input.len());

@@ -1,4 +1,4 @@
-//! Faults in runs with a history file: a full disk, a failing disk, and a server that crashes and restarts.
+//! Simulated faults for a server with a history file: a full disk, a failing disk, and a crash with a restart.
 
 use super::*;
 use crate::durable;

@@ -1,6 +1,6 @@
-//! Runs a script: the server, its sockets and its clients, in one thread and on a virtual clock. The clock moves only
-//! when neither the server nor a client has anything to do. After every turn, each client checks the received bytes
-//! against the model.
+//! Runs a script with the server, its sockets and its clients in one thread and on a virtual clock. The clock advances
+//! only while neither the server nor a client has anything to do. After every turn of the event loop, each client
+//! checks the bytes that it has received against the model.
 
 macro_rules! note {
     ($run:expr, $($arg:tt)*) => {
@@ -56,28 +56,28 @@ use receiving::parse_frame;
 /// Maximum number of turns at the same virtual time. More turns mean that the server runs in an endless loop.
 const MAX_TURNS: usize = 50_000;
 const TRACE_LEN: usize = 50;
-/// The username of rude clients, which may violate the protocol.
+/// The username of rude clients, which play the test cases of `wirechat poke` and so may violate the protocol.
 const RUDE: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// The last events of a traced run. A thread-local survives a panic of the server.
+    /// The last trace lines of a run. They are in a thread-local, not in [`Run`], to survive a panic of the server.
     static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// Removes and returns the last events of the most recent traced run.
+/// Removes and returns the last trace lines of the most recent traced run.
 pub fn last_trace() -> VecDeque<String> {
     TRACE.take()
 }
 
 pub struct Outcome {
     pub violation: Option<Violation>,
-    /// Number of actions executed, up to the violation if there is one.
+    /// Number of actions executed before the end of the script or the first violation.
     pub step: usize,
-    /// The last events in plain words, if the run was traced.
+    /// The last trace lines, which describe events in plain words. Empty if the run was not traced.
     pub trace: VecDeque<String>,
     pub hash: u64,
-    /// For each actor, a hash of the bytes that the actor's clients have received.
+    /// For each actor, a hash of what the actor has received on all of its connections.
     pub received: BTreeMap<usize, u64>,
     pub time: Duration,
     pub messages: u64,
@@ -92,8 +92,8 @@ enum Out {
 struct Conn {
     client: Client,
     actor: usize,
-    /// Seeds random choices for this connection. Combines the actor's index with the number of the actor's earlier
-    /// connections, so the value does not depend on the actions of other actors.
+    /// A seed for this connection's random choices, which combines the actor's index and the number of its earlier
+    /// connections. So the choices do not depend on the actions of other actors.
     number: u64,
     /// The dialect of a chat connection. `None`: a connection to `/echo`.
     dialect: Option<Dialect>,
@@ -104,7 +104,7 @@ struct Conn {
     outgoing: VecDeque<(Duration, Out)>,
     last_out: Duration,
     hash: u64,
-    /// A hash of the received frames, without everything that depends on rude clients (clients that play test cases).
+    /// A hash of the received frames, from which `without_rude_clients` has removed what depends on rude clients.
     polite_hash: u64,
     received_close: Option<(u16, String)>,
     sent_close: Option<u16>,
@@ -116,17 +116,17 @@ struct Conn {
     nonces: Vec<String>,
     /// Number of errors that the client has received.
     errors: usize,
-    /// Number of texts over `--max-text` that the server has not rejected yet.
+    /// Number of texts sent that exceed `--max-text` and for which no error has arrived yet.
     long_texts: usize,
-    /// Number of commands without a nonce for which no error has arrived. Each of them may cause an error.
+    /// How many errors without a nonce may still arrive: at most one for each command sent without a nonce.
     plain: usize,
     pings: usize,
     ping_frames: VecDeque<Vec<u8>>,
     sent: VecDeque<Rc<str>>,
     is_over: bool,
-    /// Whether the connection was made to an earlier run of the server.
+    /// Whether the client connected before the last restart of the server, which ended the connection.
     is_of_last_run: bool,
-    /// The `since` parameter, if the client asked to resume.
+    /// The `since` parameter of the client's request, if the client asked to resume.
     since: Option<u64>,
     /// Inflates received messages, if compression was negotiated.
     inflater: Option<Inflater>,
@@ -157,14 +157,14 @@ pub struct Run<'a> {
     random: Rng,
     conns: Vec<Conn>,
     by_token: HashMap<Token, usize>,
-    /// Indices into `conns` of the connections that are open or waiting to be accepted.
+    /// Indices into `conns`: the connections that are open or not yet accepted.
     active: Vec<usize>,
     current: Vec<Option<usize>>,
     knowledge: Vec<Knowledge>,
     release_at: Duration,
     accepts_at: Duration,
     stderr: Arc<Mutex<Stderr>>,
-    /// The time at which stderr accepts bytes again.
+    /// The virtual time at which a stalled stderr accepts bytes again.
     stderr_at: Duration,
     /// The server's log lines, if stderr is simulated.
     logged: Vec<String>,
@@ -207,7 +207,7 @@ impl<'a> Run<'a> {
         let model = Rc::new(RefCell::new(Model::new(script.rules())));
         let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
-            // In runs with a history file, the memory broker keeps no history: `start_on` sets these options to 0.
+            // If the SQLite broker keeps the history, `start_on` sets these options to 0 for the memory broker.
             if script.durable.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
                 continue;
             }
@@ -312,8 +312,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs turns until the virtual clock reaches `end`. No turn runs at `end` itself, because the next action happens
-    /// before that turn.
+    /// Runs turns of the event loop until the virtual clock reaches `end`. The turn at `end` itself does not run,
+    /// because the caller first executes the next action.
     fn run_until(&mut self, end: Duration) {
         while self.world.now() < end && !self.has_failed() && !self.world.is_stopped {
             if self.is_ready() {
@@ -334,7 +334,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the broker has events that the chat has not received.
+    /// Whether the broker still holds events back from the chat, or waits for the disk.
     fn has_pending_events(&self) -> bool {
         self.late.as_ref().is_some_and(Late::is_pending)
     }

@@ -33,9 +33,9 @@ pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>,
     Ok((bytes.len() >= len).then(|| Frame { first, payload: bytes[head..len].to_vec(), len }))
 }
 
-/// Removes everything from an event that depends on the presence of the rude client: its name and its count among
-/// the members, and the epoch and the session, which are random and change if the rude client draws random bytes.
-/// Returns `None` for the rude client's own join and leave events.
+/// Removes from an event everything that depends on whether the rude client takes part: its name, its share of the
+/// member count, and the epoch and session, which are random and change if the rude client draws random bytes. Returns
+/// `None` for the rude client's own join and leave events.
 fn without_rude_clients(text: &str) -> Option<String> {
     let Ok(mut json) = serde_json::from_str::<Value>(text) else { return Some(text.to_owned()) };
     let is_rude = |name: &Value| name == RUDE;
@@ -240,8 +240,8 @@ impl Run<'_> {
             let last_id = data["last_id"].as_u64().unwrap_or_default();
             let ids: Vec<u64> =
                 data["history"].as_array().into_iter().flatten().filter_map(|message| message["id"].as_u64()).collect();
-            // If the client has resumed, the history must begin with the message after the last one that the client
-            // knew.
+            // If the client has resumed, the history must begin right after the last message that the client already
+            // had.
             let next = ids.first().copied().unwrap_or(last_id + 1);
             let has_gap = is_resumed && Some(next) != since.map(|since| since + 1);
             known.last_id = last_id;
@@ -265,8 +265,8 @@ impl Run<'_> {
         self.knowledge[actor].unanswered.retain(|(sent, _)| sent != nonce);
     }
 
-    /// Checks a text that the model does not expect as a room event: a pong, or an error for a command of this
-    /// client.
+    /// Checks a text that is not one of the room events that the model expects. The text must be a pong, or an error
+    /// in reply to a command of this client.
     pub(super) fn read_reply(&mut self, at: usize, text: &str) {
         let (token, dialect) = (self.conns[at].token, self.conns[at].dialect);
         let json: Value = serde_json::from_str(text).unwrap_or_default();
@@ -349,8 +349,8 @@ impl Run<'_> {
             }
         };
         let is_replied = conn.sent_close == Some(close.0) && close.1.is_empty();
-        // Before the server replies to the client's Close, it must reply to every message, unless the broker may be
-        // late.
+        // The server must reply to every message before it replies to the client's Close, unless the broker delays
+        // events.
         let is_done = conn.nonces.is_empty() || script.delay.is_some() || script.is_crowd;
         if !is_right {
             let text = format!("{} receives the Close {close:?}", self.name(at));
@@ -368,8 +368,8 @@ impl Run<'_> {
             _ => "a Close by the server",
         };
         self.count(counter);
-        // Check the slow consumer's outbox only if the broker delays no events and the socket has no faults. A late
-        // join sends all held replies at once, and a faulty socket may accept the whole outbox before the Close.
+        // Check the size of a slow consumer's outbox only without broker delays and socket faults: a delayed join
+        // releases all held replies at once, and a faulty socket may accept the whole outbox before the Close.
         let is_exact = script.block == 0.0 && script.interrupt == 0.0 && script.delay.is_none();
         if close.1 == "too slow to read" && conn.is_polite && is_exact {
             let model = self.model.borrow();

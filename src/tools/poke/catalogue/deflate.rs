@@ -8,13 +8,13 @@ use crate::tools::poke::case::Step::{Await, Frame, Letters, Repeat};
 use crate::tools::poke::case::{Case, Edit, End, Opening, Reply, Requirement};
 use crate::ws::close::ProtocolError;
 
-/// The defaults of a case that needs compression and an echo.
+/// Default values of a test case that needs compression and an echo.
 const DEFLATE_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..ECHO_CASE };
 
-/// The defaults of a case whose client negotiates compression and then breaks a rule.
+/// Default values of a test case whose client negotiates compression and then breaks a rule.
 const BROKEN_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..FAILING_CASE };
 
-/// The defaults of a case whose message does not inflate.
+/// Default values of a test case whose client sends a message that does not inflate.
 const INVALID_CASE: Case = Case {
     end: End::Closes(&[1007]),
     allowed: &[DISCONNECT, ANY_CLOSE_CODE],
@@ -23,8 +23,8 @@ const INVALID_CASE: Case = Case {
     ..BROKEN_CASE
 };
 
-/// The defaults of a case with an offer that the server must decline. A server without compression passes such a case,
-/// because it declines every offer.
+/// Default values of a test case with an offer that the server must decline. A server without compression passes such
+/// a test case, because it declines every offer.
 const DECLINED_CASE: Case = Case { rule: DECLINE_RULE, ..DEFAULT_CASE };
 
 const OFFER: &[Edit] = &[Add("Sec-WebSocket-Extensions: permessage-deflate")];
@@ -32,7 +32,7 @@ const OFFER: &[Edit] = &[Add("Sec-WebSocket-Extensions: permessage-deflate")];
 const HELLO: &str = "f2 48 cd c9 c9 07 00";
 /// "Hello", compressed with a reference to a "Hello" just before it (RFC 7692 §7.2.3.2).
 const REFERENCE: &str = "f2 00 11 00 00";
-/// The letter `a` and the start of a reference to it. Each `BOMB` after `BOMB_START` inflates to another 2064 bytes.
+/// The start of a DEFLATE block that repeats `a`. Each `BOMB` appended to the block inflates to another 2064 bytes.
 const BOMB_START: &str = "4a 1c";
 const BOMB: &str = "05 a3 60 14 8c 82 51 30 0a 46 c1 28 18";
 

@@ -6,10 +6,10 @@ use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Opening, Reply, Requirement};
 use crate::ws::close::ProtocolError;
 
-/// The defaults of a test case with a request that the server should reject (§4.2.1).
+/// Default values for a test case whose request the server should reject (§4.2.1).
 const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
 
-/// The defaults of a test case with an unusual but valid request, which the server should accept.
+/// Default values for a test case whose request is unusual but valid, so that the server should accept it.
 const ACCEPTED_CASE: Case = Case { end: End::Open, ..DEFAULT_CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =

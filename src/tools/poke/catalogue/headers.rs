@@ -7,7 +7,7 @@ use crate::tools::poke::case::Edit::{
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Opening, Requirement};
 
-/// The defaults of a test case with an HTTP request that the server should reject.
+/// Defaults for a test case whose HTTP request the server should reject.
 const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =
@@ -149,7 +149,7 @@ pub(super) const CASES: &[Case] = &[
         name: "tls",
         summary: "The first bytes of wss:// on a port for ws://",
         // The start of a 200-byte TLS 1.0 handshake record (type 22): a ClientHello (type 1) of 196 bytes. Two
-        // CR LFs follow, because a server that reads whole lines waits for the end of a line.
+        // CR LFs follow, so that a server that reads line by line does not wait for more input.
         steps: &[Bytes("16 03 01 00 c8 01 00 00 c4 03 03"), Bytes("0d 0a 0d 0a")],
         ..NOT_HTTP_CASE
     },
