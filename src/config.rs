@@ -66,7 +66,7 @@ pub struct Config {
     /// Let each page inspect its own connection; on by default if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
-    /// Do not let pages inspect their connections
+    /// Do not let any web page inspect its own connection
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub no_inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
@@ -74,7 +74,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // counts bytes in recording files, which store each byte from the wire as two hex digits
+    pub record_limit: u64, // counts file bytes, not wire bytes: a recording stores each wire byte as two hex digits
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB
@@ -118,7 +118,7 @@ pub struct Config {
     /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
-    /// Limit the number of rooms opened by one user; no limit unless the server is public
+    /// Limit the number of rooms that one user may open; ignored if only this machine can reach the server
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms_per_user: usize, // one user must not use up `max_rooms` or evict the histories of all empty rooms
     /// List at most this many members to a client that joins
@@ -159,8 +159,8 @@ pub struct Config {
     pub drain_delay: Duration,
     /// After SIGTERM, spread the closing of connections evenly over this time
     #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = parse_seconds(0.0), help_heading = "Timeouts")]
-    pub drain: Duration, // clients that all reconnect at once could overload another server
-    /// Read options from this TOML file, such as max-text = 1000; the environment and the command line override it
+    pub drain: Duration, // if all clients reconnected at once, they could overload the server that they reconnect to
+    /// Read options, such as max-text = 1000, from this TOML file; the environment and the command line override it
     #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
@@ -181,7 +181,8 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // `--max-message` must fit one byte per character: JSON escapes take up to 12 bytes, but few clients send them.
+        // `--max-message` must have room for the longest text at one byte per character. An escaped character can take
+        // 12 bytes in JSON, but few clients escape characters, so this check does not demand room for escapes.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);

@@ -45,7 +45,7 @@ pub struct FeatureOptions {
     /// Compress messages for clients that offer permessage-deflate, as browsers do (feature deflate)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Compression")]
     pub deflate: bool, // off by default: compression costs CPU time, and lengths can reveal secrets (README.md)
-    /// Leave messages of fewer bytes than this uncompressed [default: 32]
+    /// Compress only messages of at least this many bytes [default: 32]
     #[arg(long, value_name = "BYTES", value_parser = parse_number(1, 1 << 30), help_heading = "Compression")]
     pub deflate_min: Option<usize>, // compression shrinks a shorter message by a few bytes at best
 }

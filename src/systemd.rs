@@ -16,7 +16,7 @@ pub fn take_sockets() -> Result<Vec<Socket>, String> {
     if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
         return Ok(Vec::new());
     }
-    let mut descriptors = ListenFd::from_env(); // also unsets the environment variables
+    let mut descriptors = ListenFd::from_env(); // reads and then unsets `LISTEN_PID` and `LISTEN_FDS`
     let mut sockets = Vec::new();
     for index in 0..descriptors.len() {
         let mut socket = descriptors.take_tcp_listener(index).ok().flatten().map(Socket::from);

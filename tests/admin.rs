@@ -283,7 +283,7 @@ fn rude_requests() {
         |(bytes, status)| {
             let mut client = host.connect();
             client.send(bytes);
-            // `read_response` fails on a TCP reset, which closing a socket with unread input would cause.
+            // If the server closed the socket before reading all input, a TCP reset would make `read_response` fail.
             assert_eq!(client.read_response().status, *status);
         },
     );

@@ -131,8 +131,8 @@ impl Harness {
     }
 }
 
-/// Returns a join request with credential 1. The last byte of the client's IP address is the length of the username, so
-/// clients whose usernames differ in length have different addresses.
+/// Returns a join request. Its credential is the same for every client. The last byte of the client's IP address is the
+/// length of the username, so clients whose usernames differ in length have different addresses.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
     let identity = Identity { credential: CredentialId::new(1), ..Identity::default() };
     let address = [192, 0, 2, username.len() as u8].into();
@@ -581,7 +581,8 @@ fn users_share_a_bucket_that_outlives_the_connection_except_on_a_local_server() 
         let reconnect = request(Dialect::Presence, "alice", "general");
         (0..9).for_each(|_| assert_eq!(harness.chat.check_join(&reconnect, NOW), Ok(()), "check_join takes no token"));
         let first = is_slowed(&mut harness, ALICE);
-        // A join takes a token from the user's bucket. On a local server, each connection has its own full bucket.
+        // A join takes a token from the user's rate-limit bucket. On a local server, which only this machine can reach,
+        // a join takes no token, and each new connection starts with a full bucket.
         assert_eq!(first, if is_local { [false, false, true] } else { [false, true, true] });
         let again = is_slowed(&mut harness, BOB);
         assert_eq!(again, if is_local { [false, false, true] } else { [true, true, true] });
@@ -910,7 +911,7 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
             transcripts.deliver(effect, &harness.chat);
         }
     }
-    // Compare only clients that stay: how many events a leaving client still receives depends on the delay.
+    // Compare only clients that stay: how many events a leaving client still receives depends on the broker's delay.
     transcripts.0.retain(|client, _| clients.contains(client));
     transcripts
 }

@@ -61,7 +61,7 @@ fn run(server: &Server, rows: &[Row]) {
     );
 }
 
-// ---------------------------------------------------------------------------------------- same result as the handshake
+// ------------------------------------------------------------------------- a check reports the result of the handshake
 
 #[test]
 fn a_check_has_the_status_and_the_body_of_the_handshake() {
@@ -165,7 +165,8 @@ fn a_check_counts_wrong_tokens() {
     (0..3).for_each(|_| assert_eq!(second.status(&handshake().target("/?token=wrong")), 401));
     assert_eq!(status(&second, "/?token=right"), 429, "wrong tokens in handshakes count as well");
     let third = server();
-    // The server checks the endpoint and the origin before the token, so wrong tokens in these requests do not count.
+    // These requests have an unknown endpoint or a forbidden origin. The server checks both before the token, so the
+    // wrong tokens do not count towards `--max-wrong-tokens`.
     (0..9).for_each(|_| assert_eq!(status(&third, "/nope?token=wrong"), 404));
     for _ in 0..9 {
         let foreign = check_request("/?token=wrong").add("Origin: https://evil.example");

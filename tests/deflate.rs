@@ -282,7 +282,8 @@ fn only_events_for_a_whole_room_are_compressed() {
     alice.send_compressed(0x81, br#"{"event":"typing"}"#);
     sees("bob", &mut bob, false, "typing");
     sees("dave", &mut dave, false, "typing");
-    // The second message repeats the nonce of the first, so the server sends it only to Alice, and uncompressed.
+    // The second message repeats the nonce of the first, so the server does not publish it. Instead, the server sends
+    // the first message to Alice again, uncompressed like every event for a single client.
     for expected in [true, false] {
         let message = json!({ "event": "message", "data": { "text": "with a nonce", "nonce": "n" } }).to_string();
         alice.send_compressed(0x81, message.as_bytes());
@@ -668,7 +669,8 @@ fn an_inspector_sees_inflated_text() {
             break;
         }
     }
-    // The inspector's command makes the server fragment a message. RSV1 must be set in the first fragment only.
+    // The inspector sends a command that makes the server fragment a message. Only the first fragment may have RSV1 set
+    // (RFC 7692 §6).
     inspector.raw.send_text(r#"{"do":"fragment"}"#);
     let mut firsts = Vec::new();
     while firsts.is_empty() {

@@ -266,15 +266,14 @@ fn presence_word_for_word() {
     pat.receives_nothing();
 }
 
-/// The server's reply to the text of a row.
+/// The reply that the server must send to the text in a test row.
 enum Reply {
     Silence,
-    /// An error with this text.
     Error(&'static str),
     AnError,
     /// An error whose text contains this word.
     ErrorAbout(&'static str),
-    /// A message to the room, with this username and this text.
+    /// A message to the room. The fields are the sender's username and the text.
     Message(String, String),
 }
 
@@ -764,7 +763,8 @@ fn unique_names_of_messages() {
     for dialect in [Events, Presence] {
         User::joins(&server, dialect, "Ron", "elsewhere").receives_close(1008, "username already in use");
     }
-    // ron may reuse the username that ron reserved. Once ron sends under another username, the first username is free.
+    // The client that reserved the username `ron` may send more messages under it. Once that client sends a message
+    // under another username, `ron` is free again.
     ron.sends_message("still me");
     ron.name = "ronald".to_owned();
     ron.sends_message("another");

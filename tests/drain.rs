@@ -56,8 +56,8 @@ fn play(world: &mut World, clients: &[Client]) -> Vec<usize> {
     closed.into_iter().map(|step| step.expect("every client receives a Close")).collect()
 }
 
-/// A drain spreads the closes evenly: in any second, the server closes at most 1.3 times as many connections as at a
-/// constant rate.
+/// A drain spreads the closes evenly over the `--drain` period. Within any second, the server closes at most 1.3 times
+/// the average number of connections per second.
 #[test]
 fn closes_are_spread_evenly() {
     for (count, span) in [(1000, 10), (300, 1), (30, 30)] {
@@ -93,8 +93,8 @@ fn the_quietest_connection_is_closed_first() {
     assert!(order.windows(2).all(|pair| (9..=11).contains(&(closed[pair[1]] - closed[pair[0]]))), "{closed:?}");
 }
 
-/// During a drain, the clients that are still connected receive each other's messages, and a `left` event for each
-/// client that the server has closed.
+/// During a drain, the clients that are still connected receive each other's messages. They also receive a `left` event
+/// for each client whose connection the server has closed.
 #[test]
 fn the_remaining_clients_keep_chatting() {
     let mut world = world(&["--drain", "4"]);
@@ -115,8 +115,8 @@ fn the_remaining_clients_keep_chatting() {
         assert_eq!(client.read_event("left")["username"], "user-0");
         assert_eq!(client.read_event("message")["text"], "still here");
     }
-    // If a message arrives in the turn of the event loop in which the server closes the client, the server sends
-    // the acknowledgement before the Close.
+    // If a message arrives in the same event-loop turn in which the server closes the sender's connection, the sender
+    // receives the acknowledgment of the message before the Close.
     let mut frames = Vec::new();
     for number in 0..20 {
         world.jump(STEP);
@@ -178,7 +178,7 @@ fn a_delay_without_a_drain() {
     assert!(world.is_stopped);
 }
 
-/// The server stops when its last client disconnects, even if the time of `--drain` is not over.
+/// The server stops when its last client disconnects, even if the `--drain` period has not elapsed.
 #[test]
 fn a_drain_without_clients_ends_at_once() {
     let mut world = world(&["--drain", "600"]);

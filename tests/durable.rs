@@ -311,7 +311,7 @@ fn restored_copies() {
             let seen = &all_seen[random.usize(..all_seen.len())];
             check_resume(&server, "restored", seen, &stored, &epochs);
         }
-        // eve sees all messages of the room, and learns the epoch of this server run from her `welcome`.
+        // Record eve as a client that has seen all stored messages and knows this run's epoch from her `welcome`.
         let (mut eve, welcome) = join(&server, "eve", "restored", "");
         let epoch = epoch(&welcome);
         all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
@@ -925,7 +925,7 @@ fn a_second_signal_while_the_disk_stalls() {
     assert!(rows.of_room("general").starts_with(&stored));
 }
 
-/// A second signal also ends the server after the event loop has ended, while the history thread is closing the file.
+/// A second SIGTERM ends the process even if the event loop has finished and the history thread is closing its file.
 #[test]
 fn a_second_signal_while_the_file_is_closed() {
     let directory = Directory::new("closing");
@@ -1005,7 +1005,8 @@ fn files_that_are_rejected() {
     );
 }
 
-/// Creates the database of another program. If `is_closed` is false, the database still has a WAL, as after a kill.
+/// Creates a SQLite database with a table that wirechat does not use, as another program would. If `is_closed` is
+/// false, a WAL remains beside the database, as if that program had been killed.
 fn foreign(file: &HistoryFile, pragma: &str, is_closed: bool) {
     let path = if is_closed { file.path.clone() } else { file.beside("-open") };
     let connection = Connection::open(&path).unwrap();
@@ -1033,8 +1034,8 @@ fn change_header(file: &HistoryFile, sql: &str) {
     file.execute("PRAGMA wal_checkpoint(TRUNCATE)");
 }
 
-/// Creates a history file with 400 messages, and overwrites bytes in its middle. If `is_closed` is false, the file
-/// also has a WAL with 5 more messages, because the server was killed.
+/// Creates a history file with 400 messages. If `is_closed` is false, publishes 5 more messages and kills the server,
+/// which leaves a WAL. Then overwrites 64 bytes in the middle of the history file.
 fn damage(file: &HistoryFile, is_closed: bool) {
     let mut server = file.start(&[]);
     publish(&mut join(&server, "eve", "general", "").0, 1..=400);

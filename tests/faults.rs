@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use support::users::events_path;
 use support::{Frame, Server, masked, require_tool, upgrade_request, wait_until, whole_frames};
 
-/// A debug build has fewer clients: it is about ten times slower, and `cargo test` runs other tests at the same
-/// time.
+/// The tests use fewer clients in a debug build, because a debug build is about ten times slower and `cargo test` runs
+/// other tests at the same time.
 const CLIENTS: usize = if cfg!(debug_assertions) { 100 } else { 1000 };
 const ROOM_SIZE: usize = 50;
 const CONNECTS: usize = 200;
@@ -93,7 +93,7 @@ impl<'s> Clients<'s> {
         clients
     }
 
-    /// Connects clients, and waits until each has received `welcome`. Clients that connect again resume.
+    /// Connects clients and waits until each has received `welcome`. Clients that reconnect resume their sessions.
     fn connect(&mut self, numbers: &[usize]) {
         for group in numbers.chunks(CONNECTS) {
             for number in group {
@@ -402,7 +402,7 @@ fn little_memory() {
     let mut clients = Clients::join(&server, CLIENTS / 10);
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
     let attackers = crowd.join(&server, (0..CLIENTS).map(|_| "/echo?token=dev-token".to_owned()));
-    // The header announces 1 MiB, more than an attacker sends, so the server must buffer the incomplete payload.
+    // The header announces 1 MiB, but each attacker sends 256 KiB, so the server must buffer the incomplete payload.
     let header = &masked(0x81, &vec![0; 1024 * 1024])[..14];
     attackers.clone().for_each(|id| crowd.send(id, header));
     let received: usize = crowd.members.iter().map(|member| member.received).sum();
@@ -453,7 +453,8 @@ fn a_suspended_server() {
     let server = start(&["--ping-interval", "0.5", "--idle-timeout", "2"]);
     let mut clients = Clients::join(&server, CLIENTS / 5);
     server.signal("STOP");
-    std::thread::sleep(Duration::from_secs(4)); // twice the idle timeout, but no client may time out
+    // Suspend the server for twice its idle timeout. The suspension must not cause its clients to time out.
+    std::thread::sleep(Duration::from_secs(4));
     server.signal("CONT");
     clients.talk(20);
     clients.settle();

@@ -51,7 +51,8 @@ fn the_reading_order_is_that_of_the_readme() {
     let is_step = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
     let steps = chapter(&tour, "Reading order").lines().filter(is_step);
     let modules: Vec<Vec<&str>> = steps.map(code_spans).collect();
-    // Skip the README's part three, on optional features: the tour cannot link to modules that a default build lacks.
+    // Skip part three of the README, which covers optional features. The tour in `src/lib.rs` cannot link to their
+    // modules, because a default build does not contain them.
     let rows = table_rows(chapter(README, "Read it").split("**Part three").next().expect("a part"));
     let in_tour = |module: &String| module != "maps"; // `maps` is too simple for the tour
     let files = rows.iter().map(|row| code_spans(row[1]).into_iter().map(module_of).filter(in_tour).collect());
@@ -59,7 +60,7 @@ fn the_reading_order_is_that_of_the_readme() {
     assert_eq!(modules, files, "left: the tour; right: the README");
 }
 
-/// The module path of a file in the README: `ws` for `ws/mod.rs`, `chat::dialect` for `chat/dialect.rs`.
+/// Converts a path in the README to a module path: `ws/mod.rs` to `ws`, `chat/dialect.rs` to `chat::dialect`.
 fn module_of(path: &str) -> String {
     if path == "main.rs" {
         return path.to_owned(); // the root of the binary crate has no module path
@@ -77,7 +78,8 @@ fn limits_of_the_protocol_page_are_those_of_the_configuration() {
     }
 }
 
-/// Checks that each exercise's functions and types are declared in the file that the exercise names after them.
+/// Checks that the functions and types in each exercise exist. An exercise lists their names before the file that must
+/// declare them, for example: "`parse` and `write` in `src/chat/dialect.rs`".
 #[test]
 fn exercises_name_code_that_exists() {
     let (tour, sources) = (tour(), [read_all("src"), read_all("tests")].concat());

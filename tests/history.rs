@@ -137,8 +137,8 @@ fn errors_name_the_field() {
     eve.receives_nothing();
 }
 
-/// The server executes commands in order, even if all commands arrive in one read. Each page comes from the room that
-/// the client is in at that point.
+/// The server executes commands in order, even if all of them arrive in one read. A history page comes from the room
+/// that the client is in when the server executes the `history` command.
 #[test]
 fn pages_keep_the_order_of_the_commands() {
     let (server, mut eve) = room_with(2, &[]);

@@ -499,8 +499,8 @@ fn bad_utf8_rows() -> Vec<Row> {
         let text = hex(text);
         let (first, last) = text.split_at(text.len() / 2);
         let halves = [masked(0x01, first), masked(0x80, last)].concat();
-        // The server may fail the connection after the first fragment. The client sends the second fragment anyway,
-        // so no bytes are missing from the last frame.
+        // The server may fail the connection after the first fragment, but the client sends both fragments in full. So
+        // no bytes are missing from the client's last frame: the number in `End::Fails` is 0.
         rows.push(row(id, ECHO, masked(0x81, &text), [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, in two fragments"), ECHO, halves, [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, on the chat"), CHAT, masked(0x81, &text), [], End::Fails(UTF8, 0)));
@@ -605,8 +605,8 @@ fn a_broken_frame_after_the_head() {
     server.finish(&[]);
 }
 
-/// Sends a frame in two parts, cut after each byte of its 14-byte header. The server must send nothing until the
-/// second part arrives.
+/// Splits a frame after each byte of its 14-byte header in turn, and sends the two parts separately. The server must
+/// send nothing until the second part arrives.
 #[test]
 fn a_header_in_two_parts() {
     let mut server = Watched::start(&[]);

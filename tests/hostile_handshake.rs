@@ -28,7 +28,7 @@ fn row(id: &'static str, request: impl Into<Vec<u8>>, expected: Expected) -> Row
 }
 
 struct Expected {
-    /// The statuses that the response may have.
+    /// Any one of these statuses passes, because the RFCs sometimes permit several.
     statuses: Vec<u16>,
     /// Names and values of headers that the response must have.
     with: Vec<(&'static str, &'static str)>,
@@ -41,7 +41,6 @@ enum Body {
     /// A text/plain body that contains all of these words.
     Contains(Vec<&'static str>),
     Is(&'static str),
-    /// The contents of `client.html`.
     Page,
     JsonObject,
     Nothing,
@@ -146,7 +145,8 @@ impl Expected {
     }
 }
 
-/// Sends the request of a row, and checks the whole response.
+/// Sends the request from one row of a test table, and checks the whole response. Then checks that other clients can
+/// still chat.
 fn play(server: &mut Watched, row: &Row, cut: Cut) {
     let mut client = server.connect();
     server.send(&mut client, &row.request, cut);
@@ -192,7 +192,8 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
     Some(row(case.name, request::build_request(url, KEY, edits), expected))
 }
 
-/// Returns the top-level section, such as `§4` for `§4.2.1`, because the body may cite another part of that section.
+/// Shortens a section number to its top level: `§4.2.1` becomes `§4`. The server's rejection may cite a different
+/// subsection of that section than the test case does.
 fn chapter(section: &'static str) -> &'static str {
     section.split('.').next().unwrap_or(section)
 }
@@ -608,7 +609,7 @@ fn the_first_broken_rule_decides() {
 /// The server checks `--max-connections` last, in step 11 of the table in `src/chat/PROTOCOL.md`.
 #[test]
 fn full_is_checked_last() {
-    // `Watched` opens three connections, so the server accepts no others.
+    // `Watched` itself opens three connections. With `--max-connections 3`, the server is then full.
     let full = || rejects(&[503], &[]);
     let server = Watched::start(&["--max-connections", "3"]);
     let rows = [
@@ -696,7 +697,7 @@ fn origins() {
     run(Watched::start(&["--allow-origin", "*"]), &any);
 }
 
-/// Rows for the header `Origin`, on a loopback listener that requires a token.
+/// Test table for the `Origin` header. The server listens on a loopback address and requires a token.
 #[rustfmt::skip]
 fn origin_rows() -> Vec<Row> {
     let origin = |origin: &str| handshake().set("Host: localhost:3000").add(format!("Origin: {origin}"));

@@ -212,7 +212,7 @@ fn rejected_connections_do_not_count() {
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 101);
 }
 
-/// `--max-per-address` counts a proxied connection for the address in `X-Forwarded-For`, not for the proxy's address.
+/// `--max-per-address` counts a proxied connection against the address in `X-Forwarded-For`, not the proxy's address.
 #[test]
 fn connections_through_a_proxy() {
     let server = proxied(&["--open", "--rate-limit", "0", "--max-per-address", "2", "--connect-rate", "0"]);
@@ -734,7 +734,8 @@ fn headers_of_a_proxy_that_is_not_trusted() {
     assert_eq!(server.log().matches("JOIN room=general user=ann connection=").count(), 3);
     assert_eq!((server.log().matches("address=127.0.0.1").count(), warned(&server)), (6, 1), "{}", server.log());
     assert!(!server.log().contains("192.0.2.7"), "{}", server.log());
-    // With any `--trusted-proxy`, the server suggests no other, because the operator has already listed all proxies.
+    // If at least one `--trusted-proxy` is set, the server does not log a suggestion to add another: it assumes that
+    // the operator has already listed all proxies.
     let server = Server::start(&[&UNLIMITED[..], &["--open", "--trusted-proxy", "10.0.0.0/8"]].concat());
     forwarded_join(&server);
     server.wait_for_log("LEAVE");

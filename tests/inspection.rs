@@ -38,7 +38,8 @@ fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     }
 }
 
-/// Reads records up to the first frame sent by `from` (`client` or `server`) with opcode `name`. Returns its record.
+/// Reads records until it finds a frame that `from` (`client` or `server`) sent with the opcode `name`. Returns the
+/// record of that frame.
 fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     loop {
         let frame = read_record(inspector, "frame");
@@ -314,7 +315,8 @@ fn an_inspector_that_never_reads() {
             assert_eq!(alice.read_event("message")["text"].as_str().unwrap().len(), 400, "round {round}");
         }
     }
-    // The server reports the missed records only before its next record, so send Pings to cause more records.
+    // The server reports the number of dropped records only when it sends the next record. Send Pings to create more
+    // records, until every frame is either shown or reported as dropped.
     let (sent, mut shown, mut missed) = (2 * 20 * ROUNDS as u64, 0, 0);
     while shown + missed < sent {
         alice.send(&masked(0x89, b""));

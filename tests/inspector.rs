@@ -1,5 +1,5 @@
-//! Tests the page's inspector, which shows the traffic of the page's own connection. A hook in the page records every
-//! text that the page sends, and the tests compare the displayed bytes with these texts.
+//! Tests the web page's inspector, which shows the traffic of the page's own connection. A hook in the page records
+//! every message that the page sends, and the tests compare the displayed bytes with these messages.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::result_large_err)]
 
@@ -231,7 +231,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
-/// The inspector only counts frames from before it opens: here the `welcome` event and the frames of two messages.
+/// The inspector counts the frames from before it opened but does not show them. Later frames continue the numbering.
 #[test]
 fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     let browser = browser!();
@@ -363,7 +363,8 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    alice.press_button("Ask for a PING"); // commands run in order: the PING shows that fragmentation is on
+    // The server runs commands in order, so its PING shows that it has already turned fragmentation on.
+    alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -401,7 +402,7 @@ fn a_ping_and_its_pong_are_frames_too() {
     assert!(detail(&alice).contains("§5.5.3"));
 }
 
-// ---- The list ----
+// ---- The inspector's list of records: pausing, filtering, searching and maximum length ----
 
 #[test]
 fn the_list_can_be_paused_filtered_and_searched() {
@@ -459,7 +460,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     wait_for_log(&alice, "the chat goes on");
 }
 
-// ---- The excerpts in the list, and the figure of a frame ----
+// ---- Message excerpts in the list of records, notes on the handshake, and the frame diagram ----
 
 #[test]
 fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
@@ -596,7 +597,8 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.click(&show_frame("from bob"));
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
     alice.wait_for(&format!("document.activeElement === {DETAIL}"));
-    // The button on the user's own message selects the frame that the page sent, even if the filter hides that frame.
+    // “Show its frame” on alice's own message selects the frame that she sent, and clears the filter if it hides that
+    // frame.
     alice.eval("__field('Filter').value = 'control', __field('Filter').dispatchEvent(new Event('change'))");
     alice.eval(&format!("{}.focus()", show_frame("from alice")));
     assert_eq!(alice.text("getComputedStyle(document.activeElement).opacity"), "1");
@@ -741,8 +743,8 @@ const REQUEST: &str = "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websock
 const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The reason in the server's Close after an unmasked frame. `wirechat replay` reports the frame as an error only if
-/// the Close has this reason: with another reason, the server closed the connection for another cause.
+/// The close reason that the server sends after an unmasked frame. `wirechat replay` reports the unmasked frame as an
+/// error only if the Close has this reason. With any other reason, something else made the server close the connection.
 const REASON: &str = "client frames must be masked (RFC 6455 §5.1)";
 
 /// A scripted server: the server's ends of the page's chat and inspector connections, controlled by the test.
@@ -799,8 +801,8 @@ impl Script {
         self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
     }
 
-    /// Sends the record of an unmasked frame. In each direction, read or write 1 carried the HTTP head, so frame n is
-    /// in read or write n + 1.
+    /// Sends the inspector the record of an unmasked frame. The server's first read is the HTTP request, and its first
+    /// write the response, so frame n from the client is in read n + 1 and frame n from the server in write n + 1.
     fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };

@@ -120,7 +120,7 @@ fn every_text_counts_for_the_rate_limit() {
     (0..100).for_each(|_| assert_eq!(echo.read_text(), "x"));
 }
 
-/// The error `Slow down` has the nonce of the rejected message. A client may send the message again with the same
+/// The `Slow down` error carries the nonce of the rejected message. The client may resend the message with the same
 /// nonce.
 #[test]
 fn slow_down_carries_the_nonce() {

@@ -471,7 +471,7 @@ fn a_restart_loses_no_client() {
             wait_until("clients are served", || served.load(Ordering::Relaxed) > before + 50);
             assert!(process.stop("TERM").success());
         }
-        // Some threads may still wait for a response. They finish only after another server accepts their connections.
+        // Some client threads may still be waiting for a response. Start one more server, so that all of them finish.
         let descriptor = listener.try_clone().unwrap().into();
         last = Some(Process::launch(&mut activated(descriptor, "$$", &[])));
         is_over.store(true, Ordering::Relaxed);

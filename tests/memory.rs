@@ -292,8 +292,9 @@ fn a_suspended_machine_does_not_cut_its_peers() {
     client.expect_nothing();
 }
 
-/// The time during which the machine is suspended does not count as silence. If no ping was due yet, the server sends
-/// one after the rest of `--ping-interval`.
+/// The machine is suspended while the server's next check for silence comes due. On resume, the server counts silence
+/// only up to that due time: 10 seconds here. It sends the Ping 20 seconds later, because the default `--ping-interval`
+/// is 30 seconds.
 #[test]
 fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     let mut world = World::new(&[]);
@@ -441,8 +442,8 @@ fn a_message_that_arrives_with_the_signal_is_acknowledged() {
     }
 }
 
-/// Options for messages of 16,000 letters. There is no history, because a backlog of such messages would exceed
-/// `--max-outbox`.
+/// Server options for tests that send messages of 16,000 letters. `--history 0` turns off the history, because a
+/// backlog of such messages would exceed `--max-outbox`.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
 /// Sends messages of 16,000 letters until the server disconnects a slow consumer. Returns that client's username.
@@ -553,7 +554,7 @@ fn a_client_that_is_closed_receives_no_message_after_a_gap() {
     assert!(frames.iter().all(|frame| json_of(frame)["data"]["text"] != "last"));
 }
 
-/// A slow consumer that reads again receives the rest of the half-sent frame, and directly after that frame a Close.
+/// When a slow consumer resumes reading, it receives the rest of the half-sent frame, followed by a Close frame.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
     for capacity in [1, 100, 4096, 16_000, 16_100, 40_000] {
@@ -993,8 +994,8 @@ fn limits_of_request_heads() {
 
 const BUFFERED: [&str; 4] = ["--max-buffered", "200000", "--max-echo", "200000"];
 
-/// `--max-buffered` limits the bytes in the unfinished messages of all clients together. If all clients hold the same
-/// number of bytes, the server closes the newest connection.
+/// `--max-buffered` limits the bytes that the server buffers for all clients together, such as unfinished messages.
+/// Above the limit, it closes the connection with the most buffered bytes, or the newest one if several tie.
 #[test]
 fn limit_of_buffered_bytes() {
     let mut world = calm(&BUFFERED);
@@ -1154,8 +1155,9 @@ fn a_flood_is_closed() {
     listener.expect_nothing();
 }
 
-/// Within ten seconds, the server responds with an error to ten excess messages (five bursts of two). At the next
-/// excess message, it closes the connection.
+/// The server replies with an error to each message over the rate limit. A client may receive ten of these errors
+/// within ten seconds: five times the burst, which is two messages here. At the next excess message, the server closes
+/// the connection.
 #[test]
 fn a_flood_of_five_bursts() {
     let mut world = World::new(&["--rate-limit", "1"]);
@@ -1175,7 +1177,7 @@ fn a_flood_of_five_bursts() {
     assert!(patient.read_frames().iter().all(|frame| frame.first == 0x81), "the client is not closed");
 }
 
-// --------------------------------------------------------------------------------------------------- turns and edges
+// -------------------------------------------------------------------------------- event loop turns, readiness events
 
 /// When the batch of a room is full, the server stops reading from the members of that room until the next turn of
 /// the event loop. It keeps reading from the members of other rooms.
@@ -1274,8 +1276,8 @@ fn members_that_drop_together_leave_before_any_broadcast() {
     }
 }
 
-/// While many members leave in every turn, the server holds back broadcasts, so that members that leave in one of the
-/// next turns do not receive them. A member leaves as soon as its Close frame arrives, even if TCP stays open.
+/// While many members leave, the server delays broadcasts for a few turns of the event loop, so that members that leave
+/// meanwhile do not receive them. A member leaves when its Close frame arrives, even if TCP stays open.
 #[test]
 fn broadcasts_are_held_during_a_mass_disconnect() {
     const GROUPS: usize = 4;

@@ -226,7 +226,7 @@ fn variables<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(&'a str, &'a str)
     lines.filter(|line| line.starts_with("WIRECHAT_")).map(|line| line.split_once('=').expect(line)).collect()
 }
 
-/// Asserts that each variable belongs to an option of the server, and that its value is valid.
+/// Asserts that each environment variable sets a server option, and that its value is valid for that option.
 #[track_caller]
 fn assert_options(variables: &[(&str, &str)]) {
     let command = Config::command();
@@ -248,7 +248,8 @@ fn the_environment_file_names_options() {
     assert_options(&suggested);
     let active = variables(ENVIRONMENT.lines());
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
-    // Comments in wirechat.env may mention only the file's own settings, WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
+    // Every variable that wirechat.env mentions must also be set there, even if only in a commented-out line. The only
+    // exceptions are WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_mentioned = ["WIRECHAT_MAX_TEXT", "WIRECHAT_LISTEN"].contains(&word);
         let is_option = || suggested.iter().any(|(name, _)| *name == word) || is_mentioned;

@@ -149,7 +149,8 @@ fn markup_and_control_characters_stay_text() {
     raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
     wait_for_log(&alice, "a␀b␛[2Jc␡d");
     assert_eq!(browser.page_errors(), [""; 0]);
-    // Even if the page forgot to escape some text, its content security policy would block the HTML.
+    // Even if the page assigned unescaped text to `innerHTML`, the browser would throw a `TypeError`, because the
+    // page's content security policy requires Trusted Types.
     let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
     assert_eq!(alice.text(forget), "TypeError");
 }

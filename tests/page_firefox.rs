@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use support::{Server, wait_until};
 use visitor::*;
 
-/// A text with markup, backslashes, several scripts, and emoji of several code points.
+/// A message text with markup, a backslash, several scripts, and an emoji that consists of several code points.
 const SPECIAL: &str = r#"<b>&amp; "q" \n</b> Grüße, 日本語, שלום, 🦀👩🏽‍💻 é"#;
 
 /// Returns a JavaScript expression for the last inspector row whose text contains all these words.

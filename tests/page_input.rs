@@ -179,7 +179,7 @@ fn a_mistyped_command_is_not_sent() {
         alice.press_key("Enter", false);
         assert_eq!(next_text(&mut bob), (event.to_owned(), text.to_owned()), "{typed:?}");
     }
-    // The button "Send as text" sends the unknown command as a message to the room.
+    // The "Send as text" button sends the unknown command to the room as a message.
     alice.fill("Message", "/shrug");
     alice.press_key("Enter", false);
     alice.press_button("Send as text");
@@ -459,7 +459,8 @@ fn code_and_mentions_stand_out() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// Stacked diacritics do not spill out of a message's row. A name's initial is a whole grapheme cluster, like a flag.
+/// Stacked diacritics do not spill out of a message's row. A member's initial is a whole grapheme cluster, which may be
+/// several code points (for example, a flag emoji).
 #[test]
 fn texts_stay_in_their_rows() {
     let browser = browser!();

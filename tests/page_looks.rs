@@ -202,7 +202,7 @@ fn the_picture_in_the_readme_can_be_recreated() {
     assert_fits(&alice, "page");
 }
 
-/// Opens the form with the connection settings. On a narrow screen, the form is behind the menu.
+/// Opens the form with the connection settings. On a narrow screen, goes through the menu's Connection tab.
 fn open_connection(tab: &Tab, width: u32) {
     if width < 720 {
         tab.press_button("Menu");

@@ -221,7 +221,8 @@ fn a_large_room_stays_small() {
     wait_for_members(&alice, &["member 2777"]);
     alice.press_button("member 2777");
     alice.wait_for("document.querySelector('#recipient').innerText.includes('To member 2777 only')");
-    // When an unlisted member leaves, the page still decreases the number of people.
+    // In a large room, the `welcome` event names only some of the members. If an unnamed member leaves, the page still
+    // decrements the people count.
     for _ in 0..10 {
         send(&mut peer, "left", json!({"username": "an unlisted one"}));
     }
@@ -273,8 +274,8 @@ fn a_proxy_that_answers_is_not_final() {
     }
 }
 
-/// If `GET /check` reports that the server would accept the connection, the browser or a proxy prevents the connection.
-/// In this case, the page retries with a backoff of at most 8 s.
+/// If `GET /check` reports that the server would accept the connection, the browser or a proxy must be blocking it. The
+/// page then retries with a backoff of at most 8 s, instead of the usual maximum of 30 s.
 #[test]
 fn the_backoff_stays_short_while_the_server_would_accept() {
     let browser = browser!();
@@ -412,7 +413,7 @@ fn the_chat_is_dense_and_has_one_column() {
         if width >= 1440 {
             assert!(visible.as_u64().unwrap() >= 20, "{width}: {visible} messages");
         }
-        // The left and right edges of the title, the messages and the input box, without padding and scroll bar.
+        // The left and right edges of the title, the messages and the input box, excluding padding and the scroll bar.
         let edges = alice.eval(
             "['.top', '#rows', '.compose'].map((selector) => {
                 const element = document.querySelector(selector), style = getComputedStyle(element), box = element.getBoundingClientRect();

@@ -76,7 +76,8 @@ fn passes_every_case(options: &[&str], compressed: Verdict) {
     server.finish(&["no-such-token"]);
 }
 
-/// `poke` ends a working connection with a closing handshake (RFC 6455 §7.1.2), so that users see one too.
+/// If a test case leaves the connection open, `poke` performs a closing handshake (RFC 6455 §7.1.2), so that its output
+/// also shows how a connection ends.
 #[test]
 fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     let server = Server::start(&[]);
@@ -255,7 +256,7 @@ fn start_echo(node: &Path, script: &Path, deflates: bool) -> (Killed, SocketAddr
 
 // ---- The program, as a user runs it ----
 
-/// Runs `wirechat poke` with these arguments until it exits.
+/// Runs `wirechat poke` with these arguments, and returns its exit status and output.
 fn poke(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
     command.arg("poke").args(args).stdin(Stdio::null()).output().expect("it is run")

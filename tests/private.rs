@@ -17,8 +17,8 @@ use Dialect::{Events, Presence, Rooms};
 const IN_USE: &str = "username already in use";
 const REPLACED: &str = "replaced by a newer connection";
 
-/// Connects one user per name with the `events` dialect. Each user joins a separate room, and so receives no other
-/// user's joins and room messages.
+/// Connects one user per name, with the `events` dialect. Each user joins a separate room, so no user receives another
+/// user's joins or room messages.
 fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
     let mut room = 0;
     names.map(|name| {
@@ -82,7 +82,8 @@ fn each_connection_of_a_name_receives_it_once() {
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
         user.receives_nothing();
     }
-    // After the other two bobs leave, `pat` is the only user named bob. It receives its own message to bob once.
+    // Once the other two users named bob have left, only `pat` has that username. `pat` is then both the sender and the
+    // recipient of a message to bob, and must receive the message only once.
     bob.leaves();
     other_bob.leaves();
     pat.sends_message("/msg bob a note");
@@ -110,7 +111,6 @@ fn a_private_message_with_a_nonce() {
     ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
 }
 
-/// The expected reply to a message.
 enum Reply {
     /// A private message: the recipient's name and the text.
     Private(&'static str, &'static str),

@@ -294,7 +294,7 @@ fn steps(text: &str) -> Vec<(usize, String)> {
     steps
 }
 
-/// Builds the frame of a step `> TEXT`, `> binary 00 01` or `> close 1000 "reason"`.
+/// Builds the frame that a step sends: `> TEXT`, `> binary 00 01` or `> close 1000 "reason"`.
 fn client_frame(text: &str) -> Vec<u8> {
     match text.split_once(' ') {
         Some(("binary", bytes)) => masked(0x82, &hex(bytes)),
@@ -308,7 +308,7 @@ fn client_frame(text: &str) -> Vec<u8> {
     }
 }
 
-/// Formats a received frame as the examples show it.
+/// Formats a received frame in the notation of the examples in `PROTOCOL.md`.
 fn shown(frame: &Frame) -> String {
     match frame.opcode() {
         8 => match frame.close() {
@@ -331,7 +331,8 @@ fn matches(
     let (expected, received) = (without_times(expected), without_times(received));
     let mut found = BTreeMap::new();
     let (mut expected, mut received) = (expected.as_str(), received.as_str());
-    // The `…` or variable before the next literal. `None` at the start: `received` must begin with the first literal.
+    // The wildcard (`…` or a variable) directly before the next literal in `expected`. No wildcard precedes the first
+    // literal, so `gap` starts as `None`, and `received` must begin with that literal.
     let mut gap: Option<&'static str> = None;
     loop {
         let next = VARIABLES.iter().chain(&["…"]).filter_map(|name| Some((expected.find(name)?, *name))).min();
@@ -354,8 +355,8 @@ fn matches(
     }
 }
 
-/// Whether a variable must always have the same value. A room has one epoch, but every connection has its own session
-/// and ticket.
+/// Whether a variable must have the same value everywhere under one heading. That holds for the epoch of a room, but
+/// not for sessions and tickets, which are new for each connection.
 fn expects_same(name: &str) -> bool {
     name == "EPOCH"
 }

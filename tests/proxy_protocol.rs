@@ -46,7 +46,7 @@ fn field(kind: u8, len: u16) -> Vec<u8> {
     [&[kind][..], &len.to_be_bytes(), &vec![b'x'; len.into()]].concat()
 }
 
-/// A version 2 header with this client address.
+/// A version 2 PROXY header that contains this client address.
 fn from(client: &str) -> Vec<u8> {
     version_2(PROXY, if client.starts_with('[') { V6 } else { V4 }, &addresses(client))
 }

@@ -46,7 +46,8 @@ fn links_lead_to_files() {
     }
 }
 
-/// The README's tables list every source file exactly once, and the minutes of each row and part match the sources.
+/// The README's tables list every source file exactly once. The reading time of each row matches the length of its
+/// files, and the reading time of each part of the tour matches the sum of its rows.
 #[test]
 fn reading_times_are_measured() {
     let sources = read_all("src");
@@ -219,7 +220,8 @@ fn check_options(options: &[&str]) {
     }
 }
 
-/// Checks a command that installs the server or runs it as a service. Returns `false` for any other command.
+/// If `line` is a command that installs the server or runs it as a service, asserts that its arguments are correct, for
+/// example that its files exist. Otherwise returns `false`.
 fn is_installation(line: &str) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
     let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();

@@ -341,8 +341,9 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     }
     texts.sort_unstable();
     assert!(texts.iter().copied().eq(0..COUNT), "{texts:?}");
-    // Each connection receives every message, and receives a message twice if the other connection sent its nonce
-    // first: the server responds to a repeated nonce with the first message.
+    // Each connection receives every message at least once. Both connections send the same nonces. For each nonce, the
+    // connection that comes second may receive the message twice, because the server replies to a repeated nonce with
+    // the message that it has already stored.
     for ann in &mut both {
         cluster::sends_nonce(ann, &format!("the end of {}", ann.name));
         let mut seen = [false; COUNT];
@@ -597,7 +598,7 @@ fn client_ids() {
         first = second;
     }
     witness.receives_nothing();
-    // Once the connection has ended, a client with another token may use its `client_id`.
+    // After a connection has ended, a client with a different token may use the same `client_id`.
     first.leaves();
     witness.receives(event("left", "petra"));
     let other = presence_path("mallory", "the id", "general").replace("dev-token", "token-bob");

@@ -80,8 +80,8 @@ fn dump(store: &Store) -> Vec<Value> {
     keys.collect()
 }
 
-/// Removes allowed differences: sorts the members and recipients in inbox events, and replaces remaining times to live
-/// and sorted-set scores that are timestamps with fixed words.
+/// Removes permitted differences between Redis and the model. Sorts the members and recipients in inbox events.
+/// Replaces each remaining time to live, and each sorted-set score that is a timestamp, with a placeholder.
 fn normalize(dump: &mut [Value]) {
     for key in dump.iter_mut() {
         let left = key[3].as_i64().expect("a time");
@@ -218,7 +218,7 @@ fn commands() {
     }
 }
 
-/// The state that an instance keeps between its calls of the broker's script.
+/// The state that a simulated server instance keeps between calls to the broker's Lua script.
 #[derive(Default, Clone)]
 struct Caller {
     generation: String,
@@ -386,7 +386,7 @@ fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
     assert_eq!(sorted(&expected), sorted(reply), "{what}: Redis on the left");
 }
 
-/// An instance that calls the broker's script in the model of Redis.
+/// A simulated server instance. It runs the broker's Lua script in the model of Redis, not in a real `redis-server`.
 struct Instance<'a> {
     redis: &'a Redis,
     number: &'static str,
@@ -407,7 +407,8 @@ impl<'a> Instance<'a> {
         self.resend(words)
     }
 
-    /// Sends a request with the latest request number, as a resend does. Each room keeps one message of history.
+    /// Sends a request without increasing the request number, so that it counts as a resend of the previous request.
+    /// The call limits the history of each room to one message.
     fn resend(&self, words: &[&str]) -> Vec<String> {
         let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
         let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];

@@ -99,7 +99,7 @@ fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
     }
 }
 
-/// Checks that the connection is open, and that the user receives no events except `joined` and `left` of guests.
+/// Checks that the server replies to a Ping, and that every event before the Pong is about a user named `guest`.
 fn receives_only_guests(user: &mut User) {
     user.client.send(&support::masked(0x89, b"only guests?"));
     loop {
@@ -141,7 +141,8 @@ fn a_graceful_stop_is_a_leave() {
     assert!(is_prompt, "the others notice a stop before they would notice a crash");
 }
 
-/// While Redis does not respond, every message waits until it expires. A drain does not wait for each of them.
+/// A drain closes connections in steps, and each step first waits until no message is pending. If Redis does not
+/// respond, the drain must skip this wait, which would otherwise last until the messages expire.
 #[test]
 fn a_drain_without_redis() {
     let Some(mut cluster) = Cluster::start(1, &["--drain", "2"]) else { return };
@@ -151,7 +152,7 @@ fn a_drain_without_redis() {
     let message = masked(0x81, br#"{"event":"message","data":{"text":"Hi","nonce":"n"}}"#);
     wait_until("the server exits", || {
         for user in &mut users {
-            let _ = user.client.stream.write(&message); // an error: the server has closed this connection
+            let _ = user.client.stream.write(&message); // fails if the server has already closed this connection
         }
         !cluster.servers[0].is_running()
     });
@@ -552,8 +553,8 @@ impl Sender {
         }
     }
 
-    /// If the outcome of a message is unknown, the client resumes its session on `server` and sends both messages
-    /// again. Returns the texts from this client that the room must contain.
+    /// The client has sent two messages. If the outcome of either is unknown, the client resumes its session on
+    /// `server` and sends both again. Returns the texts of this client's messages that the room must now contain.
     fn ask_again(&mut self, server: &Server) -> Vec<String> {
         let mut texts: Vec<String> = ["one", "two"].map(|word| format!("{} {word}", self.name)).into();
         if self.user.is_some() {
@@ -869,8 +870,8 @@ fn data_that_is_flushed() {
     loss(Loss::Flush);
 }
 
-/// In the `rooms` dialect, a private message also sets its sender's username. After Redis has lost its data, the sender
-/// still receives private messages to that username.
+/// In the `rooms` dialect, a client sets its username with each message, even a private one. After Redis has lost its
+/// data, the client must still receive private messages to that username.
 #[test]
 fn a_name_from_a_private_message_outlives_a_loss() {
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };

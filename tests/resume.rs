@@ -44,8 +44,8 @@ fn ids(data: &Value) -> Vec<u64> {
     history.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// Sends a message for each id, with the id as its text, and waits until the server sends the message back. Returns
-/// the data of all messages.
+/// For each id, sends a message whose text is the id, and waits until the server sends it back with that id. Returns
+/// the field `data` of the received messages.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) -> Vec<Value> {
     let send = |id: u64| {
         user.sends_message(&id.to_string());
@@ -173,7 +173,7 @@ fn lengths_of_history() {
     }
 }
 
-/// By default, a new client receives even the longest possible history in full, in every dialect (JSON format).
+/// With the default options, a new client receives even the longest possible history in full, whatever its dialect.
 #[test]
 fn the_longest_history() {
     let server = chat(&[]);
@@ -274,7 +274,8 @@ fn a_history_that_expires() {
     send_numbers(&mut empty, 1..=2);
     send_numbers(&mut held, 1..=2);
     empty.leaves();
-    // Wait longer before each attempt, because each join restarts the time until the history expires.
+    // Every attempt joins the room, which restarts the expiry timer of the room's history. Double the wait each time,
+    // so that it eventually exceeds `--history-ttl`.
     let mut wait = Duration::from_millis(10);
     let mut back = Value::Null;
     wait_until("the history has expired", || {
@@ -302,7 +303,8 @@ fn limit_of_empty_rooms() {
         epochs.push(epoch(&welcome));
         eve.leaves();
     }
-    // Keep the users connected: another empty room could evict a history that the loop has not checked yet.
+    // Keep the users connected. If they left, their rooms would be empty again, and the server could evict the history
+    // of a room that the loop has not checked yet.
     let mut users = Vec::new();
     for (room, i, kept) in [("d", 3, true), ("c", 2, true), ("b", 1, false), ("a", 0, false)] {
         let (eve, back) = join(&server, "eve", room, &since(&epochs[i], 1));

@@ -38,7 +38,8 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Returns the README's code block in this language, with port 3000 replaced by the port `server`.
+/// Returns the first code block in the README with the language tag `language`. Port 3000 in the block is replaced by
+/// `server`, the port of the test's server.
 fn from_readme(language: &str, server: u16) -> String {
     let (_, rest) = include_str!("../README.md").split_once(&format!("```{language}\n")).expect(language);
     let (block, _) = rest.split_once("```").expect("the end of the block");

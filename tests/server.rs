@@ -111,8 +111,8 @@ impl Chatter {
         }
     }
 
-    /// Sends eight texts, and waits until both members have received all of them: members that do not read must not
-    /// delay others.
+    /// Sends eight texts, and waits until the sender and the receiver have received them all. The other members, which
+    /// do not read, must not delay these two.
     fn round(&mut self) {
         let text = "x".repeat(16_000);
         (0..8).for_each(|_| send_message(&mut self.sender, &text));
@@ -173,8 +173,8 @@ fn a_reader_that_stops_receives_a_close() {
     server.finish(&[]);
 }
 
-/// If 100 members do not read, the server closes each member whose outbox exceeds `--max-outbox`. The server's memory
-/// grows only a little.
+/// A hundred members stop reading from their sockets. The server closes the connection of each member when that
+/// member's outbox exceeds `--max-outbox`, so the server's memory grows only a little.
 #[test]
 fn a_hundred_readers_that_stop() {
     let mut server = Watched::start(&[&BIG_TEXTS[..], &SHORT_CLOSE].concat());

@@ -36,7 +36,7 @@ const CALM: [&str; 10] = [
 ];
 const STALL: Duration = Duration::from_secs(10);
 
-/// A server whose disk executes nothing until the test calls [`Stalled::execute`].
+/// A server whose disk operations stay queued until the test calls [`Stalled::execute`].
 struct Stalled {
     world: World,
     disk: ManualDisk,

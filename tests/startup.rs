@@ -292,7 +292,8 @@ fn advice_in_a_rejection_works() {
     );
 }
 
-/// An operator may paste advice into a shell, so a 403 and its log line suggest no option for a malformed value.
+/// If `Origin` or `Host` is malformed, the 403 response and its log line do not suggest an option that allows the
+/// value: the client chose the value, and an operator may paste a suggested option into a shell.
 #[test]
 fn no_advice_from_the_bytes_of_a_peer() {
     let origins = ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "http://é"];

@@ -100,8 +100,8 @@ impl TlsClient {
         assert_eq!(self.read_frame().text(), text);
     }
 
-    /// Reads until the server ends the session with close_notify. Panics if TCP ends without close_notify, which
-    /// rustls reports as `UnexpectedEof`.
+    /// Reads until the server ends the session with a close_notify alert. If the TCP stream ends without this alert,
+    /// rustls returns `UnexpectedEof`, and this function panics.
     fn read_to_close_notify(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.received);
         self.stream.read_to_end(&mut rest).expect("close_notify before the end of TCP");
@@ -307,7 +307,8 @@ fn invalid_handshakes() {
     fixture.upgrade(ECHO).echoes("still alive");
 }
 
-/// Returns the bytes that a client sends until the response arrives, one vector per flight.
+/// Returns the bytes that a client sends before the HTTP response arrives: the TLS handshake and the upgrade request.
+/// Each vector is one flight, which the client sends without waiting for the server.
 fn flights(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion) -> Vec<Vec<u8>> {
     let settings = Arc::new(client_settings(&[&fixture.certificate], &[version], &[]));
     let (mut session, mut flights) = (new_session(&settings), Vec::new());
@@ -721,8 +722,8 @@ fn a_proxy_names_the_client_before_tls() {
     let mut record = [0; 3];
     tcp.read_exact(&mut record).unwrap();
     assert_eq!(record, [22, 3, 3], "a ServerHello");
-    // The server rejects a client over `--max-per-address` with a TLS alert. Without a PROXY header, the server closes
-    // the connection without a reply.
+    // The server sends a TLS alert to a client that exceeds `--max-per-address`. If a connection has no PROXY header,
+    // the server closes that connection without a reply.
     let mut rejected = TcpStream::connect(fixture.server.addr()).unwrap();
     rejected.write_all(b"PROXY TCP4 203.0.113.2 192.0.2.99 4712 443\r\n").unwrap();
     rejected.read_exact(&mut record).unwrap();

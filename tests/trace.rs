@@ -144,7 +144,8 @@ fn broken_rule_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError
     None
 }
 
-/// The parts of a client's stream that both the protocol and the tap report.
+/// An item that both `Protocol` and `Tap` report when they parse a client's stream. The tests convert the reports of
+/// both to this type, and compare them.
 #[derive(Debug, PartialEq)]
 enum Seen {
     Text(Vec<u8>),
@@ -183,8 +184,8 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     records.take().into_iter().map(|record| record.kind).collect()
 }
 
-/// Returns the messages and control frames of the tap's records. Includes the failure, but not the frame that broke
-/// the rule.
+/// Returns the messages and control frames that the tap reports for a client's stream. Includes a protocol error as
+/// `Seen::Failed`, but not the frame that caused it.
 fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     let records = records(stream, cuts);
     let broken = records
@@ -217,7 +218,7 @@ fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option
     Some(if *first == 1 { Seen::Text(whole) } else { Seen::Binary(whole) })
 }
 
-/// Removes everything after the first failure or Close: beyond it, the tap and the protocol need not agree.
+/// Truncates the list after the first protocol error or Close: `Protocol` and `Tap` may parse the rest differently.
 fn up_to_the_end(mut seen: Vec<Seen>) -> Vec<Seen> {
     if let Some(last) = seen.iter().position(|seen| matches!(seen, Seen::Failed(..) | Seen::Close(_))) {
         seen.truncate(last + 1);
@@ -283,8 +284,9 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
     }
 }
 
-/// Where the stream is cut affects only the list of reads in which a frame arrived. The test ignores an invalid frame,
-/// because the tap reports only the part of that frame that has arrived.
+/// However the stream is split into reads, the tap reports the same frames. Only the list of the reads that a frame
+/// arrived in may differ. The test ignores an invalid frame, because the tap reports only the bytes of it that have
+/// arrived.
 #[test]
 fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);

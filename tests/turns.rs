@@ -76,7 +76,8 @@ impl Witness {
         (self.room == ROOM).then_some(what)
     }
 
-    /// Processes events until the message `text` arrives. Returns each event in [`ROOM`] and the members after it.
+    /// Processes events until the message `text` arrives. Returns each event in [`ROOM`] with the room's members after
+    /// the event.
     fn receive_until(&mut self, text: &str) -> Vec<(String, Vec<String>)> {
         let mut happened = Vec::new();
         while self.room != ROOM || self.seen.texts.last().is_none_or(|last| last != text) {

@@ -75,7 +75,8 @@ impl Drop for Wscat {
     }
 }
 
-/// Returns the received JSON objects in the complete lines of `output`, without terminal colors.
+/// Returns the JSON messages that wscat received, parsed from its `output`. wscat prints each one on its own line,
+/// after the prefix `mark`. Ignores terminal color codes and an incomplete last line.
 fn events(output: &str, mark: &str) -> Vec<Value> {
     let whole = &output[..output.rfind('\n').unwrap_or(0)];
     let object = |line: &str| {
@@ -134,7 +135,8 @@ fn a_person_chats_on_a_terminal() {
     bot.shows("Disconnected (code: 1001");
 }
 
-/// Waits until wscat joins as `bot`, and sends a message as `bot`, which `bot` and alice must receive unchanged.
+/// Waits until wscat has joined as `bot`. Then sends a message from wscat, and checks that both wscat and alice receive
+/// the text unchanged.
 fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
     let welcome = bot.shows_event("welcome");
     assert_eq!(welcome["message"], "Welcome to #general, bot!");

@@ -216,7 +216,7 @@ impl Broker for MemoryBroker {
             Request::Announce { room, message } => self.announce(client, &room, message, now),
             Request::Private(message) => self.send_private_message(client, message),
             Request::History { before, limit } => self.read_history(client, before, limit),
-            // A client changes its username by sending a message, not by typing, so do not call `set_username`.
+            // Do not call `set_username`: a client's username changes when it sends a message, not while it types.
             Request::Typing { username } => {
                 let room = self.authorize(client, &username, None);
                 room.map(|room| RoomEvent::Typing { room, client: Some(client), username })

@@ -1,4 +1,5 @@
-//! The commands of clients, as parsed by a dialect. The chat then trims and validates their texts and names.
+//! The commands that clients send. A dialect parses each command from a text message. The chat then trims and validates
+//! the texts and names in the command.
 
 use std::{borrow::Cow, rc::Rc};
 
@@ -14,8 +15,9 @@ pub enum Command<'a> {
     SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has `SwitchRoom`, `History`, `Token` and `Ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
-    Token(Result<Cow<'a, str>, ErrorText>), // a new JWT, or an error if it is not a string; only with `--jwt-key`
-    Ping,                                   // the command `ping`; the `ws` module replies to Ping frames
+    // A new JWT, or an error if the `token` field is not a string. Without `--jwt-key`, the chat rejects the command.
+    Token(Result<Cow<'a, str>, ErrorText>),
+    Ping, // the command `ping`; the `ws` module replies to Ping frames
 }
 
 /// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Otherwise returns `None`.

@@ -116,7 +116,8 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // Return a nonce only with a message, a token or an error. Other commands ignore the field, like any unknown field.
+    // The nonce matters only for a message, a token or an invalid command, because the reply may repeat it. Other
+    // commands ignore the field, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. } | Command::Token(_)) | Err(_)));
     (command, nonce)
 }
@@ -172,7 +173,8 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
     match kind.as_ref() {
         "" | "message" => Ok(Command::Message { username, to: None, text }),
         "typing" => Ok(Command::Typing { username }),
-        // Never publish a message of unknown type to the room: a client for another server may mean it as private.
+        // Never publish a message of unknown type to the room. A client written for a different server may use this
+        // type for private messages.
         unknown => Err(format!("Unknown event: {}", excerpt(unknown)).into()),
     }
 }

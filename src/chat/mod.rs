@@ -83,7 +83,7 @@ pub struct Client {
     user: User,
     identity: Identity,
     address: IpAddr,
-    pub since: SystemTime, // time of the join
+    pub since: SystemTime, // when the client asked to join
 }
 
 enum Membership {
@@ -352,7 +352,7 @@ impl Chat {
         }
     }
 
-    /// Applies a `RoomEvent::Joined`. Broadcasts `joined` even for a leaving client, because `left` will follow.
+    /// Handles `RoomEvent::Joined`. Broadcasts `joined` even if the client is leaving, to match the later `left`.
     fn add_member(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
@@ -408,7 +408,7 @@ impl Chat {
         }
     }
 
-    /// Replaces a room's list of members on other instances, and sends the new state to the room's local members.
+    /// Replaces a room's list of remote members (on other instances) and sends the new state to the local members.
     fn resynchronize(&mut self, id: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog) {
         let room = self.room_mut(id);
         room.usernames.retain(|member, _| matches!(member, MemberId::Local(_)));

@@ -1,5 +1,5 @@
-//! The rate limit: a token bucket for each user's messages, with flood detection. Example with a rate of one message
-//! per second, and so a burst of two messages:
+//! The rate limit: a token bucket for each user's messages, with flood detection. A full bucket lets a user send a
+//! burst of messages: as many as the rate allows in two seconds. Example with a rate of one message per second:
 //!
 //! ```text
 //!   at second   0         0         0         0.5       1         5
@@ -157,7 +157,8 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // Nine messages per second, at a limit of five, cause about 40 rejections in ten seconds. A flood is over 50.
+        // At a limit of five messages per second, a user who sends nine per second gets about 40 rejections in ten
+        // seconds. Only more than 50 would be a flood.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

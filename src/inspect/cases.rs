@@ -110,7 +110,7 @@ impl RunningCases {
         Some(json!({ "record": "cases", "cases": cases.collect::<Vec<_>>() }))
     }
 
-    /// Starts a test case, whose records `inspector` then receives.
+    /// Starts a test case. From then on, `inspector` receives the trace records of the test case's connection.
     ///
     /// # Errors
     /// Returns the error text to send to the inspector.

@@ -18,7 +18,7 @@ const DEFAULT_LIMITS: Limits =
 pub struct RuleChecker {
     pub limits: Limits,
     protocol: Protocol,
-    /// Whether to hold each failure until the server sends its Close or the TCP connection closes.
+    /// Whether to report a protocol error only after the server has sent its Close or the TCP connection has closed.
     pub awaits_close: bool,
     held: Option<(ProtocolError, Failure)>,
 }
@@ -31,7 +31,7 @@ impl Default for RuleChecker {
 }
 
 impl RuleChecker {
-    /// Sets the limits and resets the protocol. Call `set_limits` before the client's first frame.
+    /// Sets the limits. Must be called before the client's first frame, because it also resets the protocol's state.
     pub fn set_limits(&mut self, limits: Limits) {
         (self.limits, self.protocol) = (limits, Protocol::new(limits));
     }
@@ -74,8 +74,9 @@ impl RuleChecker {
         None
     }
 
-    /// Returns the held failure, or drops the failure if the server closed for another reason. `close` is the payload
-    /// of the server's Close frame; `None` if the server sent no Close.
+    /// Returns the failure that `hold_failure` kept, if any. `close` is the payload of the server's Close frame; `None`
+    /// if the server sent no Close. If the Close has a different code or reason than the failure, drops the failure and
+    /// returns `None`: the server closed the connection before it reached the invalid frame.
     pub fn release_failure(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, failure) = self.held.take()?;
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();

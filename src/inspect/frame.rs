@@ -32,12 +32,13 @@ pub struct Frame {
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first [`MAX_SHOWN_BYTES`] payload bytes, still masked if the frame is masked. The tap has redacted secrets.
+    /// The first [`MAX_SHOWN_BYTES`] payload bytes, still masked if the frame is masked. The tap redacts any secrets in
+    /// these bytes before it reports the frame.
     pub wire: Vec<u8>,
     /// Number of payload bytes that the tap has observed; less than `payload_len` in an incomplete frame.
     pub received: u64,
-    /// The frame's position in its message; `None` if the frame is a control frame, continues no message, or has an
-    /// invalid or incomplete header.
+    /// The frame's position in its message. `None` for a control frame, a continuation frame outside a fragmented
+    /// message, and a frame whose header is invalid or incomplete.
     pub position: Option<Position>,
     pub parts: Parts,
     /// The inflated payload, if the frame belongs to a compressed message.
@@ -275,7 +276,8 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner adds a frame's header and payload separately. If one read contains both, list that read once.
+            // The scanner calls `add` separately for a frame's header and for its payload. If both came from the same
+            // read or write, list that read or write only once.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

@@ -9,12 +9,12 @@ use crate::ws::deflate::inflating::Cost;
 /// The inflated payload of a compressed frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inflated {
-    /// Number of inflated bytes.
+    /// Number of bytes that the frame's payload inflates to. `start` may contain fewer.
     pub len: u64,
     /// The first [`MAX_SHOWN_BYTES`] inflated bytes.
     pub start: Vec<u8>,
-    /// Whether the message does not inflate: it is invalid or too long, or refers to an earlier message that the
-    /// inflater has not seen.
+    /// Whether inflating the message has failed: the message is invalid or too long, or refers to an earlier message
+    /// that the inflater has not seen.
     pub is_broken: bool,
     /// Whether the message so far has the field `token`, whose value is secret.
     pub has_token: bool,
@@ -136,7 +136,9 @@ mod tests {
             (FINAL_HELLO.to_vec(), &None),
             (HELLO[..4].to_vec(), &None),
             (REFERENCE.to_vec(), &None),
-            ([&[3, 0].repeat(100)[..], HELLO].concat(), &None), // too many final blocks for the cost limit
+            // A final block (BFINAL = 1) makes the inflater restart, which takes time. `Cost` therefore rejects a short
+            // message with 100 final blocks.
+            ([&[3, 0].repeat(100)[..], HELLO].concat(), &None),
         ];
         for (payload, expected) in rows {
             assert_eq!(&inflate(true, &[&payload])[0], expected, "{payload:02x?}");

@@ -133,7 +133,8 @@ pub struct Inspection {
     taps_all: bool,
     queue: Rc<RecordQueue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Links to inspectors, keyed by inspected connection. A link outlives its inspector, to mark the ticket as used.
+    /// Links to inspectors, keyed by inspected connection. A link stays in the map after its inspector has
+    /// disconnected, because the link records that the inspector's ticket has been used.
     links: TokenMap<Rc<InspectorLink>>,
     /// Inspectors, keyed by the inspector's own connection (not by the inspected connection).
     inspectors: TokenMap<Inspector>,
@@ -232,8 +233,8 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames passed before the inspector attached. If `Attach` creates a new tap, that tap reports
-        // the number.
+        // Report how many frames passed before the inspector attached. A tap that `Attach` creates reports this number
+        // itself. An older tap does not, so queue the record here.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -400,7 +401,8 @@ impl HandshakeCapture {
                 // Do not store a huge request, for example one with many cookies: the server may store 256 of them.
                 return self.request.bytes.len() > MAX_STORED_REQUEST_LEN;
             }
-            // This response is not a 101: before a 101, `upgrade` would have set `has_ticket`. End the capture.
+            // `has_ticket` is still `false`, so the server has not called `upgrade`, and this response is not a 101.
+            // End the capture, because only an upgraded connection can be inspected.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

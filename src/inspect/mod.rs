@@ -78,7 +78,7 @@ pub enum RecordKind {
     Earlier(u64),
 }
 
-/// The head of an HTTP message. In a record, a request's secrets are redacted.
+/// The head of an HTTP message. The tap redacts the secrets in a request head before it adds the head to a [`Record`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
     /// The raw bytes of the HTTP head, including the final blank line if it has arrived.

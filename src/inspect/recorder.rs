@@ -319,7 +319,8 @@ impl Recorder {
                 (Some(frame @ Frame { inflated: Some(inflated), .. }), Some(_)) => {
                     let start = passed.len() - (frame.received - offset) as usize;
                     let is_only = frame.position.is_some_and(|position| position.fragment == 1 && position.is_last);
-                    // Only a whole message shows whether it contains a token, so redact any part of a message.
+                    // A compressed message can be searched for a token only if it arrives whole: in one frame and one
+                    // read. Redact any other compressed message.
                     let is_whole = is_only && offset == 0 && frame.is_complete();
                     if !is_whole || inflated.has_token || inflated.is_broken {
                         secret::replace_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);

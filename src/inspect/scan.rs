@@ -20,7 +20,8 @@ use crate::ws::protocol::Limits;
 const MAX_STORED_HEAD_LEN: usize = 1024 * 1024;
 
 impl Head {
-    /// Stores the bytes of the HTTP head, and returns the bytes after it. `bytes` is from read or write number `part`.
+    /// Stores the bytes that belong to the HTTP head and returns the rest. `part` is the sequence number of the read or
+    /// write that carried `bytes`.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const HEAD_END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -165,7 +166,8 @@ impl FrameScanner {
         self.current.as_ref()
     }
 
-    /// Consumes `input` up to the end of the current frame. `input` is from read or write number `part`.
+    /// Consumes `input` up to the end of the current frame. `part` is the sequence number of the read or write that
+    /// carried `input`.
     pub fn next(&mut self, input: &mut &[u8], part: u64) -> ScanResult {
         if input.is_empty() {
             return ScanResult::More;

@@ -100,8 +100,8 @@ impl WelcomeRedactor {
     }
 }
 
-/// Redacts the JWT in a client's `token` command: the value of every field `token` in a text message. A frame or a read
-/// may end anywhere in the message. The payload stays masked.
+/// Redacts the JWT in a client's `token` command: the value of every `token` field in a text message. A frame or a read
+/// may end anywhere in the message, so the redactor keeps its state between calls. The payload stays masked.
 #[derive(Debug, Default)]
 pub struct TokenRedactor(TokenState);
 

@@ -25,7 +25,7 @@ use crate::ws::protocol::Limits;
 /// is larger, because the server's `--max-read` bounds a single read.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 
-/// Longest message that the tap of a tool inflates, in bytes.
+/// Maximum inflated size of a client message, in bytes. Applies only to taps in command-line tools, not in the server.
 const MAX_INFLATED_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Tap {
     stage: TapStage,
     client: Direction,
     server: Direction,
-    /// Bytes that the client sent after its request, before the response: (number of the read, bytes) for each read.
+    /// Bytes that the client sent after its request but before the response: one (read number, bytes) pair per read.
     early: Vec<(u64, Vec<u8>)>,
     /// Whether the tap dropped client bytes that arrived before the response, because of [`MAX_EARLY_BYTES`].
     has_early_gap: bool,
@@ -57,7 +57,7 @@ enum TapStage {
 }
 
 impl Tap {
-    /// Creates a tap for a new connection, which starts with the handshake.
+    /// Creates a tap for a new connection. The tap expects the opening handshake first.
     pub fn new(connection: usize, records: Records) -> Tap {
         Tap {
             reporter: Reporter::new(connection, records),
@@ -108,7 +108,8 @@ impl Tap {
         self
     }
 
-    /// Continues the numbers of `received` and `sent` earlier frames. Reports their total ([`RecordKind::Earlier`]).
+    /// Sets how many frames passed before the tap was attached: `received` from the client and `sent` from the server.
+    /// Later frames are numbered accordingly. Reports the total as [`RecordKind::Earlier`], unless it is 0.
     pub fn report_earlier_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.start_after(received);
         self.server.frames.start_after(sent);
@@ -166,7 +167,7 @@ impl Tap {
         self.checker.set_closing();
     }
 
-    /// Reports any incomplete frames and the close of the TCP connection. `cause` explains why TCP closed.
+    /// Reports any incomplete request or frames, and then the close of the TCP connection and its `cause`.
     pub fn finish(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
         if self.stage == TapStage::Handshake {
@@ -256,7 +257,8 @@ impl Tap {
         self.read_frames(Role::Server, rest, part);
     }
 
-    /// Prepares a tool's tap for compression, if the response accepts it. In a server, `upgrade` has already done so.
+    /// Makes the tap inflate messages if the response accepts permessage-deflate. Only the tap of a command-line tool
+    /// needs this: in the server, `upgrade` has already configured the tap.
     fn read_extensions(&mut self, chosen: &str) {
         let limits = self.checker.limits;
         if limits.deflates || !cfg!(feature = "deflate") || !chosen.contains("permessage-deflate") {

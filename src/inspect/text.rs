@@ -24,8 +24,8 @@ use crate::ws::frame::Role;
 /// The column where the RFC section numbers start in a trace line, with and without a timestamp.
 const SECTIONS_COLUMN: usize = 100;
 const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
-/// Maximum number of characters shown of a request line or status line. For a response body, the limit is twice as high
-/// in the record's first line, and three times as high in [`Detail::Full`].
+/// Maximum number of characters to show from a request line or status line. An excerpt from a response body may be
+/// twice as long on the record's first line, and three times as long on the further lines of [`Detail::Full`].
 const MAX_HEAD_EXCERPT: usize = 120;
 const INDENT: &str = "  ";
 const ROW_BYTES: usize = 16;
@@ -324,14 +324,15 @@ fn write_line(line: &str, out: &mut String) {
     let _ = writeln!(out, "{INDENT}{}", line.trim_end());
 }
 
-/// Writes the payload rows after the first, which is already written. Writes each masked row unmasked below it.
+/// Writes all rows of payload bytes except the first, which the caller has already written next to the header bytes. If
+/// the payload is masked, the unmasked bytes of each row, including the first, follow on a line of their own.
 fn write_payload_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
     for (index, (wire, plain)) in rows.iter().enumerate() {
         let text = if rows.len() == 1 { format_excerpt(frame) } else { format_row(is_text, plain) };
         match (is_masked, index) {
-            (false, 0) => {} // nothing to write: the first row is next to the header
+            (false, 0) => {} // the caller has written this row, and unmasked bytes need no second line
             (false, _) => write_line(&format!("{blank}{}   {text}", spaced_hex(wire)), out),
             (true, _) => {
                 if index > 0 {
@@ -353,8 +354,8 @@ fn format_excerpt(frame: &Frame) -> String {
     if excerpt == spaced_hex(&frame.unmasked_payload()) { String::new() } else { excerpt }
 }
 
-/// A row of payload bytes as text; empty if the payload is not text. Dots replace control characters, and characters
-/// split across two rows.
+/// Formats a row of payload bytes as quoted text, or as "" if the payload is not text. Dots replace control characters
+/// and any characters that are cut off at either end of the row.
 fn format_row(is_text: bool, row: &[u8]) -> String {
     if !is_text {
         return String::new();

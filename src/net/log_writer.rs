@@ -16,8 +16,8 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
-/// Lines about these events, and errors, may fill the whole log queue. Other lines may fill only half of it, so that
-/// rejections do not crowd out a `JOIN`.
+/// The events whose log lines may fill the whole log queue. Error lines may also fill the whole queue. All other lines
+/// may fill only half of it, so that lines about rejected clients do not crowd out a `JOIN` line.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // Log lines wait up to this long, so that several lines share a write. One write per loop turn would take 5 % of the
 // CPU time that the server spends on a short connection.

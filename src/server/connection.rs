@@ -76,7 +76,8 @@ pub struct Connection<S> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // the stream ended or failed: comes before `Read`, to detect a mass disconnect before a batch is sent
+    /// The stream ended or failed. Handled before `Read`, to detect a mass disconnect before any event batch is sent.
+    ReadEnding,
     Read,
     Handshake, // an opening handshake costs more than a read of an open connection, so a turn allows fewer of them
     Write,
@@ -93,18 +94,19 @@ pub struct ColdFields {
     pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
     pub service: Option<Service>,   // `None` before the upgrade
     pub stage: Stage,
-    pub last_received: Duration, // when the last byte arrived, plus delays of late timers: a delay is not silence
+    /// When the last byte arrived, plus the delay of any late timer: the server's own delay is not the peer's silence.
+    pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the deadline in `Timers`, to find the entry there
-    pub close_code: Option<u16>, // code of the first Close frame, sent or received
-    pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
-    pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies
+    pub close_code: Option<u16>,    // code of the first Close frame, sent or received
+    pub buffered: usize,            // this connection's share of `ConnectionLimits::buffered`
+    pub unprocessed: Box<[u8]>,     // input that waits until the outbox has room for the replies
 }
 
 pub enum Stage {
     Handshake(HeadReader),
     Open(Protocol),
     Draining {
-        /// Whether to discard input until the stream ends: closing TCP with unread input resets it and loses output.
+        /// Whether to discard input until EOF: closing a socket with unread input sends an RST, which can lose output.
         discards: bool,
         is_shut: bool, // whether the server has already shut down the write side
         reason: Cow<'static, str>,
@@ -305,8 +307,8 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { .. } => 0,
         };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
-        // Exclude the socket's buffers if the connection awaits its removal, which frees them: the server must not
-        // close another connection because of them.
+        // Exclude the socket's buffers while the connection waits in the `Remove` list: they are about to be freed. If
+        // they counted, the server could close another connection to get below `--max-buffered`.
         let transport = if self.is_queued(Work::Remove) { 0 } else { self.socket.buffered_bytes() };
         received + observer + transport + self.cold.unprocessed.len() + self.outbox.owned_len()
     }

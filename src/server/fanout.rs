@@ -1,9 +1,11 @@
-//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. For
-//! members that negotiated compression, [`deflate`](crate::ws::deflate) adds up to two variants of each rendering. A
-//! member usually receives the batch with one write at the end of the turn: many messages cost one system call.
+//! Fan-out: collects a room's events from one turn of the event loop in a batch of frames. Each event is rendered once
+//! per dialect, and all members share the result. For members that negotiated compression,
+//! [`deflate`](crate::ws::deflate) adds up to two variants of each rendering. A member usually receives the batch in
+//! one write at the end of the turn, so many messages cost one system call.
 //!
 //! A *cursor* is the number of bytes of the batch that a member has received or skipped. Before an event for one member
-//! alone, the server queues the unsent part of the batch for that member. Example: an event for alice after "one":
+//! alone, the server queues the unsent part of the batch for that member. Example: the room receives "one" and "two",
+//! and alice alone receives an event in between. What the server queues before that event and at the end of the turn:
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -23,9 +25,9 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// The server sends a room's batch as soon as it has this many bytes, except during a mass disconnect.
 const FULL_BATCH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT_THRESHOLD: usize = 128; // above this number of `left` events in a turn, all batches are held
+const MASS_DISCONNECT_THRESHOLD: usize = 128; // if a turn has more `left` events than this, all batches are delayed
 const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches
-const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum size in bytes of a held batch, in each rendering
+const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // a delayed batch is sent once it has this many bytes in any one format
 
 pub type Format = (Dialect, Variant); // members with the same format share a rendering
 
@@ -33,7 +35,7 @@ pub type Format = (Dialect, Variant); // members with the same format share a re
 pub struct Fanout {
     pub deflater: Deflater<(RoomId, Dialect)>,
     rooms: RoomMap<Batch>,
-    order: VecDeque<RoomId>, // rooms in order of first event; the batch of a listed room may already have been sent
+    order: VecDeque<RoomId>, // rooms in order of first event; a room stays listed when a full batch is sent early
     pub rooms_with_full_batch: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
@@ -57,7 +59,7 @@ impl Fanout {
         self.rooms_with_full_batch.clear();
     }
 
-    /// Whether the server holds all batches for a later turn. Without a hold, n members leaving at once cost n² writes.
+    /// Whether all rooms' batches wait for a later event loop turn. If not, n members leaving at once cost n² writes.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }

@@ -433,8 +433,8 @@ impl<S: Socket> Server<S> {
         self.continue_shutdown();
     }
 
-    /// Takes the shutdown's next step if it is due. A step closes connections only once the broker has returned all
-    /// pending messages. A drain does not wait for an unavailable broker: each step would last until messages expire.
+    /// Advances the shutdown if a step is due. A step closes connections only after the broker has published all queued
+    /// messages. If the broker is unavailable, a drain does not wait: messages may stay queued until they expire.
     pub(super) fn continue_shutdown(&mut self) {
         let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
         let waits = !is_published && self.chat.broker.is_available();
@@ -554,8 +554,8 @@ mod tests {
         }
     }
 
-    /// Calls `cause` and returns the cells of its row in the table of `connection.rs`. If `is_upgraded`, the connection
-    /// is open when `cause` runs, and its outbox holds two frames, the first of them half sent.
+    /// Ends a connection by calling `cause`. Returns table cells for `connection.rs`: what is still sent and read, and
+    /// the timer. If `is_upgraded`, the connection is open, and the first of its two queued frames is half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

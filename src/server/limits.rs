@@ -13,7 +13,8 @@ use crate::chat::{DEFAULT_ROOM, names, rate_limiter::TokenBucket};
 use crate::{config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST_SECONDS: f64 = 5.0; // allow bursts of 5 s of `--connect-rate`: a household may reconnect at once
+// Allow each address a burst of 5 seconds' worth of `--connect-rate`, because a whole household may reconnect at once.
+const CONNECT_BURST_SECONDS: f64 = 5.0;
 const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // for each address, so that no client can fill the log
 
 #[derive(Debug, Default)]

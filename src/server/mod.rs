@@ -113,7 +113,7 @@ impl<S: Socket> Server<S> {
         }
         let wants_read = connection.wants_read(self.config.max_outbox);
         if readiness.is_readable && !wants_read {
-            // While reads are paused, new readiness is the only sign that the peer is active.
+            // While reads are paused, a new readable event from the poll is the only sign that the peer is active.
             connection.cold.last_received = self.now.monotonic;
         }
         if readiness.is_writable && !connection.is_flushed() {
@@ -221,8 +221,8 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Sets the client's address and counts the connection. If the peer is a proxy (`is_proxy`), the server counts the
-    /// connection later, once a header names the client.
+    /// Sets the peer's address and counts the connection toward that address's limits. If the peer is a proxy
+    /// (`is_proxy`), the server counts the connection later, once a header gives the address of the client.
     fn set_peer(&mut self, token: Token, peer: SocketAddr, is_proxy: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let cold = &mut *connection.cold;
@@ -357,7 +357,8 @@ impl<S: Socket> Server<S> {
 
     /// Queues a room's events that a client has not yet received, so that the events precede any later output.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // During a mass disconnect, send closing clients no batch: batches may be long, and these clients rarely read.
+        // During a mass disconnect, do not send the batch of events to clients that are closing: the batch may be long,
+        // and these clients rarely read.
         if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }

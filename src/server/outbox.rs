@@ -1,6 +1,8 @@
 //! The outbox: a bounded queue of whole frames for one socket. Outboxes share one copy of a broadcast. An outbox that
 //! drops its output still finishes a half-sent frame: otherwise, the peer would read the next frame's header as
-//! payload. Example: three frames, two of them shared, after the socket has accepted seven bytes:
+//! payload. Example: an outbox holds two shared frames and one of its own, and the socket has accepted seven bytes. The
+//! second frame is half sent: the rest of it begins at offset 7 of its chunk and ends before offset 209. In total, 205
+//! bytes are still queued.
 //!
 //! ```text
 //!   chunk    frames              sent   to finish first
@@ -58,7 +60,7 @@ impl Drop for SharedFrames {
 
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
-    pub count: u64, // number of frames in `frames`
+    pub count: u64, // number of WebSocket frames encoded in `frames`
     buffered_shared: &'a Rc<Cell<usize>>,
     copy: Option<Rc<SharedFrames>>,
 }
@@ -157,7 +159,7 @@ impl Outbox {
         }
     }
 
-    /// Whether over `bound` bytes follow the next frame to send, which may itself be longer. Call `flush` first.
+    /// Whether more than `bound` bytes wait behind the next frame, which may have any length. Call `flush` first.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }

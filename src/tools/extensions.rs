@@ -9,7 +9,7 @@ use crate::ws::deflate::negotiation::{EXTENSION_NAME, parse_window_bits, unquote
 pub struct Agreed {
     /// Whether a message from the server may refer to earlier ones (context takeover).
     pub server_takes_over: bool,
-    /// Whether a message from the client may refer to earlier ones.
+    /// Whether a compressed message from the client may refer to the client's earlier messages (context takeover).
     pub client_takes_over: bool,
 }
 
@@ -56,7 +56,7 @@ impl Extension<'_> {
         })
     }
 
-    /// Returns the reason why the response `self` does not match `offer`, which must be valid.
+    /// Returns the reason why this response does not match a valid `offer`; `None` if it matches.
     fn find_mismatch(&self, offer: &Extension) -> Option<&'static str> {
         let limit = offer.window_bits("server_max_window_bits");
         if self.get("client_max_window_bits").is_some() && offer.get("client_max_window_bits").is_none() {

@@ -1,5 +1,5 @@
-//! `wirechat history FILE` exports the messages in a `--history-db` file as text or JSON, checks the file, or copies
-//! the file. These commands fail while a server holds its lock on the file.
+//! `wirechat history FILE` exports the messages in a `--history-db` file as text or JSON, checks the file for damage,
+//! or copies the file. The tool fails while a running server has the file locked.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;

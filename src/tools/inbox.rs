@@ -14,8 +14,8 @@ use crate::ws::handshake::accept_value;
 
 /// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Maximum total size of all frames and of the inflated messages, in bytes. No `poke` test case needs to read a larger
-/// echo.
+/// Maximum size in bytes of all received frames plus all inflated messages, added together. No `poke` test case needs
+/// to read more.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
 const TOO_MANY_BYTES: &str = "the server sent or announced over 4 MiB, far more than was sent to it";
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.

@@ -33,12 +33,12 @@ pub struct ManArguments {
     help: Option<bool>,
 }
 
-/// Prints the completion script of a shell for `command`.
+/// Prints a script with which the given shell completes the arguments of `command`.
 ///
 /// # Errors
 /// A one-line message if writing the script to stdout fails.
 pub fn print_completions(arguments: &CompletionArguments, mut command: Command) -> Result<bool, String> {
-    let mut script = Vec::new(); // clap_complete panics if a write fails, and a write to memory never fails
+    let mut script = Vec::new(); // clap_complete panics on a write error, so it writes to memory and not to stdout
     clap_complete::generate(arguments.shell, &mut command, PROGRAM_NAME, &mut script);
     print(&script)
 }

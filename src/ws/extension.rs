@@ -15,7 +15,8 @@ pub fn is_extension_list(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // §9.1: a parameter may have no value. Check a valid token in place of the missing value.
+    // §9.1: a parameter may have no value. Substitute a valid token for a missing value, so that the checks below
+    // depend only on the parameter's name.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };

@@ -1,13 +1,14 @@
-//! §5 and §7: the state machine of one connection after the handshake. Bytes go in, events come out one at a time, and
-//! outgoing control frames collect in a buffer. Messages are copied only if they are fragmented or span several reads.
+//! §5, §7: the state machine of a connection after the handshake. Bytes go in, events come out one by one, and outgoing
+//! control frames are buffered. Uncompressed messages are copied only if they are fragmented or span several reads.
 //!
 //! ```text
 //!   Open ──▶ Closing ──▶ Closed       the server sends the first Close, the peer replies
-//!   Open ──────────────▶ Closed       the peer sends the first Close, the server echoes the code (§5.5.1)
-//!   Open ──▶ OutOfSync ◀── Closing    the peer sends an invalid header, and the server cannot find the next frame
+//!   Open ──────────────▶ Closed       the peer sends the first Close, the server replies (§5.5.1)
+//!   Open ──▶ OutOfSync ◀── Closing    after an error such as an invalid header, the server parses no more frames
 //! ```
 //!
-//! Each cell of the state table lists the event, the frame sent and the next state. An empty cell means no effect.
+//! Each cell of the state table lists the event, the frame sent and the next state. An empty cell means no effect. A
+//! fragment is over the limit if its message already has the maximum number of fragments ([`Limits`]).
 //!
 //! | | `Open` | `Closing` | `OutOfSync` | `Closed` |
 //! |---|---|---|---|---|
@@ -226,7 +227,8 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, count)| (message.len_and_capacity().0, *count));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
-    // Check the announced length, before the payload arrives. The inflater checks the length of a compressed message.
+    // Check the length in the header, before the payload arrives. For a compressed message, this is the compressed
+    // length; the inflater checks the decompressed length instead.
     let inflates = header.is_compressed || matches!(message, Some((Assembler::Deflated(_), _)));
     ProtocolError::MessageTooBig.err_unless(inflates || header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.err_unless(fragments < limits.fragments)

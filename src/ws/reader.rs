@@ -41,7 +41,8 @@ impl FrameReader {
         self.frame.is_none() && self.header_len == 0
     }
 
-    /// Takes a frame's next chunk from `input`. If `validate` fails, further calls can skip the frame.
+    /// Takes the next chunk of the current frame from `input`. After `validate` has rejected a frame, the caller can
+    /// skip that frame: call `next` again with a `validate` that accepts the frame, and discard the chunks.
     pub fn next<'a>(
         &mut self,
         input: &mut &'a mut [u8],

@@ -1,5 +1,5 @@
-//! Benchmarks (`cargo bench`) of each step that a message takes through the server, and of a whole turn of its event
-//! loop, without real sockets. One group compares the optimized unmasking with a loop over single bytes.
+//! Benchmarks (`cargo bench`) of each step of a message's path through the server, and of a whole turn of the event
+//! loop, with simulated sockets. One group compares the optimized unmasking with a byte-by-byte loop.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -169,7 +169,7 @@ fn chat(members: usize) -> (Chat, RoomId) {
     (chat, room)
 }
 
-/// Measures a command from its JSON text to the chat's effects: parsing, checks, broker.
+/// Measures the chat's handling of one command: parsing its JSON, validating it, and producing the events to send.
 fn submit(c: &mut Criterion) {
     let (mut chat, _) = chat(100);
     c.bench_function("text to effects", |b| {

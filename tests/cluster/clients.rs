@@ -21,7 +21,8 @@ use crate::support::{masked, upgrade_request, whole_frames};
 const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must be able to resume, because one `welcome` can hold them all.
 const CERTAINLY_FIT: u64 = 500;
-/// A client keeps its newest messages, at most `2 * CARRIED`, to record them again under the epoch in which it resumes.
+/// A client keeps the newest messages that it has received, at most `2 * CARRIED`. If the client resumes in a newer
+/// epoch, the history of that epoch includes these messages too, so the test records them again for that epoch.
 const CARRIED: usize = 200;
 /// How long a client waits for its `welcome` before it reconnects. Half of the clients also wait only this long for the
 /// reply to a message.

@@ -117,7 +117,8 @@ impl Machines {
         Instant::now() >= self.next
     }
 
-    /// Begins the next fault.
+    /// Begins a random fault on a target that has no active fault, if there is such a target. Picks a random time for
+    /// the next fault.
     pub fn fail(&mut self, random: &mut Rng) {
         self.next = Instant::now() + Duration::from_millis(random.u64(200..2500));
         // A round uses up the whole deck, so that even a short run covers most kinds of faults.

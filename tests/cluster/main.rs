@@ -47,9 +47,9 @@ struct Arguments {
     instances: usize,
     clients: usize,
     rooms: usize,
-    /// Number of actions per second, of all clients together. Most actions send a message.
+    /// Actions per second, across all clients. Most actions send a message.
     rate: u64,
-    /// Redis has no persistence, and some faults erase its data.
+    /// With `--volatile`, Redis runs without persistence, and some of the injected faults erase its data.
     is_volatile: bool,
     /// The instances restart gracefully, one after the other. There are no other faults.
     is_rolling: bool,
@@ -102,7 +102,8 @@ impl Run {
     fn start(arguments: &Arguments) -> Option<Run> {
         let persistence = if arguments.is_volatile { Persistence::Off } else { Persistence::Always };
         let redis = RedisServer::start(persistence)?;
-        // The checker expects every acknowledged message in the history, so a run may publish at most 10,000 per room.
+        // The checker looks for every acknowledged message in the history, which keeps 10,000 messages per room. So a
+        // run must not publish more than 10,000 in any room.
         let mut args = vec!["--rate-limit", "0", "--history", "10000", "--max-history", "1000000000", "--drain", "2"];
         if arguments.seed.is_multiple_of(2) {
             args.push("--unique-names");
@@ -149,9 +150,10 @@ impl Run {
         }
     }
 
-    /// Compares the stored messages with the messages that the clients received. Then joins once more for each client,
-    /// with the client's epoch and last id. The server must resume with an empty backlog, unless the client has
-    /// messages that may be newer than its epoch.
+    /// Compares the stored messages with the messages that the clients received. Then joins once for each client, with
+    /// the client's epoch and last id. The server must then resume with an empty backlog. Only a client that received
+    /// messages after a restart of Redis may fail to resume, because those messages may belong to an epoch that the
+    /// client does not know.
     fn check_end(&mut self) {
         let rooms: BTreeSet<String> = self.pool.clients.iter().map(|client| client.room.clone()).collect();
         for (i, room) in rooms.iter().enumerate() {

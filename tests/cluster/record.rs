@@ -10,8 +10,8 @@ use serde_json::Value;
 /// The JSON text of a message, as a client received it.
 pub type Text = Rc<str>;
 
-/// Messages of a room. If Redis does not keep its data, the history of an epoch includes the messages of earlier epochs
-/// that a client had received before it resumed in this one.
+/// The messages that clients have received in one room during one epoch, or during all epochs. Unless Redis keeps its
+/// data, a client that resumes in a new epoch adds its older messages to the history of the new epoch.
 #[derive(Default)]
 struct History {
     messages: BTreeMap<u64, Text>,
@@ -100,8 +100,8 @@ impl Record {
         }
     }
 
-    /// The highest message id that any client has received in `room`: in any epoch if Redis keeps its data, otherwise
-    /// in `epoch`.
+    /// The highest message id that any client has received in `room`. If Redis keeps its data, message ids continue
+    /// across epochs, so all epochs count. Otherwise, only `epoch` counts.
     pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
         let history =
             if self.keeps_data { self.all.get(room) } else { self.histories.get(&(room.to_owned(), epoch.to_owned())) };

@@ -1,5 +1,6 @@
-// The same chat with Socket.IO and its Redis adapter, measured by tests/cluster/measure. A sender also receives its own
-// messages. There are no ids, no history and no resume. Arguments: the port and, optionally, the URL of Redis.
+// A minimal chat server on Socket.IO, which tests/cluster/measure compares with wirechat. A sender also receives its
+// own messages, as in wirechat, but there are no message ids, no history and no resume. Arguments: the port and, to use
+// Socket.IO's Redis adapter, the URL of Redis.
 
 const { Server } = require("socket.io");
 

@@ -201,7 +201,7 @@ def hostile(now):
     add("nested JWT as a JSON string", raw({"alg": "HS256", "cty": "JWT"}, json.dumps(token)))
     add("JWE", ".".join([b64('{"alg":"dir","enc":"A256GCM"}'), "", b64(b"\0" * 12), b64(b"\0" * 40), b64(b"\0" * 16)]))
     add("JWS in JSON form", json.dumps({"protected": token.split(".")[0], "payload": token.split(".")[1], "signature": token.split(".")[2]}))
-    # Missing, extra or altered parts, and invalid encodings.
+    # Tokens with missing, extra or altered parts (header, payload, signature), and tokens with an invalid encoding.
     header, payload, signature = token.split(".")
     add("four parts", token + "." + signature)
     add("a dot at the end", token + ".")

@@ -1,4 +1,5 @@
-//! Brokers that wrap another broker and report its decisions, or the chat's requests and events, to the model.
+//! Brokers that wrap another broker and pass requests and events through unchanged. They also report these requests and
+//! events to the [`Model`], which checks them.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use wirechat::broker::{Broker, BrokerError, Join, Request, RoomEvent};
 
 use crate::model::Model;
 
-/// Reports the decisions of a synchronous broker to the model: the events that each request causes.
+/// Wraps a synchronous broker. Reports each request to the model, together with the events that the request causes.
 pub struct Decisions {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,
@@ -35,7 +36,7 @@ impl Broker for Decisions {
     }
 }
 
-/// Reports to the model each request from the chat and each event that the chat receives.
+/// Wraps any broker. Reports to the model each request that the chat submits and each event that the chat receives.
 pub struct Events {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,

@@ -108,8 +108,8 @@ impl DiskControl {
     }
 }
 
-/// Creates the SQLite broker for the next run of the server. `decisions` is the memory broker that decides for the
-/// SQLite broker who is a member of which room. It must keep no messages.
+/// Creates the SQLite broker for the next run of the server. The SQLite broker stores the messages, and `decisions`
+/// tracks the members of each room. `decisions` must be configured to keep no messages.
 pub fn broker(
     disk: &DiskControl,
     decisions: MemoryBroker,
@@ -125,7 +125,7 @@ pub fn broker(
     Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
 }
 
-/// A memory broker, and the number of events that its last request caused.
+/// Wraps an in-memory broker, and stores in `count` the number of events that the last request caused.
 struct Counted {
     broker: MemoryBroker,
     events: VecDeque<RoomEvent>,

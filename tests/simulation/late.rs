@@ -21,8 +21,8 @@ impl Late {
         }
     }
 
-    /// Releases one broker event, or executes all operations that wait for the disk. Returns `false` if nothing
-    /// was pending.
+    /// With a test broker, releases one delayed event. With the SQLite broker, executes all operations that wait for
+    /// the disk. Returns `false` if nothing was pending.
     pub fn release_one(&self) -> bool {
         match self {
             Late::Broker(control) => control.release_one(),

@@ -83,10 +83,10 @@ const OFTEN: &[&str] = &[
     "a stalled stderr",
     "clients that waited for a descriptor",
 ];
-/// States that a run of 300 or more seeds must also reach with the feature `deflate`.
+/// The additional states that a run of 300 or more seeds must reach if the feature `deflate` is enabled.
 const COMPRESSED: &[&str] = &["a message with a shared context", "a message compressed alone"];
 
-/// States that a run of 300 or more seeds must also reach with the feature `sqlite`.
+/// The additional states that a run of 300 or more seeds must reach if the feature `sqlite` is enabled.
 const STORED: &[&str] = &[
     "a crash",
     "a crash between a commit and its events",
@@ -95,7 +95,7 @@ const STORED: &[&str] = &[
     "a message that was stored and not acknowledged",
     "a resume across a restart",
 ];
-/// States that only a run of 1,000 or more seeds must reach.
+/// Rare states. A run must reach them only if it has 1,000 or more seeds.
 const RARELY: &[&str] = &[
     "a hold of broadcasts",
     "a peer that does not end the stream",
@@ -157,8 +157,8 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     })
 }
 
-/// Runs a script. Some scripts run again, unchanged, to check that a seed reproduces its run. Some also run without the
-/// rude client, to check that the rude client does not affect the other clients.
+/// Runs a script. Some scripts run twice, to check that a seed reproduces its run. Some scripts with a client that
+/// violates the protocol also run without that client, to check that this client does not affect the others.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {

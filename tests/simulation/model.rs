@@ -90,9 +90,10 @@ pub enum Submitted {
 struct Decided {
     rooms: HashMap<RoomId, Place>,
     members: BTreeMap<Token, Seat>,
-    /// All messages of each history. The key is the epoch or, with a history file, the room name.
+    /// All messages of each history. With a history file, each room has one history, and the key is the room name.
+    /// Otherwise, a room can start a new history with a new epoch, and the key is the epoch.
     logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
-    /// The epochs of the server runs on the history file, oldest first.
+    /// The epoch of every server run that has used the history file, oldest first.
     runs: Vec<Rc<str>>,
     /// For each message in `logs`, the index in `runs` of the server run that stored the message.
     stored_in: HashMap<Rc<str>, Vec<usize>>,
@@ -418,7 +419,7 @@ impl Model {
         }
     }
 
-    /// Checks that the last event and the number of events are ones that this kind of request can cause.
+    /// Checks that this kind of request can cause `events`. Looks only at their number and at the last event.
     fn check_request(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         let seat = self.decided.members.get(&client);
         let last = events.last();
@@ -644,7 +645,8 @@ impl Model {
         let Some(place) = self.decided.rooms.get_mut(&room) else { return };
         let name = Rc::clone(&place.name);
         if rules.durable.is_some() {
-            place.epoch = Some(Rc::clone(&name)); // in a history file, a room keeps one log across restarts
+            // With a history file, a room's log survives restarts. The model therefore stores it under the room name.
+            place.epoch = Some(Rc::clone(&name));
             return self.check_durable_backlog(&name, resume, backlog);
         }
         let before = place.epoch.replace(Rc::clone(epoch));
@@ -661,7 +663,7 @@ impl Model {
             format!("last_id is {last_id}, after {} messages", log.len())
         });
         let kept = rules.history.min(log.len());
-        // An upper bound on the size in bytes of these messages in a `welcome` event.
+        // Returns an upper bound on the number of bytes that `messages` take up in a `welcome` event.
         let len =
             |messages: &[Rc<Message>]| messages.iter().map(|message| message_fields(message).len() + 60).sum::<usize>();
         let missed = resume

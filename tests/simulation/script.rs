@@ -30,7 +30,8 @@ pub struct Script {
     pub is_observed: bool,
     pub is_crowd: bool,
     pub is_public: bool,
-    /// One client violates the protocol. The other clients must receive the same bytes in a run without that client.
+    /// One client violates the protocol. Unless `shares_room` is also set, the other clients must receive the same
+    /// bytes as in a run without that client.
     pub is_independent: bool,
     /// The client that violates the protocol joins a room of other clients. In a run without that client, the others
     /// must receive the same events, except those about that client.
@@ -149,7 +150,7 @@ impl Script {
             }
         }
         if shares_room {
-            // Exclude options with which one client's presence changes the history or member list that others receive.
+            // Exclude options that let one client's presence affect the history or member list that others receive.
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
         }
@@ -195,8 +196,9 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        // A connection's random faults depend on the number of earlier reads, writes and turns. A misbehaving client
-        // changes the number of turns and, in a shared room, also the other clients' reads and writes.
+        // Each read, write and turn of the event loop advances the random number generator that decides a connection's
+        // faults. A misbehaving client causes additional turns and, in a shared room, additional reads and writes on
+        // the other connections. Turn off the faults that would differ in a run without that client.
         let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
         let spurious = if is_independent { 0.0 } else { spurious };
         let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };

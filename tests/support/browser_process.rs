@@ -50,7 +50,7 @@ pub fn connect(address: &str) -> WebSocket<TcpStream> {
     tungstenite::client(format!("ws://127.0.0.1:{address}"), stream).expect("the browser speaks WebSocket").0
 }
 
-/// Waits until a JavaScript expression is true on the page. `eval` evaluates an expression on the page.
+/// Waits until a JavaScript expression is true on the page. Calls `eval` repeatedly to evaluate the expression there.
 pub fn wait_for(expression: &str, eval: impl Fn(&str) -> Value) {
     if !becomes_true(|| eval(&format!("Boolean({expression})")) == true) {
         panic!("never happened: {expression}\nThe page shows: {}", eval("document.body.innerText"));

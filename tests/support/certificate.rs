@@ -26,7 +26,8 @@ impl Certificate {
         let made = Command::new(openssl)
             .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey"])
             .args(algorithm)
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"]) // rustls rejects a server with a CA certificate
+            // By default, openssl creates a CA certificate, which rustls rejects as a server's certificate.
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
             .args([certificate.key.as_os_str(), "-out".as_ref(), certificate.cert.as_os_str()])
             .stderr(Stdio::null())

@@ -124,7 +124,7 @@ impl Crowd {
         }
     }
 
-    /// Removes and returns the response head from the bytes that a client has kept, once the head is complete.
+    /// Returns a client's response head and removes it from the received bytes; `None` if the head is incomplete.
     pub fn take_head(&mut self, id: usize) -> Option<String> {
         let kept = self.members[id].kept.as_mut().expect("it keeps bytes");
         let end = kept.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
@@ -193,7 +193,7 @@ pub fn reset_peak(server: &Server) -> usize {
     peak(server)
 }
 
-/// The peak of a server's memory (`VmHWM`), in KiB.
+/// Returns the server's peak resident memory (`VmHWM`) in KiB.
 pub fn peak(server: &Server) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");

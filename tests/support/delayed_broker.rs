@@ -20,7 +20,7 @@ pub struct Control(Rc<RefCell<State>>);
 
 struct State {
     decisions: Box<dyn Broker>,
-    /// Events that are held back, oldest first.
+    /// Events held back until the test calls [`Control::release_one`], oldest first.
     pending: Vec<Pending>,
     released: VecDeque<RoomEvent>,
     /// The room that each client will be in after the release of all pending events.
@@ -34,7 +34,7 @@ struct State {
 #[derive(Debug)]
 struct Pending {
     event: RoomEvent,
-    /// Events that share a key must be released in order.
+    /// If two events share a key, the broker must return the older event first.
     keys: Vec<Key>,
 }
 
@@ -132,8 +132,9 @@ impl State {
         }
     }
 
-    /// Holds back an event. Its keys are the rooms and clients in the event, the client that caused the event, and the
-    /// room of that client.
+    /// Holds back `event`, which `client` caused, until the test releases it. Events that concern the same room or
+    /// client must keep their order, so the keys of `event` are the rooms and clients in it, `client`, and the room
+    /// that `client` is in.
     fn hold(&mut self, mut event: RoomEvent, client: Option<Token>) {
         let mut keys: Vec<Key> = client.into_iter().map(Key::Client).collect();
         keys.extend(client.and_then(|client| self.rooms.get(&client)).copied().map(Key::Room));

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::Server;
 
-/// The exit status if the configuration is invalid.
+/// The server's exit status if an option, or a file that an option names, is invalid.
 pub const USAGE: i32 = 2;
 /// The exit status after an error at run time.
 pub const FAILURE: i32 = 1;
@@ -21,7 +21,8 @@ pub fn fail_to_start(listen: &str, args: &[&str]) -> Failure {
     run_to_failure(&mut Server::command(listen, args))
 }
 
-/// Runs a server until it exits. If the server starts, kills it and fails the test.
+/// Runs a server that is expected to fail at startup, and waits for it to exit. If the server starts successfully,
+/// kills it and fails the test.
 #[track_caller]
 pub fn run_to_failure(command: &mut Command) -> Failure {
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());

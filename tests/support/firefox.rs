@@ -104,7 +104,7 @@ impl Browser {
     }
 }
 
-/// Waits until Firefox has written the port of WebDriver BiDi to `server_file`, and connects to the port.
+/// Waits until Firefox has written its WebDriver BiDi port to `server_file`, then connects to that port.
 fn connect(server_file: &Path) -> WebSocket<TcpStream> {
     let mut port = Value::Null;
     wait_until("Firefox writes its BiDi port", || {

@@ -61,7 +61,7 @@ pub struct Link {
     server_end: End,
     /// Whether the server has closed its socket.
     pub is_dropped: bool,
-    /// Whether the server's socket has changed since the link last reported it.
+    /// Whether the link has yet to report a change at the server's socket, such as new bytes or a reset.
     pub has_edge: bool,
     /// Whether the server's last write was partial or blocked.
     is_blocked: bool,
@@ -131,8 +131,9 @@ impl Read for MemorySocket {
         let was_ended = link.is_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // After a short read, the server assumes that no bytes are left. If some are left, report a new edge. Also
-        // report an edge if the read freed enough buffer space for the end of the client's stream to arrive.
+        // The server takes a short read to mean that the socket is empty, so report a new edge if bytes are left. Also
+        // report an edge if the client has ended its stream and the read freed enough receive buffer for the last bytes
+        // to arrive.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
         match (len, link.client_end) {
@@ -283,7 +284,7 @@ impl Client {
         if link.to_client.is_empty() { link.server_end } else { End::Open }
     }
 
-    /// Whether the client's stream is still open, so that the client may send bytes.
+    /// Whether the client may still send bytes: the client has neither ended nor reset its stream.
     pub fn is_open(&self) -> bool {
         self.link().client_end == End::Open
     }

@@ -183,7 +183,7 @@ impl World {
         turns
     }
 
-    /// Whether the server has something to do at the current time.
+    /// Whether the event loop must run a turn now: a socket has become ready, or a deadline has been reached.
     pub fn has_work(&self) -> bool {
         let is_due = || self.next_turn_at().is_some_and(|at| at <= self.now.monotonic);
         !self.is_stopped && (self.has_edge() || is_due())
@@ -193,7 +193,7 @@ impl World {
         self.listener.socket.has_edge.get() || self.links.values().any(|link| link.borrow().has_edge)
     }
 
-    /// Advances the clock by `time`. Runs a turn at every time for which the server has requested one.
+    /// Advances the clock by `time`, and runs the event loop at each deadline on the way.
     pub fn advance(&mut self, time: Duration) {
         let end = self.now.monotonic + time;
         self.settle();
@@ -248,7 +248,7 @@ impl World {
         self.server.limits.buffered + self.server.limits.buffered_shared.get()
     }
 
-    /// The earliest time for which the server, the listener or the log has requested a turn.
+    /// The time by which the event loop must run again: the earliest deadline of the server, the listener and the log.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let accept = self.listener.next_accept_at.filter(|_| self.server.may_accept());
         let flush = self.log.as_ref().and_then(|log| log.lines().deadline());
@@ -301,7 +301,7 @@ pub struct Backlog {
     has_edge: Cell<bool>,
     /// While true, every accept fails with EMFILE, even if no client is waiting.
     pub is_out_of_descriptors: Cell<bool>,
-    /// If set, accepts fail at random, with this random number generator and this probability.
+    /// If set, each `accept` may fail. Contains the random number generator and the probability of a failure.
     pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
 }
 

@@ -243,8 +243,9 @@ impl Survivors {
         }
     }
 
-    /// Compares a stopped server's history file with the clients' state: no acknowledged message is lost, no message is
-    /// stored twice, and any other stored message is one that its sender has not received yet.
+    /// Compares a stopped server's history file with what the clients have received. No received message may be
+    /// missing, and no message may be stored twice. If no client has received a stored message, its sender must still
+    /// be waiting for the acknowledgment.
     pub fn check(&self, rows: &Rows) {
         rows.check();
         let lost: Vec<&Value> = self

@@ -37,7 +37,7 @@ pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMu
     assert!(failed.is_empty(), "{} of {} rows failed:\n{}\n", failed.len(), rows.len(), failed.join("\n"));
 }
 
-/// How the bytes of a row are written to the socket.
+/// How a test splits the bytes of one table row into writes to the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// All bytes in one write.

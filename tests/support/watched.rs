@@ -26,8 +26,8 @@ impl Watched {
         Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
-    /// Connects the witnesses to a running server with `token`. If a test calls `still_chats` often, start the server
-    /// with `--rate-limit 0`.
+    /// Connects two clients, the witnesses, to a running server. Both use the access token `token`. Each call of
+    /// `still_chats` sends a message, so if a test calls it often, start the server with `--rate-limit 0`.
     pub fn new(server: Server, token: &str) -> Watched {
         let room = format!("/?token={token}&username=witness&room=witnesses");
         let (mut sender, receiver) = (server.upgrade(&room), server.upgrade(&room));
@@ -61,7 +61,7 @@ impl Watched {
         }
     }
 
-    /// Checks that a message of one witness reaches both witnesses.
+    /// Checks that a message sent by one witness reaches both.
     pub fn still_chats(&mut self) {
         self.sent += 1;
         let text = format!("ok {}", self.sent);

@@ -37,8 +37,9 @@ impl Heartbeats {
         self.others.clear();
     }
 
-    /// Counts the heartbeats sent since each other instance's newest heartbeat. Returns the silent instances, each with
-    /// its newest heartbeat. `beats` holds each instance, followed by its newest heartbeat.
+    /// For each other instance, counts the heartbeats that this instance (`own`) has sent since the other one's newest
+    /// heartbeat. Returns the instances whose count has reached `HEARTBEATS_UNTIL_DEAD`, each with its newest
+    /// heartbeat. `beats` lists all instances, each followed by its newest heartbeat.
     pub fn find_silent_instances(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
         if beats.is_empty() {
             return Vec::new(); // the call was not a heartbeat, so its reply lists no instances

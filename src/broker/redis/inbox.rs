@@ -31,13 +31,13 @@ impl MessageWithoutId {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InboxEvent {
-    /// Redis has executed this instance's requests up to this number, and their events have arrived.
+    /// Redis has executed this instance's requests up to the one with this number. Their events come before this event.
     Executed(u64),
     /// A request failed because of a bug in the script.
     Failed(Box<str>),
     /// The room has a new epoch, because a new generation has begun, but its messages are unchanged.
     Renewed(Rc<str>, Rc<str>),
-    /// The room now has a member on this instance. Lists the room's members on other instances.
+    /// A room gets its first member on this instance. Fields: the room, and the room's members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
     /// A client of this instance has joined: the client, its previous room, its new room, and the new room's history.
     Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
@@ -47,7 +47,8 @@ pub enum InboxEvent {
     Left(Rc<str>, u32, u64),
     /// A message to a room: the room, the sender's instance and client number, the message's id, and the message.
     Message(Rc<str>, u32, u64, u64, MessageWithoutId),
-    /// A message from this instance's operator was published: the room, the instance, the announcement token, the id.
+    /// This instance's operator has published a message. Fields: the room, the instance, the token of the operator's
+    /// request, the message's id, and the message.
     Announced(Rc<str>, u32, u64, u64, MessageWithoutId),
     Duplicate(u64, u64, MessageWithoutId),
     /// A private message: recipients, message, and the sender if the sender is a client of this instance.
@@ -57,6 +58,7 @@ pub enum InboxEvent {
     Typing(Rc<str>, u32, u64, Rc<str>),
     /// A request other than a join failed: the client, the reason, a detail, and the nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
-    /// The state of a room, because this instance may have missed some of its events: name, history and members.
+    /// The current state of a room in which this instance may have missed events. Fields: the room, its epoch, the last
+    /// message id, whether the messages are exactly the missed ones, the messages, and the members.
     Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>, Vec<(u32, u64, Rc<str>)>),
 }

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 
-pub const DONE: &str = "done"; // the status of an executed call, whose events Redis adds to the instances' inboxes
+// The Lua script returns this status for an executed call. The call's events arrive through the instances' inboxes.
+pub const DONE: &str = "done";
 
 const MAX_ENTRIES_PER_READ: usize = 256;
-// If one read returns more bytes than this (about two messages), messages arrive fast. The thread then pauses, so that
-// more messages gather and the event loop wakes less often: at 8,000 messages/s, the pause halves the CPU time.
+// A read of more bytes than this (about two messages) means that messages are arriving fast. The thread then pauses, so
+// that more messages accumulate and the event loop wakes less often: at 8,000 messages/s, this halves the CPU time.
 const BUSY_READ_BYTES: usize = 512;
 const BUSY_READ_PAUSE: Duration = Duration::from_millis(5);
 
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resume within a second after Redis is back
 
-/// The broker's interface to the Redis threads, which tests simulate.
+/// The interface between the broker and the Redis threads. Tests replace the threads with a simulation.
 pub trait Link {
     /// Calls the script with these arguments, after all earlier calls.
     fn call(&mut self, arguments: Vec<String>);
@@ -45,7 +46,7 @@ pub struct Threads {
     events: Receiver<(u64, LinkEvent)>, // each event and the `session` or `reading` that it belongs to
     caller: Option<JoinHandle<()>>,
     session: u64, // number of the `caller` thread's newest connection; calls for an older one are dropped
-    reading: u64, // number of the newest `InboxRead`; entries for an older one are dropped
+    reading: u64, // number of the newest `InboxRead`; entries returned by older reads are dropped
 }
 
 struct InboxRead {
@@ -241,7 +242,8 @@ fn read_inboxes(client: &Client, reads: &Receiver<InboxRead>, timeout: Duration,
                 }
             }
         }
-        // Wait before reconnecting. If Redis restarted, its lineage differs, and the broker sends a new `InboxRead`.
+        // Wait before reconnecting. If Redis has restarted, its lineage (the id of its process and data) no longer
+        // matches. The thread then reads no entries until the broker sends an `InboxRead` with the new lineage.
         loop {
             match reads.recv_timeout(wait) {
                 Ok(newer) => read = newer,

@@ -38,7 +38,7 @@ impl Mirror {
         Mirror { instance, limits, clients, client_ids, rooms: Rooms::default(), opened, events: VecDeque::new() }
     }
 
-    /// Adds a client whose join Redis has not executed yet.
+    /// Adds a client before Redis has executed the client's join request.
     pub fn add(&mut self, client: Token, join: Join, session: Session) {
         self.increment_client_count(&join.room, &join.user);
         self.client_ids.extend(join.client_id.iter().map(|id| (Rc::clone(id), client)));
@@ -73,8 +73,8 @@ impl Mirror {
         })
     }
 
-    /// Whether a switch would empty a room that the client's user opened. At a room limit, only such a switch may open
-    /// a room.
+    /// Whether the client is alone in a room that its user opened, so a switch to a new room would not increase the
+    /// number of rooms. Once a room limit is reached, a client may open a room only by such a switch.
     pub fn switch_frees_room(&self, record: &Client) -> bool {
         let opened = self.opened.get(&record.target);
         opened.is_some_and(|(opener, count)| *count == 1 && *opener == record.join.user)
@@ -83,7 +83,7 @@ impl Mirror {
 
     pub fn apply(&mut self, event: InboxEvent) {
         match event {
-            InboxEvent::Executed(_) => {} // only confirms a request, which does not change the mirror
+            InboxEvent::Executed(_) => {} // this event only confirms a request, and changes neither rooms nor clients
             InboxEvent::Failed(error) => log::error!("REDIS a request failed: {error}"),
             InboxEvent::Renewed(name, epoch) => {
                 self.rooms.synced_room_mut(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));
@@ -204,7 +204,8 @@ impl Mirror {
         self.events.push_back(RoomEvent::Private { recipients, message: Rc::new(message) });
     }
 
-    /// Brings a room up to date after this instance may have missed events: queues them, or one `Resynchronized`.
+    /// Brings a room up to date after this instance may have missed events. Queues the missed events, or one
+    /// `Resynchronized` event if Redis could not supply all missed messages.
     fn apply_sync(&mut self, name: &Rc<str>, backlog: Backlog, members: BTreeMap<MemberId, Rc<str>>) {
         let Some(room) = self.rooms.by_name.get_mut(name) else { return };
         (room.is_synced, room.epoch, room.last_id) = (true, Rc::clone(&backlog.epoch), backlog.last_id);
@@ -269,7 +270,7 @@ impl Mirror {
         self.decrement_client_count(&before);
     }
 
-    /// Returns whether the chat knew the client.
+    /// Removes a client. Returns `false` if no such client exists, or if its join was rejected after a timeout.
     pub fn forget(&mut self, client: Token) -> bool {
         let Some(record) = self.clients.remove(&client) else { return false };
         self.decrement_client_count(&record.target);

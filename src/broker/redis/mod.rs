@@ -129,9 +129,9 @@ impl RedisBroker {
         }
     }
 
-    /// Sends the queued requests to Redis in one call. While an earlier call is pending, sends nothing: the requests
-    /// wait for the next call. An instance that reads the rest of its inbox sends calls without requests, because only
-    /// a call detects a lost connection.
+    /// Sends the queued requests to Redis in one call. If an earlier call is pending, sends nothing, and the requests
+    /// wait for the next call. While this instance is catching up on its inbox, its calls are heartbeats without
+    /// requests, because only a call detects a lost connection.
     fn flush(&mut self) {
         let is_registered = matches!(self.stage, Stage::Registered);
         if self.beats.is_calling || !(is_registered || matches!(self.stage, Stage::CatchingUp { .. })) {
@@ -237,13 +237,13 @@ impl RedisBroker {
         self.inbox.has_gap |= id != self.inbox.read + 1;
         self.inbox.read = id;
         if self.inbox.has_gap {
-            return; // `flush` clears the generation and registers again, so that Redis empties the inbox
+            return; // some events are missing, so `flush` registers this instance again, and Redis empties the inbox
         }
         for event in events.lines() {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    self.beats.confirm(number); // a reply does not always wake the event loop, so do not wait for it
+                    self.beats.confirm(number); // do not wait for the call's reply, which may not wake the event loop
                 }
                 Ok(event) => self.mirror.apply(event),
                 Err(error) => log::error!("REDIS an event is invalid: {error}"),

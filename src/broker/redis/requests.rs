@@ -10,7 +10,7 @@ use mio::Token;
 use super::super::{CredentialId, Message};
 
 const MAX_REQUESTS_PER_CALL: usize = 256; // limits how long one call of the script blocks Redis
-const MAX_BYTES_PER_CALL: usize = 256 * 1024; // size of a call's arguments; a larger request gets a call of its own
+const MAX_BYTES_PER_CALL: usize = 256 * 1024; // maximum total size of a call; a single larger request is sent alone
 
 /// Decides what happens to a request that Redis does not confirm in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Kind {
     Message { nonce: Option<Rc<str>> }, // a room message or a private message
     Query,                              // a switch or a history page: the client gets an error if the request expires
     Typing,
-    Internal, // a leave, or a request of the instance itself; never expires
+    Internal, // a client's leave request, or a request that the server makes on its own behalf; never expires
 }
 
 #[derive(Debug)]
@@ -157,8 +157,8 @@ pub fn format_credential(credential: Option<CredentialId>) -> String {
     credential.map(|id| id.to_string()).unwrap_or_default()
 }
 
-/// The key of a message's nonce in the room's Redis hash of nonces. Usernames contain no line feed, so no two pairs of
-/// username and nonce have the same key.
+/// Returns the key of a message's nonce in the room's Redis hash of nonces: the username, a line feed and the nonce.
+/// The key is unambiguous, because usernames contain no line feed. Empty if the message has no nonce.
 pub fn nonce_key(message: &Message) -> String {
     message.nonce.as_ref().map(|nonce| format!("{}\n{nonce}", message.username)).unwrap_or_default()
 }

@@ -29,7 +29,8 @@ impl Rooms {
         self.by_name.entry(name).or_insert(room);
     }
 
-    /// Adds a client of this instance. Returns `Opened` if this client makes the room known to the chat.
+    /// Adds a client of this instance to the room `name`. Returns `Opened`, which announces the room to the chat, if
+    /// the client is this instance's first visible client in the room.
     pub fn join(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
         let room = self.by_name.get_mut(name)?;
         if !is_visible {
@@ -94,7 +95,8 @@ impl Room {
         (was_member && self.is_visible()).then_some(RoomEvent::Left { room: self.id, member })
     }
 
-    /// Replaces the members on other instances. If the chat knows the room, returns an event for each change.
+    /// Replaces the list of the room's members on other instances. Returns an event for each added or removed member,
+    /// or no events if this instance has no visible client in the room.
     pub fn replace_remote_members(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
         let gone: Vec<MemberId> = self.remote.keys().filter(|member| !members.contains_key(member)).copied().collect();
         let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote_member(member)).collect();

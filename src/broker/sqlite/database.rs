@@ -68,7 +68,8 @@ pub enum Operation {
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
     /// Changes the operator's bans. Adds no `Outcome` to the batch: the result goes to the channel in `BanChange`.
     Ban(BanChange),
-    /// Does not use the file. Delays a join until earlier messages are stored, and adds the join's `cost` to the batch.
+    /// Neither reads nor writes the history file. The broker submits `Wait` for a join, so that the join takes effect
+    /// only after all earlier messages are stored. The `cost` of `Wait` limits the number of joins in a batch.
     Wait,
 }
 
@@ -85,7 +86,7 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct Batch {
     pub outcomes: Vec<Outcome>,   // one outcome per operation except `Ban`, in the same order
-    pub deletions: Vec<Deletion>, // messages that the expiry sweep deleted after the operations
+    pub deletions: Vec<Deletion>, // messages that the expiry sweep deleted after the batch's operations were executed
 }
 
 /// Reports that the room's messages up to and including `id` were deleted.
@@ -132,7 +133,7 @@ struct ChangedRoom {
 }
 
 pub struct Database {
-    pub connection: Connection, // public so that tests can limit the database's size and begin another run
+    pub connection: Connection, // public so that tests can limit the database's size and simulate a server restart
     options: DatabaseOptions,
     run: i64,
     changes: usize,   // number of messages stored or expired since the last checkpoint
@@ -188,7 +189,8 @@ impl Database {
         }
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.execute_batch(bans::SCHEMA)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // `drop` turns this off if safe
+        // Do not checkpoint on close: the file may be damaged. `drop` allows a checkpoint if the last batch succeeded.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
@@ -227,7 +229,7 @@ impl Database {
         executed.map_err(|error| explain(&error))
     }
 
-    /// Executes a batch like `execute`. If the batch writes, calls `on_commit` with the duration of the transaction.
+    /// Like `execute`, but also passes the duration of the call to `on_commit` if the batch contains a write.
     pub fn execute_timed(&mut self, operations: &[Operation], on_commit: &impl Fn(Duration)) -> Result<Batch, String> {
         let started = Instant::now();
         let executed = self.execute(operations);
@@ -264,8 +266,8 @@ impl Database {
         for operation in operations {
             let outcome = if let Operation::Store { room, message } = operation {
                 let mut original = find_duplicate(&transaction, room, message)?;
-                // The new messages of this batch may have pushed the original out of the newest `keep` messages. If so,
-                // delete the original, so that its nonce is free.
+                // A stored message may already have this nonce. If the batch has pushed that message out of the newest
+                // `keep` messages, delete it first, so that the new message can use the nonce.
                 if original.is_some() {
                     update_rooms(&transaction, &mut rooms, keep)?;
                     original = find_duplicate(&transaction, room, message)?;
@@ -375,7 +377,7 @@ impl Drop for Database {
     /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: a checkpoint would sync
     /// the file again, and the second fsync may succeed although the first has lost data.
     fn drop(&mut self) {
-        // Change this option only on close: every change makes SQLite prepare all statements again, which takes 100 µs.
+        // Set this option only when the database closes: a change makes SQLite prepare all statements again (100 µs).
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !self.is_trusted);
     }
 }
@@ -420,7 +422,7 @@ fn store<'b>(
     Ok(Outcome::Stored(room.last_id))
 }
 
-/// Records each room's newest id, and deletes messages beyond `keep`, so that later reads in the batch see both.
+/// Stores each room's newest id and deletes messages beyond `keep`, so that later reads in the batch see the changes.
 fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
     for (_, ChangedRoom { room, last_id, deleted_id, stored }) in std::mem::take(rooms) {
         connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;

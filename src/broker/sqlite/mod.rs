@@ -96,8 +96,9 @@ struct Queued {
 }
 
 impl SqliteBroker {
-    /// Opens the database and starts the writer thread, which calls `wake` after each batch, and `on_commit` with the
-    /// duration of each commit. `memory` creates a `MemoryBroker`. `Err` is an error text.
+    /// Opens the database and starts the writer thread. The thread calls `wake` after each batch of operations, and
+    /// `on_commit` with the duration of each commit. `memory` creates the `MemoryBroker` that decides who is a member
+    /// of which room. On failure, returns an error text for the operator.
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
@@ -122,7 +123,8 @@ impl SqliteBroker {
         Ok((SqliteBroker::new(memory(random), Box::new(writer), &run, limits), bans))
     }
 
-    /// `decisions` is a broker that returns events at once and keeps no messages. `epoch` is the current run's name.
+    /// Creates a broker that passes each request to `decisions` and stores the published messages on `disk`.
+    /// `decisions` must return its events at once and keep no messages. `epoch` is the name of this run of the server.
     pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: LogLimits) -> SqliteBroker {
         SqliteBroker {
             decisions,
@@ -522,7 +524,7 @@ mod tests {
         Request::Publish(stored(text, nonce).into())
     }
 
-    /// Formats each ready event. The result contains the event's message id, or the last id of its backlog, if any.
+    /// Describes each event that the broker returns: a message with its id, a join with the last id of its backlog.
     fn events(broker: &mut SqliteBroker) -> Vec<String> {
         let name = |event| match event {
             RoomEvent::Opened { .. } => "opened".to_owned(),

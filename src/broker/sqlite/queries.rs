@@ -58,8 +58,10 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_byte
     Ok(Outcome::Messages { last_id, messages })
 }
 
-/// Reads all messages after `since`, if none of them has been deleted, and if run `epoch` or an earlier run stored
-/// message `since`. A later run may have reused the id for another message; see the table in the parent module.
+/// Reads all messages after `since`, for a client that last joined the room during server run `epoch`. Returns
+/// `NotResumable` if run `epoch` is unknown, if any of these messages is missing, if they exceed `max_bytes`, or if a
+/// later run stored message `since`. That later run may have reused the id for a message that the client has not seen;
+/// see the table in the parent module.
 fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
     let limit = max_bytes / JSON_OVERHEAD;
     let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;

@@ -2,8 +2,8 @@
 //! decides the algorithm. If the token decided, an attacker could choose `none`, or sign with a public key as if it
 //! were a shared secret (RFC 8725 §2.1).
 //!
-//! The crate `jsonwebtoken` only verifies signatures: its own checks of the claims read the system clock, accept
-//! repeated claims and round `exp`.
+//! The `jsonwebtoken` crate is used only to verify signatures. This module checks the claims itself, because the
+//! crate's checks would read the system clock, accept repeated claims and round `exp`.
 
 pub mod proof;
 
@@ -74,7 +74,7 @@ impl JwtKeys {
         (errors, if now == before { String::new() } else { changes })
     }
 
-    /// Like `load`, but logs the errors. Returns only the changes.
+    /// Calls `load`, logs the errors, and returns the log text with the numbers of added and removed keys.
     pub fn reload(&mut self, config: &Config, files: Vec<Result<Vec<u8>, String>>) -> String {
         let (errors, changes) = self.load(config, files);
         errors.iter().for_each(|error| log::error!("RELOAD failed, the old key stays in force: {error}"));

@@ -93,7 +93,8 @@ impl StorageMonitor {
 
 impl AdminApi {
     pub fn new(config: &Config, address: SocketAddr) -> Result<AdminApi, String> {
-        // To prevent DNS rebinding, check `Host` as if clients used this address. Requests need no access token.
+        // Derive the allowed `Host` values from the admin API's address instead of `--listen`, to prevent DNS
+        // rebinding. Requests to the admin API need no access token.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (AccessControl::new(&config, None)?, config.max_text);
@@ -281,7 +282,7 @@ fn missing_parameter(parameter: &str) -> Rejection {
     bad_request(format!("The query parameter {parameter} is missing."))
 }
 
-/// Parses and checks a message by the same rules as a client's message.
+/// Parses the message in the body of a `/publish` request. The rules are the same as for a client's message.
 fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message, ErrorText> {
     let body = str::from_utf8(body).map_err(|_| "Invalid JSON")?;
     let fields: Value = serde_json::from_str(body).map_err(|_| "Invalid JSON")?;
@@ -297,7 +298,8 @@ fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message,
     }
 }
 
-/// Parses the query's connection, username or address. Exactly one of the two parameters in `names` must be present.
+/// Parses the username, connection or address to kick, ban or unban. The query must contain exactly one of the two
+/// parameters in `names`.
 fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject, Rejection> {
     let values = names.map(|name| read_parameter(request.query, name).map(|value| (name, value)));
     let (name, value) = match values {

@@ -83,8 +83,9 @@ impl AdminConnection {
         Progress::Waits
     }
 
-    /// Writes the response, then discards input until the peer ends the stream. Returns whether the connection is
-    /// still open, and whether it may have more input.
+    /// Writes the response, then discards input until the peer ends the stream. Stops earlier if the socket would
+    /// block, or after `READS_PER_TURN` reads. Returns whether the connection is still open, and whether to call
+    /// `send` again without waiting for readiness, because unread input may remain.
     pub fn send(&mut self) -> (bool, bool) {
         if let Stage::Sending { response, sent } = &mut self.stage {
             while *sent < response.len() {

@@ -14,7 +14,7 @@ use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
 /// Time between two checks of the certificate's files. The server loads changed files only after two checks in a row
 /// find the same state, so a reload takes up to two intervals.
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(4);
-const MAX_PLAIN_PEERS: usize = 16; // more than the number of test cases that the server runs at once
+const MAX_PLAIN_PEERS: usize = 16; // more than enough for all test cases that run at once: each has one client
 
 /// Accepts TLS clients, or plain clients if there is no `--tls-cert`.
 pub struct Acceptor(Option<TlsAcceptor>);
@@ -57,7 +57,8 @@ impl Acceptor {
         Ok(Transport::Tls(Box::new(socket)))
     }
 
-    /// Resets the time budget for TLS handshakes, and checks the certificate's files every few seconds.
+    /// Resets the time budget for TLS handshakes. If a few seconds have passed since the last check, also checks
+    /// whether the certificate's files have changed.
     pub fn begin_turn(&mut self, now: Duration) {
         let Some(tls) = &mut self.0 else { return };
         tls.shared.begin_turn();

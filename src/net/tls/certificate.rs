@@ -106,7 +106,8 @@ fn new_settings(certified: CertifiedKey, provider: Arc<CryptoProvider>) -> Resul
     let resolver = Arc::new(SingleCertAndKey::from(certified));
     let mut settings = builder.with_no_client_auth().with_cert_resolver(resolver);
     settings.alpn_protocols = vec![b"http/1.1".to_vec()]; // WebSocket over HTTP/2 (RFC 8441) is not implemented
-    // Clients keep the TLS session state in tickets, so the server stores none. A reload creates new ticket keys.
+    // Clients keep the TLS session state in tickets, so the server stores none. A reload of the certificate creates new
+    // ticket keys, so a client with an older ticket needs a full handshake.
     settings.ticketer = ring::Ticketer::new()?;
     settings.session_storage = Arc::new(NoServerSessionStorage {});
     settings.send_tls13_tickets = 1; // a chat client opens one connection at a time, so one session ticket suffices

@@ -20,7 +20,7 @@ const MAX_PLAINTEXT: usize = 16 * 1024; // bytes per record (RFC 8446 §5.1)
 const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // TLS 1.2 allows a larger expansion than 1.3 (RFC 5246 §6.2.3)
 const MAX_READ_LEN: usize = 64 * 1024; // maximum bytes per read(2)
 const MIN_READ_LEN: usize = 1024; // minimum buffer size for read(2)
-const MAX_READS_WITHOUT_PLAINTEXT: usize = 4; // maximum reads from TCP per call of `read`
+const MAX_READS_WITHOUT_PLAINTEXT: usize = 4; // maximum number of TCP reads in one call to `TlsSocket::read`
 /// Time that one turn may spend on handshakes, so that the private-key operations of many clients do not delay the
 /// rooms. With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about 2 ms.
 const HANDSHAKE_TIME_PER_TURN: Duration = Duration::from_millis(2);
@@ -35,7 +35,7 @@ pub enum Transport {
     Tls(Box<TlsSocket>),
 }
 
-/// State that all TLS connections share: buffers for one read and one write, and the handshake time of this turn.
+/// State that all TLS connections share: the I/O buffers, and the time spent on handshakes in this event-loop turn.
 pub struct SharedTlsState {
     input: RefCell<Box<[u8]>>,
     output: RefCell<Box<[u8]>>,
@@ -190,7 +190,8 @@ impl TlsSocket {
                 return Ok(len);
             }
             if matches!(self.stream, StreamState::Ended | StreamState::Reported) {
-                // TCP may end without close_notify: the Close frame, not TLS, shows whether the conversation is over.
+                // Accept the end of the TCP stream even without a close_notify alert: the WebSocket Close frame, not
+                // TLS, shows whether the peer has finished.
                 self.stream = StreamState::Reported;
                 return Ok(0);
             }
@@ -282,8 +283,8 @@ impl TlsSocket {
             self.input = rest.to_vec();
         } else {
             self.mode = Mode::Failed;
-            // The session may have queued messages and an alert that tells the client the error. Call the session only
-            // while it has something queued: after an error, rustls must not parse the same input again.
+            // The session may have queued messages, such as the alert that tells the client about the error. Call
+            // `process_tls_records` only while messages are queued: otherwise, it would parse the invalid input again.
             while self.session.wants_write()
                 && let Ok(ConnectionState::EncodeTlsData(data)) = self.session.process_tls_records(rest).state
             {

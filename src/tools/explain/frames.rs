@@ -1,6 +1,6 @@
-//! Explains captured bytes: an optional handshake, the frames, and any missing or invalid bytes. The tracer decodes
-//! frames and reports violations, but checks only the headers of a server's frames. An [`Inbox`] therefore checks a
-//! server's frames completely, as a client would (RFC 6455 §5, §7).
+//! Explains captured bytes: an optional handshake, the frames, and any missing or invalid bytes. A [`Tracer`] decodes
+//! the frames and reports violations, but it checks only the headers of frames from a server. This module therefore
+//! also passes those frames to an [`Inbox`], which checks them completely, as a client would (RFC 6455 §5, §7).
 
 use std::time::SystemTime;
 

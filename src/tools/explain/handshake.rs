@@ -17,7 +17,7 @@ const METHODS: [&[u8]; 8] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", 
 pub struct HandshakeReport<'b> {
     pub lines: Vec<String>,
     pub is_valid: bool,
-    /// The endpoint that sent the bytes after the handshake; `None` if there is no handshake.
+    /// The endpoint that sent `rest`, the bytes after the handshake. `None` if the input contains no handshake.
     pub role: Option<Role>,
     pub rest: &'b [u8],
 }

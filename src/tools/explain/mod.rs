@@ -122,8 +122,9 @@ fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
         Ok(text) if !text.contains(is_control) => read_text(text, notation),
-        // Text is not a frame, because the first byte of text sets a reserved bit (§5.2). A program probably converted
-        // the bytes of a frame to characters, for example with JSON.stringify(data.toString('latin1')).
+        // The input is text with control characters. It is probably not a frame: its first byte sets a reserved bit
+        // (§5.2). More likely, a program has converted the bytes of a frame to characters, for example with
+        // JSON.stringify(data.toString('latin1')).
         Ok(text) if !text.starts_with(|c: char| c.is_ascii_control()) => {
             Err("the input is text with control characters, \
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"

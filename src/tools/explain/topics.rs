@@ -41,10 +41,11 @@ const OPCODES: &[(Opcode, &str, &str)] = &[
     (Opcode::Pong, "5.5.3", "Replies to a Ping. Without a Ping, it shows that the sender is alive."),
 ];
 
-/// Explains the topic that `words` name. Returns `None` if they name no topic; the caller then parses them as bytes.
+/// Explains the topic named by `words`, such as `close 1002`. If the words do not look like a topic, returns `None`,
+/// and the caller parses them as bytes.
 ///
 /// # Errors
-/// A one-line message if the question has no answer, for example about a section that does not exist.
+/// Returns a one-line message if the words name a topic that does not exist, such as `section 99`.
 pub fn explain_topic(words: &[&str]) -> Result<Option<String>, String> {
     match words {
         ["key", key] => Ok(Some(explain_key(key))),
@@ -87,8 +88,8 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
                 &format!("Read as an opcode. If it is a section: explain §{word}; a byte: explain {byte}."),
             )
         }
-        // Read four digits as a close code. They could also be two bytes, but no valid frame starts with 0x10 to 0x49:
-        // these bytes set a reserved bit (§5.2).
+        // Read four decimal digits as a close code. They could also be two hexadecimal bytes, but an uncompressed frame
+        // never starts with a byte from 0x10 to 0x49, because such a byte sets a reserved bit (§5.2).
         (true, 4, Ok(1000..=4999)) => with(
             explain_close_code(word),
             &format!("Read as a close code. If it is two bytes: explain --as hex {word}."),

@@ -35,7 +35,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
-        // Reject 16-bit words: on a little-endian machine, tools swap each pair of bytes and pad an odd last byte.
+        // Reject 16-bit words, as `od -x` and plain `hexdump` print them. On a little-endian machine, these programs
+        // swap the bytes of each pair and pad an odd last byte, so the original bytes are unknown.
         return Err(format!(
             "line {} has words of 16 bits, whose byte order depends on the machine: use hexdump -C, od -tx1 or xxd \
              (or add --as hex)",
@@ -219,7 +220,7 @@ fn read_lines(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismat
             bytes.extend(previous.repeat(missing / previous.len()));
             continue;
         }
-        // A 16-digit offset can be `usize::MAX`, so plain addition could overflow.
+        // An offset of 16 hexadecimal digits can be as large as `usize::MAX`, so plain addition could overflow.
         let expected = start.saturating_add(bytes.len());
         if offset(line)? != expected {
             let expected = match base {

@@ -86,8 +86,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
         return list.read();
     }
     if let Some(bytes) = read_bits(text) {
-        // Digits of 0 and 1 may also be hexadecimal. Suggest hexadecimal only if the first byte would be 0x00 or 0x01:
-        // 0x10 and 0x11 cannot start a frame, because they set a reserved bit (§5.2).
+        // Text of only 0s and 1s may also be hexadecimal. Suggest hexadecimal only if the text starts with 00 or 01:
+        // the other possible first bytes, 0x10 and 0x11, set a reserved bit, so they cannot start a frame (§5.2).
         let is_hex = text.starts_with("00") || text.starts_with("01");
         let decoded = Decoded::new(bytes, "bits");
         return Ok(if is_hex { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded });
@@ -299,8 +299,8 @@ impl<'t> List<'t> {
         innermost.filter(List::is_named)
     }
 
-    /// Whether the text around the brackets is empty, a name or a type. Brackets between other bytes do not make a
-    /// list, so `read_hex` skips the brackets in `81 [85 37] fa`.
+    /// Whether the brackets enclose a list: the text around them is empty, or contains a name or a type. Brackets
+    /// between bytes, as in `81 [85 37] fa`, do not enclose a list, and `read_hex` treats such brackets as separators.
     fn is_named(&self) -> bool {
         let is_name = |word: &str| read_hex(word).is_err();
         let before: Vec<&str> = words(self.before).collect();
@@ -379,7 +379,8 @@ fn find_literals(text: &str) -> Option<Vec<&str>> {
         let quote = &start[..1];
         let end = find_literal_end(&start[1..], quote)?;
         let inside = &start[1..=end];
-        // Without a backslash, leave single quotes to `read_hex`, as in 'a' 81 'b'.
+        // Single quotes enclose a string literal only with a prefix (b or $) or with a backslash inside. Otherwise,
+        // they enclose text among hexadecimal bytes, as in 'a' 81 'b', which `read_hex` reads.
         let is_literal = match (prefix, quote) {
             ("b" | "B", _) | ("", "\"") | ("$", "'") => true,
             ("", "'") => inside.contains('\\'),

@@ -42,10 +42,10 @@ pub enum Opening {
     Valid,
     /// A request changed by the given edits, which may make the request invalid.
     Edited(&'static [Edit]),
-    /// Like `Edited`. The edits offer permessage-deflate. The case applies only to a server that accepts the offer.
+    /// Like `Edited`, but the request offers permessage-deflate. Applies only to a server that accepts the offer.
     Deflate(&'static [Edit]),
-    /// Like `Deflate`. The case applies only to a server that also permits context takeover by the client: compressed
-    /// messages that refer to earlier ones (RFC 7692 §7.1.1.2).
+    /// Like `Deflate`, but the client's compressed messages refer to earlier ones. Applies only to a server that allows
+    /// such references (client context takeover, RFC 7692 §7.1.1.2).
     Takeover(&'static [Edit]),
     /// Skips the opening handshake: the client runs the first step of the case as soon as TCP connects.
     Skipped,

@@ -69,7 +69,8 @@ impl<'s> Connection<'s> {
         (written, Ok(()))
     }
 
-    /// Sends one byte per write, `delay` apart. Stops early if TCP closes or [`Inbox::is_final`] returns true.
+    /// Writes one byte at a time, `delay` apart. Stops early if the TCP connection ends or [`Inbox::is_final`] returns
+    /// true.
     pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
         for byte in bytes.chunks(1) {
             if self.tcp == TcpState::Open && !self.inbox.is_final() {
@@ -110,19 +111,19 @@ impl<'s> Connection<'s> {
         (accepted, false)
     }
 
-    /// Reads until `is_enough` or [`Inbox::is_final`] returns true, TCP closes, or the timeout expires.
+    /// Reads until `is_enough` or [`Inbox::is_final`] returns true, the TCP connection ends, or the timeout expires.
     pub fn read_until(&mut self, timeout: Duration, is_enough: impl Fn(&Inbox) -> bool) {
         let deadline = Instant::now() + timeout;
         while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}
     }
 
-    /// Reads until TCP closes, the server breaks a rule, or the timeout expires.
+    /// Reads until the TCP connection ends, the server violates the protocol, or the timeout expires.
     pub fn read_to_end(&mut self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         while self.inbox.violation.is_none() && self.read(deadline) {}
     }
 
-    /// Reads once. Returns `false` if TCP is closed or the deadline has passed.
+    /// Reads from the socket once. Returns `false` if the TCP connection has ended or the deadline has passed.
     fn read(&mut self, deadline: Instant) -> bool {
         let left = self.cap_deadline(deadline).saturating_duration_since(Instant::now());
         if self.tcp != TcpState::Open || left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {

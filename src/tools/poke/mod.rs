@@ -89,7 +89,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A wirechat server that accepts the demo access tokens.
+    /// Returns a target for a wirechat server on this machine that accepts the demo access tokens.
     ///
     /// # Errors
     /// A one-line message if the URL is invalid, does not resolve, or names another machine.

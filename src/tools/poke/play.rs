@@ -40,7 +40,7 @@ pub struct Timing {
 pub struct Transcript {
     /// Everything that the client received before the final closing handshake, and any violation during the handshake.
     pub inbox: Inbox,
-    /// The state of TCP before the final closing handshake.
+    /// The state of the TCP connection just before the final WebSocket closing handshake, if there is one.
     pub tcp: TcpState,
     /// Whether the client sent the Ping with [`PROBE_PAYLOAD`].
     pub is_probed: bool,
@@ -170,8 +170,9 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. If the upgraded connection should still be open, or the server should have
-    /// rejected the request, sends the test Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`.
+    /// Waits for the server's replies. If the connection is upgraded and should still be open, sends the test Ping
+    /// ([`PROBE_PAYLOAD`]) and waits for its Pong. Does the same if the server upgraded a request that the test case
+    /// expects it to reject. Returns whether it sent the Ping.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
@@ -211,9 +212,9 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Starts a closing handshake (§7.1.2) if the connection is open. `is_complete`: the client's last frame was
-    /// complete, because it was the test Ping or because the client sent no frames. After an incomplete frame, the
-    /// server would read the Close as payload.
+    /// Starts a closing handshake (§7.1.2) if the connection is open. Does nothing if the client may have stopped in
+    /// the middle of a frame (`is_complete` is `false`), because the server would read the Close as the rest of that
+    /// frame.
     fn try_closing_handshake(&mut self, is_complete: bool) -> Option<ClosingResult> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();

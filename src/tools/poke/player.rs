@@ -13,15 +13,16 @@ use super::{catalogue, find_case};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, OnFinish};
 use crate::tools::url::Url;
 
-/// The timeouts of a test case. They are short because a user is waiting, but `max_duration` leaves enough time for
-/// one late reply and for a flood of frames that the server stops reading.
+/// The time limits of a test case. They are short because a user waits for the result. `max_duration` still leaves
+/// enough time for one late reply and one flood. In a flood, the client sends frames until the server accepts no more.
 const TIMING: Timing = Timing {
     timeout: Duration::from_secs(3),
     delay: Duration::from_millis(5),
     max_duration: Some(Duration::from_secs(10)),
 };
-// Request targets without an access token, because the server recognizes a test case by the client's address. Each
-// target has a query, because the test case `long-target` appends to the query.
+// The request targets contain no access token: the server recognizes the connection of a test case by the client's
+// address and port, and requires no token from it. The test case `long-target` appends to the query, so each target has
+// a query.
 const ECHO_TARGET: &str = "/echo?from=poke";
 const CHAT_TARGET: &str = "/?username=poke&room=poke";
 
@@ -57,8 +58,9 @@ fn resolve_unspecified(server: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, server.port())
 }
 
-/// Binds the client's socket before it connects: the server must know the client's address before it accepts the
-/// connection. No other machine can have this address, because the IP address is the server's own.
+/// Binds the client's socket before connecting it, so that the server knows the client's address and port before it
+/// accepts the connection. The server requires no token from this address. No other machine can use the address,
+/// because the socket is bound to an IP address of the server's own machine.
 fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
     let address = SocketAddr::new(ip, 0);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;

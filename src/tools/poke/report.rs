@@ -1,5 +1,5 @@
 //! Prints a test case: the exchange as it happens, then what the case expects, what the server sent, the rule and the
-//! verdict. A server may never stop sending, so `poke` prints only the first and last records of an exchange.
+//! verdict. A server might send forever, so `poke` prints only the first and last records of an exchange.
 
 use std::collections::VecDeque;
 
@@ -12,9 +12,9 @@ use crate::inspect::text::Detail;
 use crate::inspect::{Record, RecordKind};
 use crate::tools::screen::{Screen, Tone, escape};
 
-/// Maximum number of records from the start of an exchange that `poke` prints immediately.
+/// `poke` prints up to this many records of an exchange as they arrive.
 const MAX_FIRST_RECORDS: usize = 30;
-/// Maximum number of records from the end of an exchange that `poke` prints afterwards.
+/// When an exchange ends, `poke` prints up to this many of its last records that have not been printed yet.
 const MAX_LAST_RECORDS: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 
@@ -38,7 +38,7 @@ impl Counts {
 }
 
 impl Report {
-    /// Creates a report on standard output. If `is_full` is true, the report draws frames field by field.
+    /// Creates a report that prints to standard output. If `is_full` is true, the report draws frames field by field.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }

@@ -46,8 +46,8 @@ pub enum Recipients {
 }
 
 impl Recipients {
-    /// `except`: the compression [`Variant`] of the one member that does not receive the message (`Plain` if it is in
-    /// another group). `None`: all members receive the message.
+    /// `except` is the [`Variant`] of the one member that this broadcast excludes, or `Plain` if that member is not in
+    /// the group that receives the broadcast. `None` means that the broadcast excludes no member.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,
@@ -60,19 +60,20 @@ impl Recipients {
 /// The server's compressors. `K` identifies a group whose members receive the same messages.
 #[derive(Debug)]
 pub struct Deflater<K> {
-    min: usize, // messages of fewer bytes stay uncompressed
+    min: usize, // messages shorter than this many bytes are sent uncompressed
     shared: Option<Compressor>,
     continues: Option<K>, // the group whose next message `shared` can compress without a reset
     alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one compressor per window size
     groups: HashMap<K, Group>,
-    max_groups: usize, // above this number, `add_member` removes groups that no longer exist
+    max_groups: usize, // if `groups` has more entries than this, `add_member` removes the entries of defunct groups
     pub inflaters: InflaterPool,
 }
 
 #[derive(Debug, Default)]
 struct Group {
-    tail: Vec<u8>, // the last bytes that all current `Shared` members have received in compressed messages
-    has: [bool; Variant::COUNT], // variants that members receive; may include one that only a former member received
+    // The latest text that all current `Shared` members have inflated. New compressed messages may refer to this text.
+    tail: Vec<u8>,
+    has: [bool; Variant::COUNT], // message variants in use; `update` clears those that only former members received
 }
 
 impl<K> Default for Deflater<K> {
@@ -114,7 +115,8 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Sets which variants the current members of each group receive. Removes groups that no longer need compression.
+    /// Records which [`Variant`]s of a message the current members of each group receive. Removes every group in which
+    /// no member receives compressed messages.
     pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
         for (group, has) in groups {
             let Some(members) = self.groups.get_mut(&group) else { continue };
@@ -278,7 +280,7 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
     }
 
-    /// Members that receive the different `Variant`s join, leave and switch groups at random.
+    /// There are three groups of recipients. Members with different `Variant`s join, leave and switch groups at random.
     #[test]
     fn every_member_inflates_every_message() {
         let mut random = fastrand::Rng::with_seed(7);

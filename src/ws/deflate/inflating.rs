@@ -23,7 +23,8 @@ const FINAL_BLOCK_COST: usize = 1024;
 pub struct Cost(usize);
 
 impl Cost {
-    /// Adds the cost of `read` compressed bytes. Returns `false` if the total is too high for `len` inflated bytes.
+    /// Adds the cost of `read` compressed bytes and, if `is_final`, the cost of a final block. Returns `false` if the
+    /// total now exceeds the maximum for a message that has inflated to `len` bytes so far.
     pub fn add(&mut self, read: usize, is_final: bool, len: usize) -> bool {
         self.0 += read + if is_final { FINAL_BLOCK_COST } else { 0 };
         self.0 <= len * MAX_EXPANSION + MAX_EXCESS
@@ -164,8 +165,8 @@ mod tests {
         [&[u8::from(is_final)], &len_bytes[..], &len_bytes.map(|byte| !byte), &vec![b'x'; len][..]].concat()
     }
 
-    /// Returns the events, and the maximum number of buffered bytes. A text message appears as its text, or as its
-    /// length if it is longer than 20 bytes.
+    /// Returns the events that `bytes` cause, and the peak number of buffered bytes. A text message appears as its
+    /// text, or as its length if it is longer than 20 bytes.
     fn receive(bytes: &[u8], size: usize) -> (Vec<String>, usize) {
         let (mut protocol, mut events, mut memory) = (Protocol::new(LIMITS), Vec::new(), 0);
         for piece in bytes.to_vec().chunks_mut(size) {

@@ -27,7 +27,7 @@ pub fn negotiate(request: &Request) -> Option<Agreement> {
 }
 
 impl Agreement {
-    /// RFC 7692 §7.1: a server "MUST decline" an offer if a parameter is unknown, repeated or has an invalid value.
+    /// RFC 7692 §7.1: a server "MUST decline" an offer if a parameter is unknown or repeated, or has an invalid value.
     fn from_parameters<'a>(parameters: impl Iterator<Item = &'a str>) -> Option<Agreement> {
         let (mut agreement, mut names) = (Agreement { no_context_takeover: false, window_bits: None }, Vec::new());
         for parameter in parameters {

@@ -50,7 +50,8 @@ fn has_repeated_key(json: &str) -> bool {
     keys.is_ok_and(|keys| keys.0.iter().collect::<HashSet<_>>().len() < keys.0.len())
 }
 
-/// Returns `Ok(None)` if `Value` and the dialect may differ: `Value` also decodes the fields that the dialect skips.
+/// Parses `text` as a `Value`, to check the result of a dialect's parser. Returns `Ok(None)` if the two results may
+/// differ, because `Value` also decodes fields that the dialect's parser skips.
 fn parse(text: &str) -> Result<Option<Value>, ()> {
     // serde_json reserves keys with this prefix for itself, so a `Value` does not treat them as ordinary keys.
     if text.contains("$serde_json::private") {

@@ -48,8 +48,8 @@ fn compress(payload: &[u8], level: u8) -> Vec<u8> {
     out
 }
 
-/// Checks that flate2 inflates an accepted message to the same bytes. flate2 stops after a final DEFLATE block, so its
-/// output may be only a prefix of the protocol's output.
+/// Checks that flate2 inflates an accepted message to the same bytes as the server does. If flate2 stops early, at a
+/// final DEFLATE block, its output must be a prefix of the server's output.
 fn compare(stream: &[u8], limits: Limits, payload: &[u8]) {
     let (mut stream, mut protocol) = (stream.to_vec(), Protocol::new(limits));
     let mut input = &mut stream[..];

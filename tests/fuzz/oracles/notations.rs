@@ -9,7 +9,8 @@ use wirechat::tools::explain::frames::explain;
 use wirechat::tools::notation::{self, Notation};
 use wirechat::ws::frame::Role;
 
-/// Maximum decoded size of a hex dump with a `*` line, in bytes: 1 MiB up to the end of the repetition, plus 64.
+/// Maximum decoded size of a hex dump with a `*` line, in bytes. The parser lets a `*` line extend the dump to 1 MiB.
+/// The test assumes that the lines after the `*` line add at most 64 bytes.
 const MAX_DUMP: usize = (1 << 20) + 64;
 
 pub fn check(data: &[u8]) {
@@ -75,7 +76,7 @@ fn check_text(text: &str) {
     }
 }
 
-/// Writes `data` in each notation. `None` stands for a JavaScript typed array, for which there is no `Notation`.
+/// Returns `data` as text in each notation. `None` marks the text of a JavaScript typed array, which has no `Notation`.
 fn write(data: &[u8]) -> Vec<(Option<Notation>, String)> {
     let join = |format: fn(&u8) -> String, between: &str| data.iter().map(format).collect::<Vec<_>>().join(between);
     let (mut xxd, mut hexdump, mut wireshark) = (String::new(), String::new(), String::new());

@@ -69,7 +69,8 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Returns the offset that `read` must return, or the status if the server rejects the head before parsing headers.
+/// Returns the result that `read` must return: the offset of the first byte after the head (`None` if the head is
+/// incomplete), or the status if the server rejects the head before it parses the headers.
 fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
     let accepted = &bytes[..bytes.len().min(max)];
     let (mut start, mut has_request_line) = (0, false);

@@ -56,7 +56,8 @@ pub fn check(data: &[u8]) {
             Some(number) => {
                 let fixed = error.strip_prefix(&format!("line {number}: ")).expect("the number of the line");
                 let (token, username) = lines[number as usize - 1].expect("a token");
-                // By coincidence, the error may contain a token that is short or is part of a username.
+                // The error must not quote the token. Exempt short tokens and tokens that are part of a username,
+                // because the error may contain the same text by coincidence.
                 let quoted = fixed.contains(token) && token.len() > 12 && !username.contains(token);
                 assert!(!quoted || spellings.values().any(|name| name.contains(token)), "{fixed} quotes {token:?}");
             }

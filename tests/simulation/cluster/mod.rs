@@ -494,7 +494,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    // ---- The end ----
+    // ---- The final checks ----
 
     /// Continues the run without new faults. Checks that every message arrives, that all instances agree, and that no
     /// user data stays in Redis forever.
@@ -505,8 +505,8 @@ impl<'a> Cluster<'a> {
         for user in 0..self.users.len() {
             let is_joined = self.users[user].joined().is_some();
             let is_away = self.users[user].conn.is_none() && self.users[user].connects_at.is_none();
-            // With `--unique-names`, a user cannot join until the other instances know that the user's previous
-            // instance is dead.
+            // With `--unique-names`, a user whose instance has died cannot rejoin until the remaining instances notice
+            // the death. Until then, they treat the username as in use.
             if !is_joined && !is_away && !self.has_unique_names() {
                 return self.record.fail(LIVENESS, format!("user{user} has not joined"));
             }

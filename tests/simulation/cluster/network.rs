@@ -35,7 +35,7 @@ pub struct Network {
     process: u32,
     snapshot: Store,
     links: Vec<Wire>,
-    /// Calls that Redis may still execute although the connection is lost: time of execution, Redis process, arguments.
+    /// Calls that may still reach Redis after their connection was lost, as (arrival time, Redis process, arguments).
     late: Vec<(Duration, u32, Vec<String>)>,
     random: Rng,
     pub error: Option<String>,
@@ -286,7 +286,8 @@ impl Network {
         late.chain(links).min().unwrap_or(NEVER)
     }
 
-    /// Whether an unread event wakes the instance's event loop. A reply that contains only the status `done` does not.
+    /// Whether the instance has an unread event that wakes its event loop. Every event does, except a reply that
+    /// contains only the status `done`.
     pub fn has_events(&self, at: usize) -> bool {
         let says_nothing = |reply: &[String]| matches!(reply, [done] if done == DONE);
         let wakes = |event: &LinkEvent| !matches!(event, LinkEvent::Reply(Ok(reply)) if says_nothing(reply));

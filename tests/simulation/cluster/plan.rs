@@ -177,7 +177,8 @@ impl Plan {
             self.end = self.end.max(until);
             self.steps.push((at, Step::Fault(fault)));
         }
-        // After each restart of Redis that no other fault overlaps, send a probe about one second after Redis is back.
+        // If a Redis restart overlaps no other fault, check about one second after Redis is back that the users'
+        // messages are acknowledged.
         for (at, until, is_restart) in &outages {
             let probe = *until + Duration::from_secs(1) + 10 * self.max_delay;
             let check = probe + Duration::from_millis(20) + 8 * self.max_delay;

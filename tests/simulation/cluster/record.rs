@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::model::{ACKNOWLEDGEMENT, ORDER, Violation};
 
-/// Messages of one history that a client has received: the fingerprint for each message id.
+/// Fingerprints of the messages that clients have received from one history of a room, keyed by message id.
 pub type Seen = BTreeMap<u64, u64>;
 
 #[derive(Default)]
@@ -24,7 +24,8 @@ pub struct Record {
     pub unordered: BTreeSet<String>,
     /// The texts of all messages that Redis has ever stored.
     published: BTreeSet<String>,
-    /// For each connection, the number in its newest stored message, whose text starts with `connection.number`.
+    /// For each connection, the number of its newest stored message. A message's text starts with the connection's id,
+    /// a dot and this number, for example `c5.17`.
     numbers: BTreeMap<String, u64>,
     pub violation: Option<Violation>,
     /// The number of messages that Redis keeps per room.

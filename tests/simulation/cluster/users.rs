@@ -49,9 +49,10 @@ pub struct Conn {
     seen: Seen,
     numbers: u64,
     members: BTreeMap<String, i64>,
-    /// Requests without a reply, oldest first: the target room of a switch, or `None` for a history request.
+    /// Requests that still wait for a reply, oldest first. An entry is the target room of a switch, or `None` for a
+    /// history request.
     queries: VecDeque<Option<String>>,
-    /// Rooms to which the user's switch failed with an error. Such a switch may still take effect later.
+    /// Target rooms of switches that failed with an error. Redis may still execute such a switch later.
     abandoned: Vec<String>,
     /// The user's room, as confirmed by the server.
     pub room: String,
@@ -68,7 +69,7 @@ pub struct Private {
     pub received: BTreeMap<usize, u64>,
 }
 
-/// Whether a user's connection has ended, so that the user must connect again.
+/// Whether a user's connection has ended. If it has, the caller schedules a reconnect.
 pub enum Met {
     Nothing,
     End,
@@ -184,8 +185,8 @@ impl User {
         Some((text, Private { to: to.to_owned(), sent_at: now, ..Private::default() }))
     }
 
-    /// Switches to another room, but not while a message has no reply: the user could resend that message in the new
-    /// room after the server has published it in the old room.
+    /// Switches to another room, unless one of the user's messages still waits for its reply. If the user resent that
+    /// message in the new room, both rooms could contain it: a nonce prevents duplicates only within a room.
     pub fn switch(&mut self, room: &str) {
         if self.dialect != Dialect::Events || !self.pending.is_empty() || self.room == room {
             return;
@@ -354,7 +355,8 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
-            // Remove all earlier requests too: the server does not reply to a switch to the current room.
+            // Remove the matching request and all earlier ones. An earlier one may never get a reply: the server does
+            // not reply to a switch to the room that the user is already in.
             if let Some(at) = conn.queries.iter().position(|query| query.as_deref() == Some(room)) {
                 conn.queries.drain(..=at);
             } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {

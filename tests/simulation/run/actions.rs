@@ -131,7 +131,7 @@ impl Run<'_> {
         }
     }
 
-    /// If the server compresses, offers permessage-deflate in three of four requests.
+    /// If the server runs with `--deflate`, adds an offer of permessage-deflate to three out of four requests.
     fn offer_compression(&self, request: String, number: usize) -> String {
         let offer = match number % 4 {
             _ if self.script.option("--deflate").is_none() => return request,
@@ -429,7 +429,8 @@ impl Run<'_> {
             "/echo?token=dev-token".to_owned()
         };
         let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
-        // A case about compression needs the edits that offer permessage-deflate, even if only its frames break a rule.
+        // A test case about compression needs a request that offers permessage-deflate. The case's edits add the offer,
+        // so apply them for `BreakRule` too, which otherwise sends an unedited request.
         let edits = match (case.opening, action) {
             (Opening::Edited(_), Action::BreakHead) | (Opening::Deflate(_) | Opening::Takeover(_), _) => {
                 case.opening.edits()

@@ -53,7 +53,8 @@ use flate2::{Decompress, FlushDecompress};
 
 use receiving::parse_frame;
 
-/// Maximum number of turns at the same virtual time. More turns mean that the server runs in an endless loop.
+/// Maximum number of event-loop turns at the same virtual time. A run that exceeds it fails: the server is probably in
+/// an endless loop.
 const MAX_TURNS: usize = 50_000;
 const TRACE_LEN: usize = 50;
 /// The username of rude clients, which play the test cases of `wirechat poke` and so may violate the protocol.
@@ -104,7 +105,8 @@ struct Conn {
     outgoing: VecDeque<(Duration, Out)>,
     last_out: Duration,
     hash: u64,
-    /// A hash of the received frames, from which `without_rude_clients` has removed what depends on rude clients.
+    /// A hash of the received frames, after `without_rude_clients` has removed everything that depends on rude clients.
+    /// A test compares the hashes of a run with a rude client and a run without one.
     polite_hash: u64,
     received_close: Option<(u16, String)>,
     sent_close: Option<u16>,
@@ -334,7 +336,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the broker still holds events back from the chat, or waits for the disk.
+    /// Whether the simulated broker has events to release, or the simulated disk has operations to execute.
     fn has_pending_events(&self) -> bool {
         self.late.as_ref().is_some_and(Late::is_pending)
     }

@@ -265,8 +265,8 @@ impl Run<'_> {
         self.knowledge[actor].unanswered.retain(|(sent, _)| sent != nonce);
     }
 
-    /// Checks a text that is not one of the room events that the model expects. The text must be a pong, or an error
-    /// in reply to a command of this client.
+    /// Checks a text message that is not the event that the model expects next. Such a message must be a `pong` event,
+    /// or an error in reply to one of this client's commands.
     pub(super) fn read_reply(&mut self, at: usize, text: &str) {
         let (token, dialect) = (self.conns[at].token, self.conns[at].dialect);
         let json: Value = serde_json::from_str(text).unwrap_or_default();
