@@ -1041,8 +1041,8 @@ fn rooms_of_one_user() {
     join("127.0.0.2", "four").leaves();
 }
 
-/// If a user leaves behind more empty rooms than `--max-empty-rooms` allows, the server deletes histories of that
-/// user's rooms. It keeps the histories of rooms that other users opened.
+/// When a user leaves behind more empty rooms than `--max-empty-rooms` allows, the server deletes the newest of that
+/// user's empty rooms, with their histories. Empty rooms that other users opened keep their histories.
 #[test]
 fn rooms_of_one_user_evict_no_others() {
     let limits = ["--open", "--max-empty-rooms", "5", "--max-rooms-per-user", "1000"];

@@ -516,7 +516,8 @@ fn each_line_of_the_handshake_is_explained() {
     assert!(find(&explained, "Sec-WebSocket-Accept").contains("§4.2.2"));
 }
 
-/// Returns the names of everything highlighted in the figure, in the list of fields, and in the bytes, in this order.
+/// Returns three lists with the names of the highlighted items: those in the figure, those in the list of fields, and
+/// those in the bytes.
 fn lit(tab: &Tab) -> Value {
     tab.eval(
         "[['.segment', (e) => e.dataset.field], ['.words > div', (e) => e.querySelector('b, .term').textContent],

@@ -304,7 +304,8 @@ fn options_that_exclude_each_other() {
     for (args, words) in rows {
         fail_to_start("127.0.0.1:0", args).check(USAGE, words);
     }
-    // `--jwt-key` disables the demo tokens, so the server starts with `--allow-host`, which makes the server public.
+    // `--allow-host` makes this server public. A public server starts only if the demo tokens are disabled, and
+    // `--jwt-key` disables them.
     let server = Server::start(&["--jwt-key", &key, "--allow-host", "chat.example"]);
     assert_eq!(server.status(&handshake()), 401);
     assert!(!server.printed().contains("dev-token"), "{}", server.printed());

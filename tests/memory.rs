@@ -881,8 +881,8 @@ fn a_rejected_connection_is_not_counted_for_its_address() {
     assert_eq!(from(&mut world).1, 503, "the end of the lingering connection frees no second place");
 }
 
-/// The server logs only five rejections per address and minute. At the end of the minute, it logs the number of
-/// further rejections.
+/// The server logs only five rejections per address per minute. At the end of the minute, it logs how many more there
+/// were.
 #[test]
 fn repeated_rejections_are_summarised() {
     let mut world = calm(&["--connect-rate", "0"]);
@@ -1094,8 +1094,8 @@ fn the_largest_holder_is_closed_when_buffers_are_full() {
 /// Options for a rate limit of one message every ten seconds.
 const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
-/// A client may send twice as many messages at once as `--rate-limit` allows per second, and at least one. After such a
-/// burst, the server accepts one message per interval of 1 / rate.
+/// With `--rate-limit N`, a client may send a burst of 2 N messages, or one message if 2 N is less than one. After the
+/// burst, the server accepts one message every 1 / N seconds.
 #[test]
 fn bursts() {
     let rows: [(&[&str], usize, f64); 4] =

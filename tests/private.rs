@@ -82,8 +82,8 @@ fn each_connection_of_a_name_receives_it_once() {
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
         user.receives_nothing();
     }
-    // Once the other two users named bob have left, only `pat` has that username. `pat` is then both the sender and the
-    // recipient of a message to bob, and must receive the message only once.
+    // The client `pat` has the username bob, like two other clients. After those two leave, `pat` sends a private
+    // message to bob. `pat` is then both the sender and the only recipient, and must receive the message only once.
     bob.leaves();
     other_bob.leaves();
     pat.sends_message("/msg bob a note");

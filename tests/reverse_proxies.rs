@@ -150,7 +150,7 @@ fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     assert_eq!(guess("127.0.0.3"), "401 Unauthorized");
     server.wait_for_log("REJECT 127.0.0.3:");
 
-    // The proxy terminates TLS, so the server's own origin starts with `https`.
+    // Browsers load the page through a proxy that terminates TLS, so the page's origin starts with `https`.
     let own = format!("Origin: https://127.0.0.1:{}", proxy.port);
     let token = "Authorization: Bearer a-secret-of-bob";
     let ask = |origin: &str| proxy.curl("127.0.0.4", "check", &["--header", origin, "--header", token]);

@@ -175,7 +175,7 @@ fn seen_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     up_to_the_end(seen)
 }
 
-/// Returns the records of a tap that observes a client's stream, cut at the offsets `cuts`.
+/// Splits a client's stream at the offsets in `cuts`, passes the pieces to a [`Tap`], and returns the tap's records.
 fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());

@@ -20,7 +20,8 @@ impl Room {
         Room { name, usernames, recipients, dialect_counts: [0; Dialect::ALL.len()] }
     }
 
-    /// Adds a member. `dialect` is `None` for a remote member or a leaving client.
+    /// Adds a member. `dialect` is `None` if this instance must not send the room's events to the member: the member is
+    /// connected to another instance, or it began to leave before its join was complete.
     pub fn add_member(&mut self, member: MemberId, username: Rc<str>, dialect: Option<Dialect>) {
         let before = self.usernames.insert(member, username);
         debug_assert_eq!(before, None, "a member joins a room once");

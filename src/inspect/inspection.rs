@@ -52,8 +52,8 @@ const CONNECTION_ENDED: &str = "The connection is over.";
 const INVALID_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// State that a connection's tap shares with [`Inspection`] or, if a test case uses the connection, with
-/// [`RunningCases`].
+/// State shared by a connection's tap and [`Inspection`], or by the tap and [`RunningCases`] if a test case uses the
+/// connection.
 #[derive(Debug, Default)]
 pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,

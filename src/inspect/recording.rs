@@ -157,7 +157,8 @@ mod bytes {
     pub fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         let (pairs, odd) = text.as_bytes().as_chunks::<2>();
-        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let byte = |&[high, low]: &[u8; 2]| Some((digit(high)? << 4 | digit(low)?) as u8);
         // An odd number of hexadecimal digits is an error: the file is damaged.
         let bytes = if odd.is_empty() { pairs.iter().map(byte).collect() } else { None };
         bytes.ok_or_else(|| D::Error::custom("bytes are pairs of hexadecimal digits"))
@@ -194,6 +195,7 @@ mod tests {
             (&format!("{first_line}\n\n"), "line 2: "),
             (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"4\"}}\n"), "line 2: "),
             (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"zz\"}}\n"), "line 2: "),
+            (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"+4\"}}\n"), "line 2: "),
             (&format!("{first_line}\n{{\"at\":\"yesterday\",\"client\":\"00\"}}\n"), "line 2: "),
             (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"more\":1}}\n"), "line 2: "),
         ];

@@ -94,7 +94,8 @@ pub struct ColdFields {
     pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
     pub service: Option<Service>,   // `None` before the upgrade
     pub stage: Stage,
-    /// When the last byte arrived, plus the delay of any late timer: the server's own delay is not the peer's silence.
+    /// When the last byte arrived. If the server checks late whether the peer is silent, it moves this time forward by
+    /// the delay, so that the delay does not count as silence.
     pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the deadline in `Timers`, to find the entry there
     pub close_code: Option<u16>,    // code of the first Close frame, sent or received

@@ -35,7 +35,9 @@ pub type Format = (Dialect, Variant); // members with the same format share a re
 pub struct Fanout {
     pub deflater: Deflater<(RoomId, Dialect)>,
     rooms: RoomMap<Batch>,
-    order: VecDeque<RoomId>, // rooms in order of first event; a room stays listed when a full batch is sent early
+    /// Rooms in the order in which their batches began. If a full batch is sent before the end of the turn, the room
+    /// stays in the list, so `take_next_batch` skips rooms that no longer have a batch.
+    order: VecDeque<RoomId>,
     pub rooms_with_full_batch: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn

@@ -554,8 +554,8 @@ mod tests {
         }
     }
 
-    /// Ends a connection by calling `cause`. Returns table cells for `connection.rs`: what is still sent and read, and
-    /// the timer. If `is_upgraded`, the connection is open, and the first of its two queued frames is half sent.
+    /// Ends a connection by calling `cause`. Returns the last three cells of this cause's row in the `connection.rs`
+    /// table. If `is_upgraded`, the connection is open, and the first of its two queued frames is partly sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

@@ -37,7 +37,8 @@ struct Connection {
     has_response: bool,
     has_joined: bool,
     opened: Instant,
-    /// Number of replies to resent messages that the server still owes on this connection, by nonce.
+    /// Maps the nonce of each message that the client has resent on this connection to the number of repeated replies
+    /// that may still arrive: at most one for each time that the client resent the message.
     resent: HashMap<String, usize>,
 }
 

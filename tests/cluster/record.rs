@@ -10,8 +10,9 @@ use serde_json::Value;
 /// The JSON text of a message, as a client received it.
 pub type Text = Rc<str>;
 
-/// The messages that clients have received in one room during one epoch, or during all epochs. Unless Redis keeps its
-/// data, a client that resumes in a new epoch adds its older messages to the history of the new epoch.
+/// The messages that clients have received in one room, either in one epoch or in all epochs. If Redis may lose its
+/// data, a client that resumes in a new epoch still has messages from the previous epoch. The test records them in the
+/// new epoch too, because the new epoch's history includes them.
 #[derive(Default)]
 struct History {
     messages: BTreeMap<u64, Text>,

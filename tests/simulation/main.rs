@@ -95,7 +95,7 @@ const STORED: &[&str] = &[
     "a message that was stored and not acknowledged",
     "a resume across a restart",
 ];
-/// Rare states. A run must reach them only if it has 1,000 or more seeds.
+/// Rare states. A run of 1,000 or more seeds must reach all of them. A shorter run may miss some.
 const RARELY: &[&str] = &[
     "a hold of broadcasts",
     "a peer that does not end the stream",

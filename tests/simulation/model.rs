@@ -318,7 +318,8 @@ impl Model {
 
     // --------------------------------------------------------------------------------------------------- history files
 
-    /// Records the start of a server run on the history file. `name` is the epoch of all rooms during this run.
+    /// Records that the server has started with a history file. `name` is the epoch of every room until the server
+    /// crashes.
     pub fn begin_run(&mut self, name: &str) {
         self.decided.runs.push(name.into());
     }

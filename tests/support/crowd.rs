@@ -124,7 +124,8 @@ impl Crowd {
         }
     }
 
-    /// Returns a client's response head and removes it from the received bytes; `None` if the head is incomplete.
+    /// Removes the response head from the bytes that a client has received, and returns the head. Returns `None` while
+    /// the head is incomplete.
     pub fn take_head(&mut self, id: usize) -> Option<String> {
         let kept = self.members[id].kept.as_mut().expect("it keeps bytes");
         let end = kept.windows(4).position(|end| end == b"\r\n\r\n")? + 4;

@@ -133,8 +133,8 @@ impl State {
     }
 
     /// Holds back `event`, which `client` caused, until the test releases it. Events that concern the same room or
-    /// client must keep their order, so the keys of `event` are the rooms and clients in it, `client`, and the room
-    /// that `client` is in.
+    /// client must keep their order, so the test cannot release an event before an older one that has a key in common
+    /// with it. The keys of `event` are the rooms and clients that it names, `client`, and the room of `client`.
     fn hold(&mut self, mut event: RoomEvent, client: Option<Token>) {
         let mut keys: Vec<Key> = client.into_iter().map(Key::Client).collect();
         keys.extend(client.and_then(|client| self.rooms.get(&client)).copied().map(Key::Room));

@@ -138,7 +138,7 @@ impl RedisServer {
         self.launch();
     }
 
-    /// Removes the data of a Redis that is not running.
+    /// Deletes the files in which Redis keeps its data. Redis must not be running.
     pub fn remove_data(&mut self) {
         assert!(self.process.is_none(), "Redis is not running");
         let _ = fs::remove_dir_all(self.directory.join("appendonlydir"));

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 
-// The Lua script returns this status for an executed call. The call's events arrive through the instances' inboxes.
+// The Lua script returns this status when it has executed an instance's requests. The reply contains no events: the
+// script puts them into the inboxes of the instances.
 pub const DONE: &str = "done";
 
 const MAX_ENTRIES_PER_READ: usize = 256;

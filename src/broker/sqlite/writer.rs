@@ -82,7 +82,8 @@ fn run(
         let has_failed = batch.is_err();
         if batch.as_ref().is_ok_and(|batch| batch.outcomes.is_empty() && batch.deletions.is_empty()) {
             if !waiting.is_empty() {
-                wake(); // the batch only changed bans: the event loop must now send the results to the operator
+                // The batch only changed bans. Wake the event loop, so that it responds to the operator's requests.
+                wake();
             }
             continue;
         }

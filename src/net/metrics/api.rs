@@ -52,7 +52,9 @@ pub struct AdminApi {
     max_text: usize,
     pub turn_durations: Durations,
     pub storage: StorageMonitor,
-    storing: HashMap<Token, (Receiver<bool>, Value)>, // per pending ban change: the write's result and response body
+    // Ban changes that are being saved. For each change: the channel that reports the result, and the body of the
+    // response to send if the change was saved.
+    storing: HashMap<Token, (Receiver<bool>, Value)>,
     next_announcement: Token,
 }
 
@@ -298,8 +300,8 @@ fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message,
     }
 }
 
-/// Parses the username, connection or address to kick, ban or unban. The query must contain exactly one of the two
-/// parameters in `names`.
+/// Parses the subject of a kick, ban or unban from the query. `names` holds the two parameters that can identify the
+/// subject, for example `username` and `address`. The query must contain exactly one of them.
 fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject, Rejection> {
     let values = names.map(|name| read_parameter(request.query, name).map(|value| (name, value)));
     let (name, value) = match values {

@@ -40,7 +40,8 @@ pub struct Decoded {
     pub bytes: Vec<u8>,
     /// The notation as a noun phrase, such as "hexadecimal digits".
     pub notation_name: String,
-    /// Another likely notation of the text, usually with the option that selects it: "decimal numbers: --as decimal".
+    /// Another notation in which the input may be written, usually with the option that selects this notation, such as
+    /// "decimal numbers: --as decimal".
     pub alternative: Option<String>,
 }
 

@@ -20,9 +20,9 @@ const TIMING: Timing = Timing {
     delay: Duration::from_millis(5),
     max_duration: Some(Duration::from_secs(10)),
 };
-// The request targets contain no access token: the server recognizes the connection of a test case by the client's
-// address and port, and requires no token from it. The test case `long-target` appends to the query, so each target has
-// a query.
+// These request targets contain no access token, because the server requires none for a test case. The server
+// recognizes the connection of a test case by the client's address and port. `ECHO_TARGET` has a query because the test
+// case `long-target` appends `&` and 9 KiB to this target.
 const ECHO_TARGET: &str = "/echo?from=poke";
 const CHAT_TARGET: &str = "/?username=poke&room=poke";
 

@@ -46,8 +46,8 @@ pub enum Recipients {
 }
 
 impl Recipients {
-    /// `except` is the [`Variant`] of the one member that this broadcast excludes, or `Plain` if that member is not in
-    /// the group that receives the broadcast. `None` means that the broadcast excludes no member.
+    /// `except` is the [`Variant`] of the member that this broadcast excludes, or `None` if it excludes nobody. If the
+    /// excluded member is in another group, pass `Plain`, as that member shares no compression with this group.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,

@@ -25,7 +25,8 @@ impl ContextInflater {
         self.is_final = true;
     }
 
-    /// Like [`Inflater::step`]. Blocks after a final block may refer to bytes before that block (RFC 7692 §7.2.3.4).
+    /// Like [`Inflater::step`], but also inflates blocks that follow a final block. These blocks may refer to bytes
+    /// before the final block (RFC 7692 §7.2.3.4).
     pub fn step(&mut self, input: &mut &[u8]) -> Step<'_> {
         if self.is_final {
             self.inflater.reset(&self.window);

@@ -185,8 +185,9 @@ impl User {
         Some((text, Private { to: to.to_owned(), sent_at: now, ..Private::default() }))
     }
 
-    /// Switches to another room, unless one of the user's messages still waits for its reply. If the user resent that
-    /// message in the new room, both rooms could contain it: a nonce prevents duplicates only within a room.
+    /// Switches to another room, unless the server has yet to confirm one of the user's messages. The user might resend
+    /// that message in the new room, and then both rooms could contain it, because a nonce prevents duplicates only
+    /// within a room.
     pub fn switch(&mut self, room: &str) {
         if self.dialect != Dialect::Events || !self.pending.is_empty() || self.room == room {
             return;
