@@ -27,10 +27,10 @@ pub struct FeatureOptions {
     /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
     #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
     pub jwt_key: Vec<PathBuf>, // several keys allow rotation: JWTs signed with the old key stay valid
-    /// Require this issuer (iss) of a JWT
+    /// Accept only JWTs with this issuer (iss)
     #[arg(long, value_name = "ISSUER", help_heading = "Access")]
     pub jwt_issuer: Option<String>,
-    /// Require this audience (aud) of a JWT
+    /// Accept only JWTs with this audience (aud)
     #[arg(long = "jwt-audience", id = "jwt_audience", value_name = "AUDIENCE", help_heading = "Access")]
     pub jwt_aud: Option<String>,
     /// Serve https:// and wss:// with the certificate chain in this PEM file (feature tls)

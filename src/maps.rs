@@ -1,4 +1,6 @@
-//! Hash maps with two kinds of keys: values that identify a peer, and numbers that the server assigns.
+//! Two types of hash map. The keys of a [`TokenMap`] are numbers that the server assigns, so a fast, predictable hash
+//! is safe. A [`PeerMap`] has keys that identify peers and that peers may choose, so it uses the standard library's
+//! randomized hash.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};

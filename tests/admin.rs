@@ -309,7 +309,7 @@ fn silent_and_slow_peers() {
         slow.send(&[byte]);
     }
     assert_eq!(parse_json(&slow.read_response())["text"], "hi");
-    // The server closes the newest silent connection, too: 10 seconds after accepting it.
+    // The server did not close the newest silent connection to accept another one, but closes it after 10 seconds.
     let mut last = silent.pop().unwrap();
     last.expect_end();
 }

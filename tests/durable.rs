@@ -231,7 +231,7 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     for seen in &seen {
         check_resume(&server, "cut", seen, &stored, &rows.epochs);
     }
-    // Publish new messages. They reuse the ids of the messages lost with the end of the WAL.
+    // Publish new messages. They reuse the ids of the messages that were lost when the WAL was truncated.
     let (mut eve, _) = join(&server, "eve", "cut", "");
     for text in 0..random.usize(1..4) + count.saturating_sub(stored.len()) {
         stored.extend(publish(&mut eve, [format!("other {text}")]));
@@ -411,8 +411,8 @@ fn a_full_disk() {
     for round in 0..3 {
         let filler = disk.join("filler");
         fill_disk(&filler);
-        // Even on a full disk, SQLite stores messages while it can checkpoint the WAL into the file and reuse the WAL's
-        // space. Five rejections in a row show that neither the file nor the WAL has space left.
+        // Even on a full disk, SQLite can store messages as long as it can checkpoint the WAL into the database file
+        // and then reuse the WAL's space. Five rejections in a row show that neither file has space left.
         let mut rejected = Vec::new();
         for text in 0..3000 {
             let nonce = format!("{round}-{text}");
@@ -1239,7 +1239,8 @@ fn a_lower_limit_for_an_existing_file() {
         assert!(kept.len() >= 3 && stored.ends_with(&kept), "{} messages are kept", kept.len());
         let deleted = stored.len() - kept.len();
         for (id, resumed) in [(deleted, true), (deleted - 1, false)] {
-            // The `welcome` has space for all kept messages. The first run's epoch is valid only for messages 1 to 400.
+            // The first run ended after message 400, so its epoch is valid only for ids up to 400. All kept messages
+            // fit in one `welcome`, so the size of `welcome` never prevents resuming.
             let back = welcome(&server, "general", &since(&epoch(&first), id));
             let is_old = id <= 400;
             assert_eq!(back["resumed"], resumed && is_old, "since {id}, {} are kept", kept.len());

@@ -384,7 +384,7 @@ fn tools_and_server_options_are_separate() {
     }
 }
 
-/// `wirechat explain` explains every byte sequence, and escapes control characters in its output.
+/// `wirechat explain` prints an explanation of any bytes, valid or not, and escapes control characters in its output.
 #[test]
 fn random_bytes_are_explained_and_escaped() {
     for seed in 0..40 {

@@ -26,7 +26,8 @@ fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) {
     }
 }
 
-/// Requests a history page with `data`, and returns the page. The page must be the next event that `user` receives.
+/// Sends a `history` command with the fields `data`, and returns the page of messages that the server sends back.
+/// `user` must receive no other event before the page.
 fn page(user: &mut User, room: &str, data: Value) -> Value {
     user.sends_event("history", data.clone());
     let page = user.receives_event("history", json!({"room": room, "before": data["before"]}));

@@ -123,7 +123,7 @@ fn backup() {
     assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
     assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
     assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
-    // A server that uses the copy continues the sequence of message ids.
+    // A server that starts with the backup copy continues the sequence of message ids.
     std::fs::rename(folder.path("copy.db"), folder.path("chat.db")).unwrap();
     let _ = std::fs::remove_file(folder.path("chat.db-wal"));
     let server = folder.start();

@@ -508,8 +508,8 @@ fn bad_utf8_rows() -> Vec<Row> {
     rows
 }
 
-/// The server fails the connection at the first byte that makes a text invalid, before the frame ends. Most of these
-/// frames announce 100 bytes, and the client sends only the first few.
+/// As soon as a byte makes a text message invalid UTF-8, the server fails the connection, even if the frame is
+/// incomplete. Most of these frames announce 100 bytes, but the client sends only the first few.
 fn early_utf8_rows() -> Vec<Row> {
     let early = [
         ("ff", "ff"),

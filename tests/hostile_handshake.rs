@@ -524,7 +524,7 @@ fn plain_requests() {
     run(Watched::start(&[]), &plain_rows());
 }
 
-/// Requests to which the server responds without an upgrade, such as those of browsers and health checks.
+/// Requests that do not lead to an upgrade, such as page loads and health checks.
 #[rustfmt::skip]
 fn plain_rows() -> Vec<Row> {
     let health = || ok(Body::JsonObject);

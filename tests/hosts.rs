@@ -486,7 +486,7 @@ fn connections_of_a_user_share_its_rate_limit() {
         }
     };
     let passed = count_passed(&mut clients[0], "switched") + count_passed(&mut clients[1], "message");
-    // The bucket holds four tokens and refills at two per second. Each message or switch takes one token.
+    // The bucket holds four tokens and refills at two per second. Each message or room switch takes one token.
     let most = 4 + 2 * start.elapsed().as_secs() as usize + 1;
     assert!(passed <= most.min(9), "{passed} of 9 passed, and {most} may pass");
 }

@@ -367,8 +367,8 @@ fn the_handshake_is_kept_in_any_order_of_accepts() {
     }
 }
 
-/// The server rejects an inspector for a connection that is closing. Commands of an inspector that attached earlier do
-/// not delay the end of the connection.
+/// The server rejects an inspector for a connection that is closing. An inspector that attached earlier cannot delay
+/// the close by sending commands.
 #[test]
 fn a_closing_connection_is_removed_after_the_close_timeout() {
     let server = Server::start(&["--close-timeout", "0.5"]);
@@ -390,8 +390,8 @@ fn a_closing_connection_is_removed_after_the_close_timeout() {
     assert_eq!(alice.read_to_end(), b"", "the server sends no Ping after the Close");
 }
 
-/// An inspector that joins in the middle of a message waits for the end of that message. If the connection ends
-/// instead, the server closes the inspector's connection.
+/// An inspector that attaches in the middle of a message waits for the end of that message. If the inspected connection
+/// ends first, the server closes the inspector's connection.
 #[test]
 fn a_waiting_inspector_is_closed_with_its_connection() {
     let server = Server::start(&[]);

@@ -75,7 +75,7 @@ fn choose(tab: &Tab, words: &[&str]) {
     tab.wait_for(&format!("{}.ariaSelected === 'true'", row(words)));
 }
 
-/// Returns the binary digits that the figure of the selected frame shows for a field.
+/// Returns the bits that the page's header diagram shows for one field of the selected frame.
 fn bits(tab: &Tab, field: &str) -> String {
     tab.text(&format!(
         "[...document.querySelectorAll('.segment[data-field=\"{field}\"] .digits')].map((d) => d.textContent).join('')"
@@ -363,7 +363,8 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    // The server runs commands in order, so its PING shows that it has already turned fragmentation on.
+    // The server runs an inspector's commands in order, so once its Ping arrives, it has already turned on
+    // fragmentation.
     alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
@@ -541,7 +542,7 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     let fin = json!([["FIN"], ["FIN"], ["flags"]]);
     let first = json!([["FIN", "RSV1", "RSV2", "RSV3", "opcode"], ["FIN", "RSV1–3", "opcode"], ["flags"]]);
     let key = json!([["Masking-key"], ["Masking-key"], ["key"]]);
-    // Highlight fields with the mouse.
+    // On hover, the page highlights a field in the header diagram and in the list, and the bytes that contain it.
     alice.hover(&segment("FIN"));
     expect("FIN is highlighted", fin.clone());
     alice.hover(&term("Masking-key"));

@@ -87,7 +87,7 @@ fn sources() -> Vec<Source> {
     read_all("src").into_iter().map(parse).collect()
 }
 
-/// Visits a source file except its tests, and collects paths and the names of items.
+/// Collects the Rust paths that a source file uses and the names of the items that it declares. Skips the file's tests.
 struct Names {
     /// The path of the file's module, without the leading `crate`.
     module: Vec<String>,

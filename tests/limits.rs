@@ -158,8 +158,8 @@ fn no_rate_limit() {
 
 // ------------------------------------------------------------------------------------------------------------- rooms
 
-/// Once `--max-rooms` rooms have members, the server creates no other room. A switch to a new room is an error, and
-/// a handshake for a new room gets the status 503.
+/// Once `--max-rooms` rooms have members, the server creates no more rooms. A client that tries to switch to a new room
+/// receives an error, and a handshake for a new room fails with a 503.
 #[test]
 fn limit_of_rooms() {
     let server = chat(&["--max-rooms", "2"]);

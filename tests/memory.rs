@@ -292,9 +292,9 @@ fn a_suspended_machine_does_not_cut_its_peers() {
     client.expect_nothing();
 }
 
-/// The machine is suspended while the server's next check for silence comes due. On resume, the server counts silence
-/// only up to that due time: 10 seconds here. It sends the Ping 20 seconds later, because the default `--ping-interval`
-/// is 30 seconds.
+/// The machine is suspended when the server's next check for silence is due. After the resume, the server counts only
+/// the silence before that time, here 10 seconds. It therefore sends the Ping 20 seconds later, when the client has
+/// been silent for 30 seconds, the default `--ping-interval`.
 #[test]
 fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     let mut world = World::new(&[]);
@@ -510,8 +510,8 @@ fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
     late.expect_nothing();
 }
 
-/// The unsent rest of a half-sent frame alone exceeds `--max-outbox`. The slow consumer must receive that rest and
-/// then a Close.
+/// The server has sent the first bytes of a frame. The remaining bytes alone exceed `--max-outbox`. The slow consumer
+/// must still receive them, and then a Close.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     let mut world = calm(&["--max-outbox", "1024", "--max-text", "20000"]);

@@ -144,7 +144,7 @@ enum Deviation {
     OfNode,
 }
 
-/// The cases that `ws` fails, each with the software that causes the failure and the reason.
+/// The test cases that a `ws` server fails, each with the software responsible (`ws` or Node.js) and the reason.
 const WS_DEVIATIONS: &[(&str, Deviation, &str)] = &[
     ("version-8", Deviation::OfWs, "it still supports the draft with version 8"),
     ("http-1.0", Deviation::OfNode, "it does not check the version of HTTP (§4.2.1 item 1)"),

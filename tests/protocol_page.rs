@@ -322,7 +322,8 @@ fn shown(frame: &Frame) -> String {
 }
 
 /// Returns the values of the variables in `expected` if `received` matches, and `None` otherwise. In `expected`, `…`
-/// and variables match any text (`EPOCH` always the same text), and a time matches any time.
+/// and each variable match any text, and a time matches any time. If `known` contains a value for `EPOCH`, then `EPOCH`
+/// matches only that value.
 fn matches(
     expected: &str,
     received: &str,

@@ -107,8 +107,8 @@ fn fields_behind_the_addresses_are_skipped() {
     }
 }
 
-/// A proxy sends a header without a client address if it connects to check the server's health, or does not know the
-/// client. Then the client address is the proxy's own, or the one in `X-Forwarded-For`.
+/// A PROXY header names no client if the proxy connects to check the server's health, or does not know the client. The
+/// server then uses the proxy's own address, or the address in `X-Forwarded-For`.
 #[test]
 fn headers_that_name_no_client() {
     let server = start(&["--max-per-address", "1"]);
@@ -353,7 +353,8 @@ fn a_proxy_on_a_unix_socket() {
     let mut local = [(); 3].map(|()| connect(&[&version_2(LOCAL, 0, &[])]));
     assert_eq!(local.each_mut().map(status), [101; 3]);
     connect(&[]).expect_end();
-    // Send the header in one-byte writes: on a Unix socket, the kernel keeps each write in a separate buffer.
+    // Send the header in one-byte writes. On a Unix socket, the kernel keeps each write in a separate buffer, so the
+    // server must read a header that spans many buffers.
     let pieces: Vec<Vec<u8>> = from("203.0.113.3:1").chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(status(&mut connect(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())), 101);
     server.wait_for_log("CLOSE 203.0.113.3:1 ");

@@ -73,7 +73,8 @@ fn reading_times_are_measured() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     found.sort_unstable();
-    // The README's tables omit lib.rs, which contains the tour itself, and pictures.rs, which only tests use.
+    // The README's tables omit two files: lib.rs, because it contains the guided tour that the tables accompany, and
+    // pictures.rs, because only tests use it.
     let is_listed = |path: &&str| !["src/lib.rs", "src/pictures.rs"].contains(path);
     let expected: Vec<&str> = sources.iter().map(|(path, _)| path.as_str()).filter(is_listed).collect();
     assert_eq!(found, expected, "left: files in the tables; right: files in src");
@@ -170,7 +171,8 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// Every shell command in the README uses only existing options, and the server accepts a client at every wscat URL.
+/// Every shell command in the README uses only existing options, and the server accepts a connection at every URL that
+/// the README passes to wscat.
 #[test]
 fn commands_work() {
     let server = Server::start(&[]);
@@ -272,7 +274,7 @@ fn is_installation(line: &str) -> bool {
     true
 }
 
-/// Runs the commands of "Run it for others" one after another: the server starts, and the tools succeed.
+/// Runs the commands in "Run it for others" (README.md), and checks that the servers start and the tools succeed.
 #[test]
 #[cfg(all(feature = "sqlite", feature = "tls", feature = "jwt", feature = "metrics"))]
 fn a_host_runs_the_commands() {

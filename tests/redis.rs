@@ -383,7 +383,7 @@ fn private_messages() {
     for user in [&mut ann, &mut other_ann] {
         user.receives(json!({"event": "private", "data": data}));
     }
-    // Usernames are case-insensitive, even if the only recipient is connected to another instance.
+    // A private message reaches its recipient whatever the case of the username, even across instances.
     other_ann.leaves();
     let mut zoe = User::events(b, "Zoe", "room 6");
     for user in [&mut ann, &mut bobs[0]] {

@@ -707,7 +707,7 @@ fn a_switch_on_its_way() {
     }
 }
 
-/// If Redis pauses for less than the timeouts, no message is lost or rejected.
+/// If Redis pauses for one second, which is less than the server's timeouts for Redis, no message is lost or rejected.
 #[test]
 fn a_short_pause_of_redis() {
     for kind in ["STOP", "CLIENT PAUSE"] {

@@ -44,8 +44,8 @@ fn ids(data: &Value) -> Vec<u64> {
     history.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// For each id, sends a message whose text is the id, and waits until the server sends it back with that id. Returns
-/// the field `data` of the received messages.
+/// Sends one message for each id in `ids`, with the id as its text. Waits until the server sends each message back, and
+/// checks that the server has assigned the expected id. Returns the `data` fields of the messages received.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) -> Vec<Value> {
     let send = |id: u64| {
         user.sends_message(&id.to_string());
@@ -150,7 +150,7 @@ fn resuming_twice() {
     }
 }
 
-/// A room keeps 50 messages by default, `N` messages with `--history N`, and no message with `--history 0`.
+/// A room keeps its last 50 messages by default, its last `N` messages with `--history N`, and none with `--history 0`.
 #[test]
 fn lengths_of_history() {
     for (args, kept) in
@@ -418,7 +418,7 @@ fn a_message_that_is_resent() {
         assert_eq!(eve.receive(), first);
     }
     bob.receives_nothing();
-    // The server detects the duplicate on any connection with the same username.
+    // The server recognizes a resent message by its nonce, even on another connection with the same username.
     let mut again = User::events(&server, "eve", "general");
     for user in [&mut eve, &mut bob] {
         user.receives_event("joined", json!({"username": "eve"}));
@@ -742,7 +742,8 @@ impl<'a> Peer<'a> {
             0 => socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap(),
             1 => drop(client.stream.shutdown(Shutdown::Write)),
             2 => client.try_send(&masked(0x88, &1000u16.to_be_bytes())),
-            // A client needs the session from an earlier `welcome` to replace the connection that it abandons.
+            // Abandon the connection without closing it. To replace it later, the client needs the session from an
+            // earlier `welcome`, so a client that has never received a `welcome` closes it instead.
             3 if self.epoch.is_some() => self.abandoned.push(connection),
             _ => {}
         }

@@ -62,7 +62,7 @@ impl Stalled {
         self.wake();
     }
 
-    /// Runs the turn that the event loop runs after the disk's writer thread has woken it.
+    /// Runs the event loop turn that follows a wake-up from the disk's writer thread.
     fn wake(&mut self) {
         self.world.turn_with(|server| server.apply_effects());
         self.world.settle();
@@ -89,7 +89,7 @@ fn only_what_follows_a_message_waits_for_the_disk() {
     let bob = stalled.join("bob", "rust");
     send_message(&alice, "one");
     for _ in 0..3 {
-        // The broker keeps the messages of all rooms in order: the private message waits until alice's is stored.
+        // All rooms share one event queue, so the private message waits until alice's message is stored.
         bob.send_text(&json!({"event": "private", "data": {"to": "alice", "text": "psst"}}).to_string());
         for client in [&alice, &bob] {
             client.send_text(r#"{"event":"ping"}"#);

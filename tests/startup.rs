@@ -502,7 +502,7 @@ fn empty_variables() {
     fail_to_start("", &[]).check(USAGE, &["--listen"]);
 }
 
-/// A switch in the environment must be true or false: the misspelled `WIRECHAT_OPEN=flase` must not open the server.
+/// A typo in a boolean environment variable is a startup error: `WIRECHAT_OPEN=flase` must not open the server.
 #[test]
 fn switches_from_the_environment() {
     let command = |value: &str| {

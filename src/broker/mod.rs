@@ -47,7 +47,7 @@ pub trait Broker {
         0
     }
     fn begin_turn(&mut self, _now: Duration) {}
-    /// The latest time, since the server's start, for the next call of `begin_turn`, or `None` if there is no deadline.
+    /// When `begin_turn` must be called next, as the time since the server's start; `None` if there is no deadline.
     fn next_turn_at(&self) -> Option<Duration> {
         None
     }
@@ -61,7 +61,7 @@ pub trait Broker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 
-/// Identifies a member of a room by its connection, to this server or another. Local members sort before remote ones.
+/// A room member, identified by its connection to this server or to another. Local members sort before remote ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MemberId {
     Local(Token),

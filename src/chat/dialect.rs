@@ -116,8 +116,8 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // The nonce matters only for a message, a token or an invalid command, because the reply may repeat it. Other
-    // commands ignore the field, like any unknown field.
+    // Use the nonce only of messages, token renewals and invalid commands, because only their replies may repeat it.
+    // Other commands ignore the field, as they would any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. } | Command::Token(_)) | Err(_)));
     (command, nonce)
 }
@@ -181,7 +181,7 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
 
 /// A JSON object with unparsed values. Each value is parsed separately, so that an error can name the field.
 struct Object<'a> {
-    path: &'static str, // the object's name in error texts: "data", or "" for the whole message
+    path: &'static str, // the object's name in error messages: "data", or "" for the whole message
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
     repeated_key: Option<Cow<'a, str>>, // the first repeated key, for the error text
 }

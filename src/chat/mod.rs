@@ -1,5 +1,5 @@
-//! The chat: commands in, effects out. [`Chat`] turns commands into [`Request`]s to the broker, and the broker's
-//! [`RoomEvent`]s into [`Effect`]s. The chat uses no socket or clock: clients are `mio::Token`s, time is a parameter.
+//! [`Chat`] turns commands into [`Request`]s to the broker, and the broker's [`RoomEvent`]s into [`Effect`]s. It uses
+//! no socket or clock. In the table, "general but bob" means all members of the room general except bob.
 //!
 //! ```text
 //!   bob                 who receives what, in this order

@@ -137,8 +137,8 @@ impl RunningCases {
 
     /// If a test case opened the new connection, returns the link to the test case's inspector; otherwise `None`.
     pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<InspectorLink>> {
-        // First mark finished test cases. The client of a finished test case has closed its socket, so a new connection
-        // from the client's address may belong to another program.
+        // Mark finished test cases first. Their clients have closed their sockets, so a new connection from the same
+        // address and port may belong to another program.
         self.receive_results();
         let expected = CaseConnection::Expected(canonicalize(peer));
         let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;

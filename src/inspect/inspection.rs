@@ -398,7 +398,7 @@ impl HandshakeCapture {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // Do not store a huge request, for example one with many cookies: the server may store 256 of them.
+                // Do not store a huge request (with many cookies, for example): the server may store 256 requests.
                 return self.request.bytes.len() > MAX_STORED_REQUEST_LEN;
             }
             // `has_ticket` is still `false`, so the server has not called `upgrade`, and this response is not a 101.
@@ -418,8 +418,8 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Stores whether an accepted client gets a ticket. Returns `true`, which ends the capture, if it gets none:
-    /// without a ticket, no inspector can ask for the handshake.
+    /// Records whether the upgraded client gets a ticket for an inspector. If it does not, returns `true` to end the
+    /// capture: no inspector can show the handshake without that ticket.
     pub fn upgrade(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket

@@ -74,7 +74,8 @@ impl InspectObservers {
         let recordings = options.record.map(|(dir, limit)| Recorders::new(&dir, limit)).transpose()?;
         let queue = Rc::<RecordQueue>::default();
         // Each connection can have only one observer, and a recorded connection has one from the start. An inspector
-        // cannot add a second observer later, so the first observer must already contain a tap.
+        // that attaches later cannot add a second observer, so the first one must already contain a tap, the part that
+        // decodes frames for the inspector.
         let taps_all = options.trace.is_some() || recordings.is_some();
         let inspection = options
             .enables_inspection
@@ -490,8 +491,9 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // Expect records of 30,000 Pings, the client's Close, and the change to CLOSING. The `missed` record comes
-        // before the record of the server's Close, so the `missed` count does not include it.
+        // Expect 30,002 records, queued or missed: one for each of the 30,000 Pings, one for the client's Close and one
+        // for the change to CLOSING. The `missed` record comes before the record of the server's Close, so its count
+        // excludes that record.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

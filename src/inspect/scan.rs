@@ -157,7 +157,7 @@ impl FrameScanner {
         self.frames = frames;
     }
 
-    /// Number of frames so far, including earlier frames (`start_after`) and an incomplete frame.
+    /// Number of frames scanned, including an incomplete one, plus the number of earlier frames set by `start_after`.
     pub fn frame_count(&self) -> u64 {
         self.frames
     }

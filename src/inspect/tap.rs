@@ -25,7 +25,7 @@ use crate::ws::protocol::Limits;
 /// is larger, because the server's `--max-read` bounds a single read.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 
-/// Maximum inflated size of a client message, in bytes. Applies only to taps in command-line tools, not in the server.
+/// Maximum inflated size of a client message, in bytes, when a tool decodes it. The server applies its own limit.
 const MAX_INFLATED_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Debug)]
@@ -267,7 +267,8 @@ impl Tap {
         self.set_limits(Limits { message: limits.message.min(MAX_INFLATED_BYTES), deflates: true, ..limits });
         if !chosen.contains("client_no_context_takeover") {
             self.client.frames.keep_context();
-            // Stop checking messages: `Protocol` inflates each one separately, but they may refer to earlier messages.
+            // Stop checking messages: with context takeover, a compressed message may depend on the data of earlier
+            // messages, but `Protocol` inflates each message on its own.
             self.checker.set_closing();
         }
     }
@@ -316,7 +317,8 @@ impl Tap {
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks only the header of a server frame: `Protocol`, which checks all other rules, accepts only client frames.
+    /// Checks only the header of a server frame. The remaining rules are implemented in `Protocol`, which cannot be
+    /// used here because it accepts only client frames.
     fn check_server_frames(&mut self, result: &ScanResult) {
         let broken = match result {
             ScanResult::Lost(_, error) => Some(*error),

@@ -4,8 +4,9 @@
 //! one write at the end of the turn, so many messages cost one system call.
 //!
 //! A *cursor* is the number of bytes of the batch that a member has received or skipped. Before an event for one member
-//! alone, the server queues the unsent part of the batch for that member. Example: the room receives "one" and "two",
-//! and alice alone receives an event in between. What the server queues before that event and at the end of the turn:
+//! alone, the server queues the unsent part of the batch for that member. Example: the room receives "one", alice alone
+//! receives an event, and the room receives "two". The table shows the cursors after alice's event, and what the server
+//! queues before that event and at the end of the turn:
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -61,7 +62,7 @@ impl Fanout {
         self.rooms_with_full_batch.clear();
     }
 
-    /// Whether all rooms' batches wait for a later event loop turn. If not, n members leaving at once cost n² writes.
+    /// Whether all rooms' batches are delayed to a later turn, which avoids n² writes when n members leave at once.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }
@@ -75,7 +76,7 @@ impl Fanout {
         &mut self,
         room: RoomId,
         dialects: impl Iterator<Item = Dialect>,
-        except: Option<Format>, // the format of the member, if any, that must not receive the event
+        except: Option<Format>, // wire format of the member excluded from this event; `None` if all members receive it
         event: &Event,
     ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));
@@ -91,7 +92,8 @@ impl Fanout {
             let frames = &mut batch.frames[dialect as usize];
             let start = frames[Variant::Plain as usize].len();
             append_frame(dialect, event, &mut frames[Variant::Plain as usize]);
-            // In a dialect without `welcome`, a new member also receives its own join event, but outside the batch.
+            // In a dialect without `welcome`, the server also sends a new member its own join event, but separately
+            // from the room's batch.
             let is_join = matches!(event, Event::Joined { .. }) && dialect != Dialect::Events;
             let except = except.map(|(of, variant)| if of == dialect { variant } else { Variant::Plain });
             let recipients = Recipients::new(except, is_join);

@@ -203,7 +203,7 @@ impl<S: Socket> Server<S> {
         let renewed = self.access.jwt_keys.renew(&mut self.chat, token, fresh, nonce, self.now.time);
         let (Some(connection), Some(identity)) = (self.connections.get_mut(token), renewed) else { return };
         connection.cold.proof = Proof::new(&identity);
-        self.set_timer(token, Duration::ZERO); // check the new `exp` in this turn
+        self.set_timer(token, Duration::ZERO); // recalculate the timer at once, because the new token has a new `exp`
     }
 
     pub(super) fn check_timers(&mut self) {

@@ -39,7 +39,7 @@ use outbox::Broadcast;
 use shutdown::Shutdown;
 use timers::Timers;
 
-const HANDSHAKES_PER_TURN: usize = 16; // handshakes are costly: a join to a large room costs as much as 100 messages
+const HANDSHAKES_PER_TURN: usize = 16; // a handshake may join a large room, which costs as much as 100 messages
 const CLOSES_PER_TURN: usize = 512; // closing sockets is slow: thousands of closes in one turn would delay all clients
 const READS_PER_TURN: usize = 2048; // each read delays the turn's writes by a few microseconds
 
@@ -53,7 +53,7 @@ pub struct Server<S> {
     fanout: Fanout,
     pub limits: ConnectionLimits,
     observers: Box<dyn Observers>,
-    to_observe: Vec<Token>, // connections that get an observer after their current message
+    to_observe: Vec<Token>, // connections to which an observer will be attached when they are between two messages
     now: Now,
     scratch: Vec<u8>, // read buffer that all connections share
     shutdown: Option<Shutdown>,
@@ -348,7 +348,7 @@ impl<S: Socket> Server<S> {
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let format = except.and_then(|client| self.format_of(client));
         let is_full = self.fanout.append(room, self.chat.dialects(room), format, event);
-        // Exclude the client `except` before sending a full batch, because this client must not receive the event.
+        // Make the client `except` skip the event before a full batch is sent, because it must not receive the event.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);

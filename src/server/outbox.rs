@@ -172,7 +172,8 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` up to the end of a frame or response. Requires whole frames, so call it before `drop_unsent`.
+    /// Rounds `position` up to the end of a frame or response. Call this before `drop_unsent`, after which the outbox
+    /// may start in the middle of a frame.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

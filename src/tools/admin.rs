@@ -52,7 +52,7 @@ enum Request {
     Kick {
         #[arg(value_name = "NAME", required_unless_present = "connection", conflicts_with = "connection")]
         username: Option<String>,
-        /// Close the connection with this number
+        /// Close the connection that `wirechat admin clients` lists under this number
         #[arg(long, value_name = "N")]
         connection: Option<u64>,
     },

@@ -83,11 +83,11 @@ fn request_status(url: &Url) -> Result<u16, String> {
     let mut stream = if url.is_https() { encrypt(tcp)? } else { Box::new(tcp) };
     let (target, host) = (url.target(), url.authority());
     let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    // Ignore a write error: a full server may respond and close without reading the request, so read its response.
+    // Ignore a write error and read the response: a full server may respond and close without reading the request.
     let _ = stream.write_all(request.as_bytes());
     let mut inbox = Inbox::new(request.as_bytes());
     let mut bytes = [0; 4096];
-    // The inbox limits the size of the response head. The response body does not matter.
+    // The inbox limits the size of the response head. The loop stops after the head, so the body needs no limit.
     loop {
         match (&inbox.response, inbox.violation.take()) {
             (Some(response), _) => return Ok(response.status),

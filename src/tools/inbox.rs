@@ -240,7 +240,8 @@ impl Inbox {
         &self.unread
     }
 
-    /// Whether the client can stop reading: it has received a Close, a violation or a complete rejection.
+    /// Whether the client can stop reading: it has received a Close or a complete response that rejects the handshake,
+    /// or the server has violated the RFC or a limit.
     pub fn is_final(&self) -> bool {
         self.close.is_some() || self.violation.is_some() || self.response.as_ref().is_some_and(Response::is_complete)
     }

@@ -106,7 +106,7 @@ impl Tracer {
     }
 
     fn from_parts(mut tap: Tap, records: Records) -> Tracer {
-        // Set no limits: each server chooses its own limits, and a tool's trace reports only violations of the RFC.
+        // Set no limits, because limits are each server's own choice: a trace must report only violations of the RFC.
         tap.set_limits(TOOL_LIMITS);
         Tracer { tap, records }
     }

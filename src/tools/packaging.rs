@@ -38,7 +38,7 @@ pub struct ManArguments {
 /// # Errors
 /// A one-line message if writing the script to stdout fails.
 pub fn print_completions(arguments: &CompletionArguments, mut command: Command) -> Result<bool, String> {
-    let mut script = Vec::new(); // clap_complete panics on a write error, so it writes to memory and not to stdout
+    let mut script = Vec::new(); // clap_complete panics on a write error, so write to memory instead of stdout
     clap_complete::generate(arguments.shell, &mut command, PROGRAM_NAME, &mut script);
     print(&script)
 }

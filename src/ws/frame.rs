@@ -74,7 +74,7 @@ impl FrameHeader {
         FrameHeader::parse_negotiated(role, false, bytes)
     }
 
-    /// Like `parse`. `deflates`: whether the endpoints negotiated permessage-deflate, which gives RSV1 a meaning.
+    /// Like `parse`, but accepts RSV1 if the endpoints have negotiated permessage-deflate (`deflates`).
     pub fn parse_negotiated(role: Role, deflates: bool, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."

@@ -29,7 +29,8 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// Returns the 101 response (§4.2.2 item 5) or a rejection per broken rule. `supported` is the endpoint's subprotocol.
+/// Returns the 101 response (§4.2.2 item 5), or one rejection for each rule that the request breaks. `supported` is the
+/// endpoint's subprotocol.
 pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.

@@ -146,7 +146,8 @@ impl Protocol {
         let begin = || self.inflaters.begin(&chunk.header, self.limits.message);
         let mut message = self.message.take().unwrap_or_else(|| Box::new((begin(), 0)));
         // The cast cannot truncate the length of an uncompressed frame: `check_data` rejects frames longer than
-        // `limits.message`, a `usize`. The inflater ignores the length.
+        // `limits.message`, a `usize`. The cast may truncate the length of a compressed frame, but the inflater ignores
+        // that length.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
         if is_complete {
             return Ok(Some(Event::Message(message.0.finish()?)));

@@ -266,7 +266,7 @@ fn echo(c: &mut Criterion) {
     }
 }
 
-/// Measures only the tap, which turns the bytes of a connection into records, with one frame per read.
+/// Measures only the tap, which turns the bytes of a connection into records. Each read contains exactly one frame.
 fn tap(c: &mut Criterion) {
     let (frame, records) = (masked(TEXT.as_bytes()), Records::default());
     let mut tap = Tap::open(1, records.clone());

@@ -31,8 +31,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Returns a number that identifies the failing process or connection. No two active faults have the same number,
-    /// because ending one would also end the other.
+    /// Returns a number that identifies the process or connection that the fault affects. Two active faults must not
+    /// share this number, because ending one of them would also end the other.
     fn target(self) -> usize {
         match self {
             Fault::KillInstance(i) | Fault::StopInstance(i) | Fault::DrainInstance(i) => i,
@@ -129,8 +129,8 @@ impl Machines {
         let is_free = |fault: &Fault| self.current.iter().all(|current| current.fault.target() != fault.target());
         let Some(at) = self.deck.iter().rposition(is_free) else { return };
         let fault = self.deck.remove(at);
-        // A third of these faults last long enough for the other instances to declare an instance dead, or for a
-        // timeout to expire.
+        // A third of the faults that have a duration last at least 5.5 seconds. That is long enough for the other
+        // instances to declare the affected instance dead, and for requests to Redis to time out.
         let length = match fault {
             Fault::KillConnections | Fault::Flush => 0,
             _ if random.u8(..3) == 0 => random.u64(5500..9000),
@@ -152,7 +152,8 @@ impl Machines {
         let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
         let losses = [Fault::EraseRedis, Fault::Flush];
         let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
-        // Each instance fault occurs once per instance. Repeat the Redis faults, so that they are just as frequent.
+        // The list contains each kind of instance fault once per instance. Add each kind of Redis fault equally often,
+        // so that a random choice picks all these kinds equally often.
         (0..self.count()).for_each(|_| kinds.extend(of_redis));
         if !self.keeps_data {
             kinds.extend(losses.repeat(2));

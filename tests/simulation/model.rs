@@ -97,7 +97,7 @@ struct Decided {
     runs: Vec<Rc<str>>,
     /// For each message in `logs`, the index in `runs` of the server run that stored the message.
     stored_in: HashMap<Rc<str>, Vec<usize>>,
-    /// Messages that the chat has submitted in this server run. Empty without a history file.
+    /// Messages submitted to the broker since the server started. Kept only if there is a history file to check.
     pending: Vec<Sent>,
     /// For each room that has become empty, by name: the epoch of its history, and the time when it last became empty.
     kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
@@ -324,8 +324,8 @@ impl Model {
         self.decided.runs.push(name.into());
     }
 
-    /// Records a crash of the server, and checks the history file. The file may contain messages that no client has
-    /// received, because the server may crash after it stores a message and before it sends the event.
+    /// Updates the model after a server crash, and checks the history file. The file may contain messages that no
+    /// client has received, because the server may crash after it stores a message and before it sends the message.
     pub fn crash(&mut self, file: BTreeMap<&'static str, (u64, Vec<Message>)>) {
         self.check_file(&file);
         for (name, (last_id, messages)) in file {
@@ -646,7 +646,8 @@ impl Model {
         let Some(place) = self.decided.rooms.get_mut(&room) else { return };
         let name = Rc::clone(&place.name);
         if rules.durable.is_some() {
-            // With a history file, a room's log survives restarts. The model therefore stores it under the room name.
+            // With a history file, a room keeps its log when a restart gives it a new epoch, so the model identifies
+            // the log by the room's name instead of the epoch.
             place.epoch = Some(Rc::clone(&name));
             return self.check_durable_backlog(&name, resume, backlog);
         }

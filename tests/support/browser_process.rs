@@ -1,4 +1,4 @@
-//! Starts a browser's process and connects to its WebSocket. The drivers of Chromium and Firefox share this code.
+//! Starts a browser process and connects to its remote-control WebSocket, for the Chromium and Firefox drivers.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

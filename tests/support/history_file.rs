@@ -65,7 +65,7 @@ impl HistoryFile {
         self.path.to_str().expect("a path in UTF-8")
     }
 
-    /// Starts a server that stores its history in this file and does not limit the message rate.
+    /// Starts a server that stores its history in the file at `self.path` and does not limit the message rate.
     pub fn start(&self, args: &[&str]) -> Server {
         Server::start(&[&["--rate-limit", "0", "--history-db", self.path()], args].concat())
     }

@@ -30,7 +30,7 @@ impl Disk for ManualDisk {
 }
 
 impl ManualDisk {
-    /// The number of operations that the disk has not executed yet.
+    /// The number of database operations that wait until the test calls `execute`.
     pub fn waiting(&self) -> usize {
         self.0.borrow().waiting.len()
     }

@@ -1,5 +1,5 @@
-//! Drives the server with in-memory sockets and a clock that moves only when a test moves it. A test decides what
-//! happens in which turn, so a test of a timeout does not wait, and every race has one outcome.
+//! Drives the server with in-memory sockets and a clock that only the test moves. Each test decides what the server
+//! receives in each turn of its event loop, so timeouts need no waiting, and every race has a fixed outcome.
 #![allow(dead_code, unused_imports)] // each test binary uses only part of this module
 
 pub mod link;

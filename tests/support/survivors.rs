@@ -150,7 +150,7 @@ impl Survivors {
         self.clients.iter_mut().for_each(|client| client.connection = None);
     }
 
-    /// Waits until every client has received all messages of its room, and no message is unanswered.
+    /// Waits until each client has received all messages of its room, and has received back every message it sent.
     pub fn settle(&mut self, crowd: &mut Crowd) {
         self.read_until(crowd, "all clients have received all messages", |survivors| {
             let last_ids = survivors.last_ids();

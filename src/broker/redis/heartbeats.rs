@@ -3,10 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-// This instance treats another instance as dead once it has sent this many heartbeats (about 4 s) without seeing a new
-// one from the other instance. Heartbeats count only while Redis responds.
+// How many heartbeats this instance sends (in about 4 s) without seeing a new heartbeat from another instance before it
+// treats that instance as dead. Heartbeats count only while Redis responds.
 const HEARTBEATS_UNTIL_DEAD: u32 = 7;
-const MAX_WAIT: Duration = Duration::from_secs(2); // Redis is unavailable if it takes this long to execute a call
+const MAX_WAIT: Duration = Duration::from_secs(2); // how long a call may take before Redis counts as unavailable
 
 #[derive(Default)]
 pub struct Heartbeats {

@@ -35,7 +35,8 @@ pub enum InboxEvent {
     Executed(u64),
     /// A request failed because of a bug in the script.
     Failed(Box<str>),
-    /// The room has a new epoch, because a new generation has begun, but its messages are unchanged.
+    /// After a data loss or failover in Redis, the room has a new epoch. The messages that this instance has received
+    /// are still valid. Fields: the room and its new epoch.
     Renewed(Rc<str>, Rc<str>),
     /// A room gets its first member on this instance. Fields: the room, and the room's members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),

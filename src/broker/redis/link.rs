@@ -22,7 +22,7 @@ const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resum
 
 /// The interface between the broker and the Redis threads. Tests replace the threads with a simulation.
 pub trait Link {
-    /// Calls the script with these arguments, after all earlier calls.
+    /// Queues a call of the Lua script with these arguments. The calls run in the order in which they were queued.
     fn call(&mut self, arguments: Vec<String>);
     /// Keeps reading inbox `key` from the entry after `after`, while Redis has this `lineage` (see [`LinkEvent`]).
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
@@ -206,8 +206,9 @@ fn send_calls(
     }
 }
 
-/// Whether Redis rejected a call without executing it. Other errors end the connection: after `ResponseError`, the
-/// script may already have written data, and after `ReadOnly`, the Redis server is a replica, not the master.
+/// Whether Redis rejected a call without executing it, so that the connection can stay open. After other errors, the
+/// caller reconnects: after `ResponseError`, the script may already have written data, and `ReadOnly` means that this
+/// Redis server is a replica, not the master.
 fn was_rejected(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => kind != ServerErrorKind::ReadOnly && kind != ServerErrorKind::ResponseError,

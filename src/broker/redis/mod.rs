@@ -83,8 +83,8 @@ enum Stage {
     Connected {
         open_at: Option<Duration>,
     },
-    /// Other instances have declared this instance dead. The instance first reads the rest of its inbox, up to the
-    /// entry `until`.
+    /// Other instances have declared this instance dead. Before its clients rejoin their rooms, the instance reads the
+    /// rest of its inbox, up to the entry `until`.
     CatchingUp {
         until: u64,
     },
@@ -237,13 +237,14 @@ impl RedisBroker {
         self.inbox.has_gap |= id != self.inbox.read + 1;
         self.inbox.read = id;
         if self.inbox.has_gap {
-            return; // some events are missing, so `flush` registers this instance again, and Redis empties the inbox
+            return; // events were lost, so `flush` registers this instance again, which makes Redis empty the inbox
         }
         for event in events.lines() {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    self.beats.confirm(number); // do not wait for the call's reply, which may not wake the event loop
+                    // Confirm the script call now, without waiting for its reply: `done` does not wake the event loop.
+                    self.beats.confirm(number);
                 }
                 Ok(event) => self.mirror.apply(event),
                 Err(error) => log::error!("REDIS an event is invalid: {error}"),

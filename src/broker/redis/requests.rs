@@ -10,7 +10,7 @@ use mio::Token;
 use super::super::{CredentialId, Message};
 
 const MAX_REQUESTS_PER_CALL: usize = 256; // limits how long one call of the script blocks Redis
-const MAX_BYTES_PER_CALL: usize = 256 * 1024; // maximum total size of a call; a single larger request is sent alone
+const MAX_BYTES_PER_CALL: usize = 256 * 1024; // maximum size of all requests in a call; a larger request is sent alone
 
 /// Decides what happens to a request that Redis does not confirm in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +98,8 @@ impl Requests {
         }
     }
 
-    /// Marks the requests after `number` as unsent. Redis has executed the requests up to `number`, and will reject any
-    /// calls that still arrive from an earlier connection.
+    /// Handles a reconnect to Redis, which has executed the requests up to `number`. Marks all later requests as
+    /// unsent: Redis will reject them if they still arrive through an earlier connection.
     pub fn set_executed(&mut self, number: u64) {
         self.sent = self.queue.partition_point(|request| request.number <= number);
         self.queue.range_mut(self.sent..).for_each(|request| request.is_sent = false);

@@ -28,7 +28,7 @@ pub struct BanChange {
     pub subject: String,
     pub until: Option<SystemTime>, // `None` lifts the ban
     pub now: SystemTime,
-    pub result_sender: Sender<bool>, // `true` if stored, `false` if the disk is full; sends nothing if storage failed
+    pub result_sender: Sender<bool>, // `true` if stored, `false` if the disk is full; sends nothing on any other error
 }
 
 /// Submits a new, changed or lifted ban. The arguments are the subject, when the ban ends (`None` lifts the ban), and

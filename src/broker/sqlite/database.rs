@@ -434,7 +434,8 @@ fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>
     Ok(())
 }
 
-/// Deletes a room's messages up to and including `id`, and records in the table `rooms` which run stored that message.
+/// Deletes a room's messages up to and including the message `id`. Records, in the table `rooms`, this id and the
+/// server run that stored the message.
 fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -446,8 +447,8 @@ fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result
     Ok(())
 }
 
-/// Creates the schema in an empty file. Must run before WAL mode is on: the application id and schema version must be
-/// in the file's header, where [`check_header`] finds the numbers even after a crash.
+/// Creates the schema in an empty file. Must run before WAL mode is on, so that SQLite writes the application id and
+/// schema version to the header of the file itself. [`check_header`] can read them there even after a crash.
 fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let is_empty: bool = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if is_empty {

@@ -49,13 +49,13 @@ use writer::{MAX_IDLE, WriterThread};
 /// Executes database operations in submission order.
 pub trait Disk {
     fn submit(&mut self, operation: Operation);
-    /// Returns the next batch of outcomes, or `None` if no batch is ready. After an `Err`, the disk is unusable.
+    /// Returns the next batch of outcomes, or `None` if none is ready. After an `Err`, do not use this `Disk` again.
     fn next_batch(&mut self) -> Option<Result<Batch, String>>;
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct LogLimits {
-    pub messages: usize, // maximum number of messages in a room's log; a resuming client may get more, from the file
+    pub messages: usize, // maximum number of messages per room in memory; a resuming client may get more from disk
     pub backlog: usize,  // maximum total JSON size, in bytes, of the messages sent on a join or switch
     pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
 }

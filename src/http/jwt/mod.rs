@@ -74,7 +74,7 @@ impl JwtKeys {
         (errors, if now == before { String::new() } else { changes })
     }
 
-    /// Calls `load`, logs the errors, and returns the log text with the numbers of added and removed keys.
+    /// Calls `load` and logs any errors. Returns the numbers of added and removed keys as text for the caller's log.
     pub fn reload(&mut self, config: &Config, files: Vec<Result<Vec<u8>, String>>) -> String {
         let (errors, changes) = self.load(config, files);
         errors.iter().for_each(|error| log::error!("RELOAD failed, the old key stays in force: {error}"));
@@ -233,8 +233,8 @@ type ParsedKey = (Algorithm, DecodingKey, Rc<dyn JwtVerifier>);
 
 /// Parses a key file: a public key in PEM, or else a secret. Error messages never quote the file.
 fn parse_key(file: &[u8]) -> Result<ParsedKey, String> {
-    // Remove the NULs of a PEM file saved as UTF-16. If the server took the file for a secret, anyone with the public
-    // key could sign JWTs.
+    // Remove NULs, so that a PEM file saved as UTF-16 is still recognized as a public key. If the server used that file
+    // as an HMAC secret instead, anyone with the public key could sign JWTs.
     let text = String::from_utf8_lossy(file).replace('\0', "");
     if text.contains("-----BEGIN") {
         return parse_public_key(&text);

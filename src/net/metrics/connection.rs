@@ -49,7 +49,7 @@ impl AdminConnection {
         matches!(self.stage, Stage::Head(_) | Stage::Body { .. })
     }
 
-    /// If the response is waiting until a message or ban is stored, returns the token of that message or ban.
+    /// If the response must wait for a message or ban to be stored, returns the token of that message or ban.
     pub fn announcement(&self) -> Option<Token> {
         if let Stage::Waiting(token) = self.stage { Some(token) } else { None }
     }

@@ -332,7 +332,8 @@ impl TlsSocket {
         let shared = Rc::clone(&self.shared);
         let mut buffer = shared.output.borrow_mut();
         let len = loop {
-            // Always pass `input`: the session may have parsed the beginning of a handshake message in it.
+            // Pass `input` even though this call only encrypts: the session may have parsed part of a handshake message
+            // there, and expects to find the same bytes again.
             let UnbufferedStatus { discard, state } = self.session.process_tls_records(&mut self.input);
             match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => break encrypt(&mut traffic, &mut buffer),

@@ -79,8 +79,8 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
-        // Read 0 to 15 as an opcode, not as a hexadecimal byte: a byte has two digits, and no valid frame starts with
-        // one of the bytes 0x10 to 0x15, which set a reserved bit (§5.2).
+        // Read 0 to 15 as an opcode, not as a hexadecimal byte. A byte has two digits, so 0 to 9 are not bytes. 10 to
+        // 15 could be bytes, but such bytes set a reserved bit, so no valid frame starts with them (§5.2).
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(
@@ -109,7 +109,8 @@ fn is_section_number(word: &str) -> bool {
 }
 
 /// Lists the sections that mention `word`. If exactly one title contains `word`, shows that section in full. Returns
-/// `None` if no section mentions `word`, or if `word` is short, not alphabetic, or could be hexadecimal digits.
+/// `None` if no section mentions `word`, or if `word` has fewer than three characters, a character other than a letter
+/// or a hyphen, or only hexadecimal digits, as in "cafe". The caller then reads `word` as bytes.
 fn find_mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');

@@ -5,7 +5,7 @@
 
 use super::{Decoded, quote, read_hex};
 
-/// Maximum number of bytes in a hex dump with a `*` line, which repeats the line before it any number of times.
+/// A `*` line in a hex dump stands for copies of the line before it. They may extend a dump to at most this many bytes.
 const MAX_REPEATED_DUMP_BYTES: usize = 1 << 20;
 /// Wireshark and tcpdump print offsets of four digits. Other programs print longer offsets.
 const MIN_OFFSET_DIGITS: usize = 4;
@@ -76,9 +76,9 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // In a one-line hex dump, the offset could also be the first bytes, so mention `--as hex`. An offset is more
-        // likely: most offsets start with 00, and a frame that starts with the byte 00 is a continuation frame,
-        // which cannot start a message (§5.4).
+        // In a one-line hex dump, what looks like an offset could also be the first bytes of a frame. So mention the
+        // option `--as hex`. An offset is more likely: most offsets start with 00, but a frame that starts with the
+        // byte 00 is a continuation frame, which cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }

@@ -25,7 +25,7 @@ pub enum Notation {
     Decimal,
     /// Three octal digits per byte: 201 205
     Octal,
-    /// Eight digits of 0 and 1 per byte: 10000001 10000101
+    /// Eight binary digits per byte: 10000001 10000101
     Bits,
     /// A string literal with escapes: b'\x81\x85', "\x81\x85"
     String,
@@ -196,7 +196,7 @@ fn parse_hex_byte(digits: &str) -> Option<u8> {
 fn label_hex(text: &str, bytes: Vec<u8>) -> Decoded {
     let decoded =
         Decoded::new(bytes, if text.contains('\'') { "hexadecimal digits and text" } else { "hexadecimal digits" });
-    // `81, 85` is ambiguous: it is hexadecimal, or a byte array printed in decimal.
+    // `81, 85` is ambiguous: it may be hexadecimal, or a byte array printed in decimal.
     let is_decimal_list = text.contains(',') && words(text).all(|word| word.bytes().all(|b| b.is_ascii_digit()));
     if is_decimal_list { decoded.with_alternative("decimal numbers: --as decimal") } else { decoded }
 }

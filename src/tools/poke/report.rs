@@ -14,7 +14,7 @@ use crate::tools::screen::{Screen, Tone, escape};
 
 /// `poke` prints up to this many records of an exchange as they arrive.
 const MAX_FIRST_RECORDS: usize = 30;
-/// When an exchange ends, `poke` prints up to this many of its last records that have not been printed yet.
+/// When an exchange ends, `poke` prints the newest of the records that it has not printed yet, at most this many.
 const MAX_LAST_RECORDS: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 

@@ -46,8 +46,8 @@ pub enum Recipients {
 }
 
 impl Recipients {
-    /// `except` is the [`Variant`] of the member that this broadcast excludes, or `None` if it excludes nobody. If the
-    /// excluded member is in another group, pass `Plain`, as that member shares no compression with this group.
+    /// `except` is the [`Variant`] of the member that must not receive the broadcast, or `None` if there is no such
+    /// member. Pass `Plain` if that member is in another group: it shares no compression context with this group.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,
@@ -73,7 +73,7 @@ pub struct Deflater<K> {
 struct Group {
     // The latest text that all current `Shared` members have inflated. New compressed messages may refer to this text.
     tail: Vec<u8>,
-    has: [bool; Variant::COUNT], // message variants in use; `update` clears those that only former members received
+    has: [bool; Variant::COUNT], // variants that members receive; a former member's variant stays set until `update`
 }
 
 impl<K> Default for Deflater<K> {
@@ -97,7 +97,8 @@ impl<K> Deflater<K> {
 }
 
 impl<K: Copy + Eq + Hash> Deflater<K> {
-    /// `exists` returns whether a group still exists. If there are many groups, `add_member` removes those that do not.
+    /// `exists` returns whether a group still exists. Once there are many groups, `add_member` removes the groups that
+    /// no longer exist.
     pub fn add_member(&mut self, group: K, variant: Variant, exists: impl Fn(&K) -> bool) {
         if variant == Variant::Plain {
             return;

@@ -35,7 +35,7 @@ impl Cost {
 /// because each message starts a new stream (`client_no_context_takeover`). One idle inflater is usually enough,
 /// because most messages arrive with one read.
 #[derive(Clone, Default)]
-pub struct InflaterPool(Option<Rc<Cell<Option<Inflater>>>>); // `None`: each message creates its own inflater
+pub struct InflaterPool(Option<Rc<Cell<Option<Inflater>>>>); // `None`: no pool, so each message gets a new inflater
 
 impl InflaterPool {
     pub fn shared() -> InflaterPool {

@@ -66,7 +66,7 @@ impl Agreement {
     }
 }
 
-/// RFC 6455 §9.1: the grammar allows a quoted value, which means the same as without quotes and backslashes.
+/// Removes the quotes and backslashes if a parameter value is a quoted string, which RFC 6455 §9.1 allows.
 pub fn unquote(value: &str) -> String {
     let value = value.trim_ascii();
     value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).map_or(value.into(), |text| text.replace('\\', ""))

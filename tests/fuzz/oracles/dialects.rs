@@ -1,5 +1,6 @@
-//! Checks the three dialects. A text must parse to the same command as in a second, simpler implementation of
-//! PROTOCOL.md, which uses `serde_json::Value`. A written event must equal the expected JSON.
+//! Checks how the three protocol dialects parse and write. Each client message must parse to the same command as in a
+//! second, simpler implementation of PROTOCOL.md, which uses `serde_json::Value`. Each event that a dialect writes must
+//! equal the expected JSON.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -108,7 +109,8 @@ fn check_events_dialect(text: &str) {
 
 type Expected<'a> = Result<(Command<'a>, Option<Cow<'a, str>>), ()>;
 
-/// Returns the command and the nonce that PROTOCOL.md defines for an event, or an error if the event is invalid.
+/// Parses the fields of a client message as PROTOCOL.md specifies. Returns the message's command and nonce, or an error
+/// if the message is invalid.
 fn expect_command<'a>(event: Option<&str>, data: &'a Map<String, Value>) -> Expected<'a> {
     match event {
         Some("message") => Ok((text_command(data, None)?, valid_nonce(data)?)),

@@ -116,7 +116,8 @@ fn compare(stream: &[u8], limits: Limits) {
     match failure {
         None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
         Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
-        // tungstenite detects other errors later or not at all, so it may read more messages than `Protocol`.
+        // tungstenite detects the errors listed above as early as `Protocol` does. It detects other errors later or not
+        // at all, so it may read more messages.
         _ => theirs.truncate(ours.len()),
     }
     assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");

@@ -1,6 +1,6 @@
-//! Checks that the result of inflating a message does not depend on where the stream is cut into reads, and that
-//! flate2 inflates the message to the same bytes. The fuzz input's first byte selects whether the rest is compressed
-//! data or a payload to compress. The second byte selects the cuts into frames, the third the cuts into reads.
+//! Checks that inflating a message gives the same result however reads split the stream, and that flate2 inflates it to
+//! the same bytes. The fuzz input's first byte selects whether the rest is compressed data or a payload to compress.
+//! The second byte selects how to split the message into frames, the third how to split the stream into reads.
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use wirechat::tools::poke::case::encode_masked_frame;

@@ -1,5 +1,6 @@
-//! Writes the fuzz input in each notation, and parses the resulting text with `notation::read`, which must return the
-//! same bytes or name an alternative notation. Also parses the input itself in each notation, and as WebSocket frames.
+//! Writes the fuzz input in each notation, and parses the resulting text with `notation::read`. With a few exceptions,
+//! `read` must return the same bytes, suggest another notation, or fail with an error that says how to specify the
+//! notation. Also parses the input itself in each notation, and as WebSocket frames.
 
 use std::fmt::Write;
 

@@ -81,8 +81,8 @@ fn check_cuts(data: &[u8]) {
     }
 }
 
-/// Whether two records are the same. For an invalid or incomplete frame, compares only the sender and the number: the
-/// record's bytes depend on the size of the reads.
+/// Whether two records are the same. For an invalid or incomplete frame, compares only the sender and the frame's
+/// number, because the bytes in the record depend on the size of the reads.
 fn are_same(one: &Record, other: &Record) -> bool {
     let is_partial = |frame: &Frame| {
         let is_wrong = FrameHeader::parse(frame.from, frame.header.bytes()).is_err();

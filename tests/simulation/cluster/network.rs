@@ -471,7 +471,7 @@ pub struct SimulatedLink {
 
 impl Link for SimulatedLink {
     fn call(&mut self, arguments: Vec<String>) {
-        // When a test panics, the broker's `drop` makes a last call, possibly while the network is still borrowed.
+        // When a test panics, `RedisBroker::drop` makes this call, possibly while the network is still borrowed.
         let Ok(mut network) = self.network.try_borrow_mut() else { return };
         let link = &mut network.links[self.at];
         if !matches!(link.caller, Caller::Waiting { .. } | Caller::Connecting { .. }) && !link.is_dead {

@@ -372,7 +372,7 @@ impl User {
         self.see_state(data, false, record);
     }
 
-    /// Checks the state of a room, from `welcome` or `switched`.
+    /// Checks the room state in a `welcome` or `switched` event, and stores it.
     fn see_state(&mut self, data: &Value, resumed: bool, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
         let (epoch, last_id) =
