@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_given_once() {
+    fn a_repeated_listen_address_is_rejected() {
         let rows = [
             ("3000", "127.0.0.1:3000", true),
             ("unix:/a", "unix:/a", true),
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_a_unix_socket_is_short() {
+    fn a_unix_socket_path_has_1_to_107_bytes() {
         let listen = |path: &str| config(&["--open", "--listen", &format!("unix:{path}")]);
         assert_eq!(format_address(&listen("/run/chat.sock").unwrap().listen[0]), "unix:/run/chat.sock");
         assert!(listen(&"x".repeat(107)).is_ok());

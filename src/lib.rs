@@ -83,11 +83,11 @@
 //! | 2 | reject a room named "admin", in upper or lower case | `parse_room_name` in `src/chat/names.rs` | next to `allowed_and_forbidden_names` in `src/chat/names.rs` |
 //! | 3 | add a `who` command that lists the usernames in the room | `Command` in `src/chat/command.rs`, `Event` in `src/chat/event.rs`, `parse` and `write` in `src/chat/dialect.rs`, `Chat` in `src/chat/mod.rs` | next to `joining` in `tests/conversation.rs` |
 //! | 4 | add a `topic` command: a room has a topic, and a new member receives it | `Request` and `RoomEvent` in `src/broker/mod.rs`, `MemoryBroker` in `src/broker/memory.rs`, `Chat` in `src/chat/mod.rs`, `Room` in `src/chat/room.rs` | next to `joining` in `tests/conversation.rs` |
-//! | 5 | add `--max-members`, a bound on the members of a room | `Config` in `src/config.rs`, `BrokerError` in `src/broker/mod.rs`, `BrokerLimits` and `MemoryBroker` in `src/broker/memory.rs` | next to `limit_of_rooms` in `tests/limits.rs` |
-//! | 6 | reply to `GET /stats` with the number of connections, as JSON | `route_request` and `Outcome` (a new variant) in `src/http/mod.rs`; the number comes from `Server` in `src/server/mod.rs` | a row in `plain_rows` of `tests/hostile_handshake.rs` |
+//! | 5 | add `--max-members`, a bound on the members of a room | `Config` in `src/config.rs`, `BrokerError` in `src/broker/mod.rs`, `BrokerLimits` and `MemoryBroker` in `src/broker/memory.rs` | next to `room_limit` in `tests/limits.rs` |
+//! | 6 | reply to `GET /stats` with the number of connections, as JSON | `route_request` and `Outcome` (a new variant) in `src/http/mod.rs`; the number comes from `Server` in `src/server/mod.rs` | a row in `non_upgrade_rows` of `tests/hostile_handshake.rs` |
 //! | 7 | give each Ping of the server a number as its payload, and count the matching Pongs | `ping` and `receive_control_chunk` in `src/ws/protocol.rs` | next to `rfc_5_5_2_pong_repeats_the_ping_payload` in `src/ws/protocol.rs` |
 //! | 8 | send messages over 1,000 bytes in fragments. What must [`server::outbox`] know now? | `append` and `server_frame_len` in `src/ws/frame.rs` | next to `rfc_6_1_server_frames` in `src/ws/frame.rs` |
-//! | 9 | add a dialect of plain lines: `alice: hi` | `Dialect` in `src/chat/dialect.rs`, `dialect_at` in `src/http/mod.rs` | next to `rooms_word_for_word` in `tests/dialects.rs` |
+//! | 9 | add a dialect of plain lines: `alice: hi` | `Dialect` in `src/chat/dialect.rs`, `dialect_at` in `src/http/mod.rs` | next to `exact_rooms_json` in `tests/dialects.rs` |
 //! | 10 | negotiate an extension that reverses each payload with RSV2 set | `is_extension_list` in `src/ws/extension.rs`, `accept_handshake` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
 #![forbid(unsafe_code)]
 

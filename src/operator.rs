@@ -15,17 +15,17 @@ use crate::maps::TokenMap;
 const MAX_BANS: usize = 10_000;
 
 /// `E` is the type of the events that the chat sends to clients.
-pub struct Operator<E> {
+pub struct OperatorState<E> {
     pub counters: Counters,
     pub bans: Bans,
-    pub commit_durations: Option<Arc<Durations>>, // durations of commits to the `--history-db` file
-    pub announcements: TokenMap<Option<E>>,       // the operator's pending messages; `Some` once there is a reply
+    pub commit_durations: Option<Arc<DurationHistogram>>, // durations of commits to the `--history-db` file
+    pub announcements: TokenMap<Option<E>>, // the operator's pending messages; `Some` once there is a reply
 }
 
-impl<E> Default for Operator<E> {
-    fn default() -> Operator<E> {
+impl<E> Default for OperatorState<E> {
+    fn default() -> OperatorState<E> {
         let (counters, bans, announcements) = (Counters::default(), Bans::default(), TokenMap::default());
-        Operator { counters, bans, commit_durations: None, announcements }
+        OperatorState { counters, bans, commit_durations: None, announcements }
     }
 }
 
@@ -33,9 +33,9 @@ impl<E> Default for Operator<E> {
 #[derive(Debug, Default)]
 pub struct Counters {
     pub accepted_connections: u64,
-    pub services: [u64; 3],             // number of open upgraded connections, by `Service`
+    pub open_connections: [u64; 3], // number of open upgraded connections, by `Service`
     pub rejections: BTreeMap<u16, u64>, // number of rejected requests, by HTTP status
-    pub closes: BTreeMap<u16, u64>,     // number of ended upgraded connections, by the code of the first Close
+    pub closes: BTreeMap<u16, u64>, // number of ended upgraded connections, by the code of the first Close
     pub slow_consumers: u64,
     pub bytes_received: u64,
     pub bytes_sent: u64,    // bytes sent on connections that have ended
@@ -47,10 +47,10 @@ pub struct Counters {
 
 impl Counters {
     /// Counts a connection that has ended. `service` is `None` if the connection was not upgraded.
-    pub fn count_end(&mut self, service: Option<usize>, code: Option<u16>, bytes_sent: u64) {
+    pub fn count_close(&mut self, service: Option<usize>, code: Option<u16>, bytes_sent: u64) {
         self.bytes_sent += bytes_sent;
         let Some(service) = service else { return };
-        self.services[service] -= 1;
+        self.open_connections[service] -= 1;
         let code = code.unwrap_or(1006); // RFC 6455 §7.1.5: 1006 means that there was no Close frame
         // RFC 6455 §7.4.2 lets clients choose any code from 3000 to 4999. Count these codes as 3000 or 4000, so that
         // clients cannot add 2,000 time series to the metrics.
@@ -58,17 +58,17 @@ impl Counters {
     }
 }
 
-/// The upper bounds of the buckets of [`Durations`], in seconds.
+/// The upper bounds of the buckets of [`DurationHistogram`], in seconds.
 pub const BUCKET_BOUNDS_SECONDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY];
 
 /// A histogram of durations. Any thread may add a duration.
 #[derive(Debug, Default)]
-pub struct Durations {
+pub struct DurationHistogram {
     counts: [AtomicU64; BUCKET_BOUNDS_SECONDS.len()],
     nanoseconds: AtomicU64,
 }
 
-impl Durations {
+impl DurationHistogram {
     pub fn add(&self, elapsed: Duration) {
         let bucket = BUCKET_BOUNDS_SECONDS.iter().position(|bound| elapsed.as_secs_f64() <= *bound);
         let bucket = bucket.unwrap_or(BUCKET_BOUNDS_SECONDS.len() - 1);
@@ -218,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_connection_is_counted_once_and_codes_of_clients_share_a_row() {
-        let mut counters = Counters { services: [2, 2, 0], ..Counters::default() };
+    fn each_close_is_counted_once_and_custom_codes_share_a_row() {
+        let mut counters = Counters { open_connections: [2, 2, 0], ..Counters::default() };
         let ends = [(None, None), (Some(0), None), (Some(0), Some(1008)), (Some(1), Some(3000)), (Some(1), Some(3999))];
-        ends.into_iter().for_each(|(service, code)| counters.count_end(service, code, 5));
-        assert_eq!((counters.services, counters.bytes_sent), ([0; 3], 25));
+        ends.into_iter().for_each(|(service, code)| counters.count_close(service, code, 5));
+        assert_eq!((counters.open_connections, counters.bytes_sent), ([0; 3], 25));
         assert!(counters.closes.into_iter().eq([(1006, 1), (1008, 1), (3000, 2)]));
     }
 }

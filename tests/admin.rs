@@ -69,7 +69,7 @@ impl Host {
     }
 
     fn publish(&self, room: &str, body: &str) -> Response {
-        self.exchange(&publishing(room, body))
+        self.exchange(&publish_request(room, body))
     }
 
     fn metrics(&self) -> BTreeMap<String, f64> {
@@ -104,14 +104,14 @@ impl Host {
         client
     }
 
-    fn tool(&self, arguments: &[&str]) -> Output {
+    fn run_tool(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
         command.arg("admin").args(arguments).env("WIRECHAT_ADMIN", self.admin.to_string());
         command.stdin(Stdio::null()).output().unwrap()
     }
 }
 
-fn publishing(room: &str, body: &str) -> Request {
+fn publish_request(room: &str, body: &str) -> Request {
     let request = get(&format!("/publish?room={}", encode(room))).method("POST");
     request.add(format!("Content-Length: {}", body.len())).followed_by(body)
 }
@@ -133,7 +133,7 @@ fn read_close(client: &mut RawClient) -> (u16, String) {
     }
 }
 
-fn removed() -> (u16, String) {
+fn removal_close() -> (u16, String) {
     (1008, "removed by the operator".to_owned())
 }
 
@@ -213,7 +213,7 @@ fn requests_and_their_errors() {
 
 /// HEAD and GET responses have the same Content-Length. The server ignores a second request on the same connection.
 #[test]
-fn heads_and_second_requests() {
+fn head_requests_and_pipelined_requests() {
     let host = Host::start(&[]);
     for target in ["/live", "/ready", "/clients", "/bans"] {
         let (head, full) = (host.request("HEAD", target), host.request("GET", target));
@@ -260,7 +260,7 @@ fn hosts_and_origins() {
 }
 
 #[test]
-fn rude_requests() {
+fn malformed_and_oversized_requests() {
     let host = Host::start(&[]);
     let rows: Vec<(Vec<u8>, u16)> = vec![
         (get("/live").padded_to(8192).bytes(), 200),
@@ -273,8 +273,8 @@ fn rude_requests() {
         (get("/publish?room=tea").method("POST").add("Transfer-Encoding: chunked").bytes(), 411),
         (get("/publish?room=tea").method("POST").add("Content-Length: 65537").bytes(), 413),
         (get("/publish?room=tea").method("POST").add("Content-Length: x").bytes(), 400),
-        (publishing("tea", &" ".repeat(65536)).bytes(), 400),
-        (publishing("tea", &"[".repeat(65536)).bytes(), 400),
+        (publish_request("tea", &" ".repeat(65536)).bytes(), 400),
+        (publish_request("tea", &"[".repeat(65536)).bytes(), 400),
         (get("/live").followed_by(vec![b'x'; 300_000]).bytes(), 200),
     ];
     each_row(
@@ -305,7 +305,7 @@ fn silent_and_slow_peers() {
     assert_eq!(host.request("GET", "/ready").status, 200);
     silent[0].expect_end();
     let mut slow = host.connect();
-    for byte in publishing("tea", r#"{"username":"bot","text":"hi"}"#).bytes() {
+    for byte in publish_request("tea", r#"{"username":"bot","text":"hi"}"#).bytes() {
         slow.send(&[byte]);
     }
     assert_eq!(parse_json(&slow.read_response())["text"], "hi");
@@ -314,18 +314,18 @@ fn silent_and_slow_peers() {
     last.expect_end();
 }
 
-/// The number of bytes that all [`Counted`] clients have sent, then the number that they have received.
-type Bytes = Rc<Cell<[u64; 2]>>;
+/// The number of bytes that all [`CountingClient`] clients have sent, then the number that they have received.
+type ByteCounts = Rc<Cell<[u64; 2]>>;
 
 /// A client that counts the bytes that it sends and receives.
-struct Counted {
+struct CountingClient {
     client: RawClient,
-    bytes: Bytes,
+    bytes: ByteCounts,
 }
 
-impl Counted {
-    fn connect(host: &Host, request: &[u8], bytes: &Bytes) -> (Counted, String) {
-        let mut counted = Counted { client: host.server.connect(), bytes: Rc::clone(bytes) };
+impl CountingClient {
+    fn connect(host: &Host, request: &[u8], bytes: &ByteCounts) -> (CountingClient, String) {
+        let mut counted = CountingClient { client: host.server.connect(), bytes: Rc::clone(bytes) };
         counted.send(request);
         let head = counted.client.read_head();
         counted.add(1, head.len());
@@ -333,8 +333,8 @@ impl Counted {
     }
 
     /// Connects and upgrades. Unless `words` is empty, reads frames until one contains `words`.
-    fn join(host: &Host, path: &str, bytes: &Bytes, words: &str) -> Counted {
-        let (mut counted, head) = Counted::connect(host, upgrade_request(path).as_bytes(), bytes);
+    fn join(host: &Host, path: &str, bytes: &ByteCounts, words: &str) -> CountingClient {
+        let (mut counted, head) = CountingClient::connect(host, upgrade_request(path).as_bytes(), bytes);
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         if !words.is_empty() {
             counted.read_until(words);
@@ -398,7 +398,7 @@ impl Counted {
 
 /// ann sends three room messages, one message with a repeated nonce, a private message to pat, and a private message
 /// to an unknown user. ben sends two room messages, and pat sends one.
-fn talk(ann: &mut Counted, ben: &mut Counted, pat: &mut Counted) {
+fn talk(ann: &mut CountingClient, ben: &mut CountingClient, pat: &mut CountingClient) {
     for number in 1..=3 {
         let text = format!("ann's message {number}");
         let message = json!({"event": "message", "data": {"text": text, "nonce": format!("n{number}")}});
@@ -422,7 +422,7 @@ fn talk(ann: &mut Counted, ben: &mut Counted, pat: &mut Counted) {
     ann.read_until("No such user");
 }
 
-const TALKED: [(&str, u64); 13] = [
+const METRICS_AFTER_CHAT: [(&str, u64); 13] = [
     ("connections{endpoint=\"/\"}", 1),
     ("connections{endpoint=\"/ws/{room}\"}", 1),
     ("connections{endpoint=\"/ws\"}", 1),
@@ -439,34 +439,34 @@ const TALKED: [(&str, u64); 13] = [
 ];
 
 /// Opens and closes nine connections: two echo clients, four chat clients and three rejected requests.
-fn end_in_many_ways(host: &Host, bytes: &Bytes) {
-    let mut echo = Counted::join(host, "/echo?token=dev-token", bytes, "");
+fn close_in_many_ways(host: &Host, bytes: &ByteCounts) {
+    let mut echo = CountingClient::join(host, "/echo?token=dev-token", bytes, "");
     echo.send_text(&"x".repeat(70_000));
     assert_eq!(echo.read_frame().payload.len(), 70_000);
     host.wait_for_metrics(&[("connections{endpoint=\"/echo\"}", 1)]);
     echo.close(&4001u16.to_be_bytes());
-    let mut rude = Counted::join(host, "/echo?token=dev-token", bytes, "");
+    let mut rude = CountingClient::join(host, "/echo?token=dev-token", bytes, "");
     rude.send(b"\x81\x02no");
     rude.shut_down();
-    let mut gone = Counted::join(host, &events_path("gone", "away"), bytes, "");
+    let mut gone = CountingClient::join(host, &events_path("gone", "away"), bytes, "");
     let welcome: Value = serde_json::from_str(&gone.read_until("welcome")).unwrap();
     gone.shut_down();
     host.wait_for_metrics(&[("rooms", 1)]);
     let resume = |epoch: &str| format!("{}&epoch={epoch}&since=0", events_path("gone", "away"));
     let epoch = welcome["data"]["epoch"].as_str().unwrap();
-    Counted::join(host, &resume(epoch), bytes, "\"resumed\":true").close(b"");
-    Counted::join(host, &resume("other"), bytes, "\"resumed\":false").close(&1000u16.to_be_bytes());
-    let mut kicked = Counted::join(host, &events_path("kicked", "away"), bytes, "welcome");
+    CountingClient::join(host, &resume(epoch), bytes, "\"resumed\":true").close(b"");
+    CountingClient::join(host, &resume("other"), bytes, "\"resumed\":false").close(&1000u16.to_be_bytes());
+    let mut kicked = CountingClient::join(host, &events_path("kicked", "away"), bytes, "welcome");
     assert_eq!(host.json("POST", "/kick?username=kicked"), json!({"closed": 1}));
     kicked.read_until("removed by the operator");
     kicked.close(&1008u16.to_be_bytes());
     let wrong = handshake().target("/?token=wrong").bytes();
     for request in [get("/echo").bytes(), wrong.clone(), wrong] {
-        Counted::connect(host, &request, bytes).0.finish();
+        CountingClient::connect(host, &request, bytes).0.finish();
     }
 }
 
-const ENDED: [(&str, u64); 21] = [
+const METRICS_AFTER_CLOSE: [(&str, u64); 21] = [
     ("connections{endpoint=\"/\"}", 0),
     ("connections{endpoint=\"/ws/{room}\"}", 0),
     ("connections{endpoint=\"/ws\"}", 0),
@@ -491,21 +491,21 @@ const ENDED: [(&str, u64); 21] = [
 ];
 
 #[test]
-fn metrics_equal_a_scripted_load() {
+fn metrics_match_a_scripted_load() {
     let host = Host::start(&["--ping-interval", "3600", "--idle-timeout", "7200"]);
-    let bytes = Bytes::default();
-    let mut ann = Counted::join(&host, &events_path("ann", "tea"), &bytes, "welcome");
-    let mut ben = Counted::join(&host, &rooms_path("tea"), &bytes, "joined");
-    let mut pat = Counted::join(&host, &presence_path("pat", "1", "tea"), &bytes, "user_joined");
+    let bytes = ByteCounts::default();
+    let mut ann = CountingClient::join(&host, &events_path("ann", "tea"), &bytes, "welcome");
+    let mut ben = CountingClient::join(&host, &rooms_path("tea"), &bytes, "joined");
+    let mut pat = CountingClient::join(&host, &presence_path("pat", "1", "tea"), &bytes, "user_joined");
     talk(&mut ann, &mut ben, &mut pat);
-    host.wait_for_metrics(&TALKED);
-    end_in_many_ways(&host, &bytes);
+    host.wait_for_metrics(&METRICS_AFTER_CHAT);
+    close_in_many_ways(&host, &bytes);
     ann.close(&1000u16.to_be_bytes());
     ben.read_until("left");
     ben.close(&1000u16.to_be_bytes());
     pat.read_until("Anonymous");
     pat.close(&3000u16.to_be_bytes());
-    host.wait_for_metrics(&ENDED);
+    host.wait_for_metrics(&METRICS_AFTER_CLOSE);
     let [sent, received] = bytes.get();
     host.wait_for_metrics(&[("received_bytes_total", sent), ("sent_bytes_total", received)]);
     let metrics = host.metrics();
@@ -621,7 +621,7 @@ fn kicked_clients() {
     let host = Host::start(&[]);
     let (mut ann, mut twin, mut other) = (host.join("Ann", "tea"), host.join("ann", "pub"), host.join("anne", "tea"));
     assert_eq!(host.json("POST", "/kick?username=ANN"), json!({"closed": 2}));
-    assert_eq!((read_close(&mut ann), read_close(&mut twin)), (removed(), removed()));
+    assert_eq!((read_close(&mut ann), read_close(&mut twin)), (removal_close(), removal_close()));
     assert_eq!(other.read_event("left")["username"], "Ann");
     host.server.wait_for_log("KICK user=ann closed=2 by=127.0.0.1:");
     // In the `rooms` dialect of the protocol, a client's username is the one in its latest message.
@@ -629,14 +629,14 @@ fn kicked_clients() {
     ben.send_text(r#"{"username":"ben","text":"hi"}"#);
     while !ben.read_text().contains("hi") {}
     assert_eq!(host.json("POST", "/kick?username=ben"), json!({"closed": 1}));
-    assert_eq!(read_close(&mut ben), removed());
+    assert_eq!(read_close(&mut ben), removal_close());
     // An echo client has no username, so kick the client by its connection number.
     let mut echo = host.server.upgrade("/echo?token=dev-token");
     let clients = host.json("GET", "/clients");
     let number = clients.as_array().unwrap().last().unwrap()["connection"].as_u64().unwrap();
     assert_eq!(host.json("POST", &format!("/kick?connection={number}")), json!({"closed": 1}));
     assert_eq!(host.json("POST", &format!("/kick?connection={number}")), json!({"closed": 0}), "already closing");
-    assert_eq!(read_close(&mut echo), removed());
+    assert_eq!(read_close(&mut echo), removal_close());
     host.json("POST", "/kick?username=x%20y%3D1");
     host.server.wait_for_log("KICK user=\"x y=1\" closed=0");
     other.send_text(r#"{"event":"ping"}"#);
@@ -650,7 +650,7 @@ fn banned_usernames() {
     let mut mallory = host.join("mallory", "tea");
     let mut ben = host.server.upgrade(&rooms_path("tea"));
     assert_eq!(host.json("POST", "/ban?username=Mallory&seconds=3600"), json!({"closed": 1}));
-    assert_eq!(read_close(&mut mallory), removed());
+    assert_eq!(read_close(&mut mallory), removal_close());
     host.server.wait_for_log("BAN user=mallory seconds=3600 closed=1 by=127.0.0.1:");
     let status = |path: &str| host.server.status(&handshake().target(path));
     for name in ["mallory", "MALLORY", "ｍａｌｌｏｒｙ"] {
@@ -700,9 +700,9 @@ fn banned_addresses() {
     echo.send(&from("192.0.2.7", "/echo").bytes());
     echo.read_head();
     assert_eq!(host.json("POST", "/ban?address=192.0.2.7&seconds=60"), json!({"closed": 2}));
-    assert_eq!((read_close(&mut banned), read_close(&mut echo)), (removed(), removed()));
+    assert_eq!((read_close(&mut banned), read_close(&mut echo)), (removal_close(), removal_close()));
     assert_eq!(host.json("POST", "/ban?address=2001:db8::abcd&seconds=60"), json!({"closed": 1}));
-    assert_eq!(read_close(&mut six), removed());
+    assert_eq!(read_close(&mut six), removal_close());
     host.server.wait_for_log("BAN address=2001:db8::/64 seconds=60 closed=1");
     let rows = [
         ("192.0.2.7", "/?username=new", 403),
@@ -739,7 +739,7 @@ fn clients_named_by_a_proxy_header() {
     let (mut ann, status) = join(header);
     assert_eq!((status, &host.json("GET", "/clients")[0]["address"]), (101, &json!("192.0.2.7")));
     assert_eq!(host.json("POST", "/ban?address=192.0.2.7&seconds=60"), json!({"closed": 1}));
-    assert_eq!(read_close(&mut ann), removed());
+    assert_eq!(read_close(&mut ann), removal_close());
     assert_eq!([join(header).1, join("PROXY UNKNOWN\r\n").1], [403, 101]);
     host.server.connect().send(b"GET / HTTP/1.1\r\n");
     host.wait_for_metrics(&[("rejections_total{status=\"400\"}", 1), ("rejections_total{status=\"403\"}", 1)]);
@@ -841,7 +841,7 @@ fn published_messages_are_durable() {
     assert_eq!((&welcome["history"][0], &welcome["last_id"], &welcome["members"]), (&published, &json!(2), &json!([])));
     let Some(stall) = stall::Stall::begin(&host.server) else { return };
     let mut late = host.connect();
-    late.send(&publishing("late", body).bytes());
+    late.send(&publish_request("late", body).bytes());
     host.server.wait_for_log("PUBLISH room=late");
     let response = late.read_response();
     assert_eq!((response.status, response.body.contains("same nonce")), (503, true), "{response:?}");
@@ -850,7 +850,7 @@ fn published_messages_are_durable() {
     assert_eq!(host.request("GET", "/live").status, 200);
     assert!(host.metrics()["storage_queue_bytes"] > 0.0);
     let mut patient = host.connect();
-    patient.send(&publishing("pub", r#"{"username":"bot","text":"patience"}"#).bytes());
+    patient.send(&publish_request("pub", r#"{"username":"bot","text":"patience"}"#).bytes());
     host.server.wait_for_log("PUBLISH room=pub");
     stall.end();
     let published = parse_json(&patient.read_response());
@@ -892,7 +892,7 @@ fn bans_are_durable() {
     let host = durable_host(&folder);
     let mut ann = host.join("ann", "tea");
     assert_eq!(host.json("POST", "/ban?username=ANN&seconds=3600"), json!({"closed": 1}));
-    assert_eq!(read_close(&mut ann), removed());
+    assert_eq!(read_close(&mut ann), removal_close());
     for subject in ["username=ben%20x", "address=192.0.2.7", "address=2001:db8::7", "address=192.0.2.9"] {
         assert_eq!(host.json("POST", &format!("/ban?{subject}&seconds=60")), json!({"closed": 0}));
     }
@@ -968,7 +968,7 @@ fn a_ban_waits_for_the_disk() {
         client
     };
     let mut late = send("/ban?username=ann&seconds=3600");
-    assert_eq!(read_close(&mut ann), removed());
+    assert_eq!(read_close(&mut ann), removal_close());
     assert_eq!(host.json("GET", "/bans")[0]["username"], "ann");
     let response = late.read_response();
     assert_eq!((response.status, response.body.contains("not stored yet")), (507, true), "{response:?}");
@@ -1022,7 +1022,7 @@ fn a_full_server_is_not_ready() {
 /// At shutdown, the server waits two seconds for clients to reply to its Close. In those two seconds, `/ready` and
 /// `/publish` respond 503.
 #[test]
-fn a_server_that_shuts_down_is_not_ready() {
+fn a_server_that_is_shutting_down_is_not_ready() {
     let is_seen = (0..5).any(|_| {
         let mut host = Host::start(&[]);
         let _client = host.join("ann", "tea");
@@ -1031,7 +1031,7 @@ fn a_server_that_shuts_down_is_not_ready() {
         host.server.signal("TERM");
         host.server.wait_for_log("STOP");
         ready.try_send(&get("/ready").bytes());
-        publish.try_send(&publishing("tea", r#"{"username":"bot","text":"hi"}"#).bytes());
+        publish.try_send(&publish_request("tea", r#"{"username":"bot","text":"hi"}"#).bytes());
         let responses = [ready, publish].map(|mut client| String::from_utf8(client.read_to_end()).unwrap());
         assert!(host.server.wait().success());
         responses[0].contains("503") && responses[0].contains("draining") && responses[1].contains("503")
@@ -1061,11 +1061,11 @@ fn addresses_that_are_in_use() {
 }
 
 #[test]
-fn the_tool() {
+fn the_admin_tool_runs_commands() {
     let host = Host::start(&[]);
     let mut ann = host.join("ann", "tea");
     let printed = |arguments: &[&str]| {
-        let output = host.tool(arguments);
+        let output = host.run_tool(arguments);
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -1074,7 +1074,7 @@ fn the_tool() {
     assert_eq!(ann.read_event("message")["text"], "hello there");
     assert!(printed(&["publish", "tea", "x", "--username", "bot", "--nonce", "n"]).contains("\"nonce\":\"n\""));
     assert_eq!(printed(&["kick", "ann"]), "{\"closed\":1}\n");
-    assert_eq!(read_close(&mut ann), removed());
+    assert_eq!(read_close(&mut ann), removal_close());
     assert_eq!(printed(&["kick", "--connection", "1"]), "{\"closed\":0}\n");
     assert_eq!(printed(&["ban", "ann", "--seconds", "60"]), "{\"closed\":0}\n");
     assert_eq!(printed(&["ban", "--address", "2001:db8::1"]), "{\"closed\":0}\n");
@@ -1084,7 +1084,7 @@ fn the_tool() {
     assert_eq!(printed(&["bans", "--url", &format!("http://{}", host.admin)]), "[]\n");
     assert_eq!(printed(&["bans", "--url", &host.admin.port().to_string()]), "[]\n");
     let failing = |arguments: &[&str], status: i32, words: &str| {
-        let output = host.tool(arguments);
+        let output = host.run_tool(arguments);
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(status), 0), "{arguments:?}: {error}");
         assert!(error.contains(words) && error.lines().count() == 1, "{arguments:?}: {error}");

@@ -14,23 +14,23 @@ mod support;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crowd::{Crowd, cpu_seconds, peak, reset_peak};
+use crowd::{Crowd, cpu_seconds, peak_memory, reset_peak};
 use support::users::{Dialect, chat, events_path, path, presence_path};
 use support::{Server, masked, token_file, upgrade_request};
 
 /// Number of clients in the largest room. Debug builds use fewer clients, because they are about ten times slower.
 const MEMBERS: usize = if cfg!(debug_assertions) { 300 } else { 2000 };
 /// Factor by which a debug build may exceed the CPU time of a release build.
-const SLOWNESS: f64 = if cfg!(debug_assertions) { 12.0 } else { 1.0 };
+const SLOWDOWN: f64 = if cfg!(debug_assertions) { 12.0 } else { 1.0 };
 /// Wall-clock limit for all tests of this file together.
 const LIMIT: Duration = Duration::from_secs(120);
-const MIB: usize = 1024; // in KiB, the unit of `peak`
+const MIB: usize = 1024; // in KiB, the unit of `peak_memory`
 
 /// Locks a mutex so that attacks run one at a time and do not compete for CPUs. Also returns the overall deadline.
-fn alone() -> (MutexGuard<'static, ()>, Instant) {
-    static END: LazyLock<Instant> = LazyLock::new(|| Instant::now() + LIMIT);
-    static ALONE: Mutex<()> = Mutex::new(());
-    (ALONE.lock().unwrap_or_else(PoisonError::into_inner), *END)
+fn lock_exclusively() -> (MutexGuard<'static, ()>, Instant) {
+    static DEADLINE: LazyLock<Instant> = LazyLock::new(|| Instant::now() + LIMIT);
+    static LOCK: Mutex<()> = Mutex::new(());
+    (LOCK.lock().unwrap_or_else(PoisonError::into_inner), *DEADLINE)
 }
 
 /// Asserts that `cost` is below `bound`. Prints both numbers, so that `--nocapture` shows the margin.
@@ -42,7 +42,7 @@ fn assert_below(what: &str, cost: f64, bound: f64) {
 // ------------------------------------------------------------------------------------------------- mass disconnect
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Drop {
+enum Disconnect {
     Close, // a Close frame; TCP stays open
     Finish,
     Reset,
@@ -51,8 +51,8 @@ enum Drop {
 /// All members of a room disconnect, except a witness that must receive a `left` event for each of them. With
 /// `has_presence`, a client of the `presence` dialect stays in the room too. With `at_once`, the server is stopped with
 /// SIGSTOP while the members disconnect, and finds all the disconnects when it continues.
-fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
-    let (_alone, end) = alone();
+fn check_mass_disconnect(how: Disconnect, has_presence: bool, at_once: bool) {
+    let (_guard, end) = lock_exclusively();
     let server = chat(&[]);
     let mut crowd = Crowd::new(end);
     let witness = crowd.join_and_keep(&server, &events_path("witness", "crowd"));
@@ -70,9 +70,9 @@ fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
     }
     for member in members {
         match how {
-            Drop::Close => crowd.send(member, &masked(0x88, b"")),
-            Drop::Finish => crowd.finish(member),
-            Drop::Reset => crowd.reset(member),
+            Disconnect::Close => crowd.send(member, &masked(0x88, b"")),
+            Disconnect::Finish => crowd.finish(member),
+            Disconnect::Reset => crowd.reset(member),
         }
     }
     crowd.send(pinger, &masked(0x89, b""));
@@ -88,27 +88,27 @@ fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
         left += frames.iter().filter(|frame| frame.text().starts_with(r#"{"event":"left""#)).count();
         left == MEMBERS && cpu_before_pong.is_some()
     });
-    assert_below(&format!("{drop}: CPU seconds before a Pong"), cpu_before_pong.unwrap(), 0.1 * SLOWNESS);
-    assert_below(&format!("{drop}: CPU seconds"), cpu_seconds(&server) - cpu, MEMBERS as f64 * 100e-6 * SLOWNESS);
-    assert_below(&format!("{drop}: growth in MiB"), (peak(&server) - memory) as f64 / MIB as f64, 20.0);
+    assert_below(&format!("{drop}: CPU seconds before a Pong"), cpu_before_pong.unwrap(), 0.1 * SLOWDOWN);
+    assert_below(&format!("{drop}: CPU seconds"), cpu_seconds(&server) - cpu, MEMBERS as f64 * 100e-6 * SLOWDOWN);
+    assert_below(&format!("{drop}: growth in MiB"), (peak_memory(&server) - memory) as f64 / MIB as f64, 20.0);
 }
 
 #[test]
-fn a_room_closes() {
-    everyone_drops(Drop::Close, true, false);
-    everyone_drops(Drop::Close, false, true);
+fn all_members_send_a_close() {
+    check_mass_disconnect(Disconnect::Close, true, false);
+    check_mass_disconnect(Disconnect::Close, false, true);
 }
 
 #[test]
-fn a_room_ends_its_streams() {
-    everyone_drops(Drop::Finish, false, false);
-    everyone_drops(Drop::Finish, true, true);
+fn all_members_end_their_streams() {
+    check_mass_disconnect(Disconnect::Finish, false, false);
+    check_mass_disconnect(Disconnect::Finish, true, true);
 }
 
 #[test]
-fn a_room_resets_its_connections() {
-    everyone_drops(Drop::Reset, true, false);
-    everyone_drops(Drop::Reset, false, true);
+fn all_members_reset_their_connections() {
+    check_mass_disconnect(Disconnect::Reset, true, false);
+    check_mass_disconnect(Disconnect::Reset, false, true);
 }
 
 // -------------------------------------------------------------------------------------------------------- presence
@@ -117,7 +117,7 @@ fn a_room_resets_its_connections() {
 #[test]
 fn a_user_that_comes_and_goes() {
     const ROUNDS: usize = 100;
-    let (_alone, end) = alone();
+    let (_guard, end) = lock_exclusively();
     let room = MEMBERS * 2 / 5;
     let server = chat(&[]);
     let mut crowd = Crowd::new(end);
@@ -142,7 +142,7 @@ fn a_user_that_comes_and_goes() {
     let bytes = crowd.members[members.start].received - bytes;
     assert_below("presence: bytes per event for one member", bytes as f64 / events, 200.0);
     let cpu = (cpu_seconds(&server) - cpu) / events / room as f64 * 1e6;
-    assert_below("presence: CPU microseconds per event and member", cpu, 20.0 * SLOWNESS);
+    assert_below("presence: CPU microseconds per event and member", cpu, 20.0 * SLOWDOWN);
 }
 
 // ------------------------------------------------------------------------------------------------------- busy room
@@ -154,7 +154,7 @@ fn a_busy_room_delays_no_other() {
     const FLOODERS: usize = 40;
     const BURST: usize = 20; // messages that each flooding client sends per write
     const ROUND: usize = FLOODERS * BURST;
-    let (_alone, end) = alone();
+    let (_guard, end) = lock_exclusively();
     let server = chat(&["--history", "0"]);
     let mut crowd = Crowd::new(end);
     let flooders = crowd.join(&server, (0..FLOODERS).map(|n| events_path(&format!("flooder-{n}"), "busy")));
@@ -207,7 +207,7 @@ fn a_busy_room_delays_no_other() {
 /// or all the same. The server must reject each head with a 400, without comparing every name with every other.
 #[test]
 fn thousands_of_subprotocol_names() {
-    let (_alone, end) = alone();
+    let (_guard, end) = lock_exclusively();
     let server = chat(&[]);
     let mut crowd = Crowd::new(end);
     let head = upgrade_request("/?token=dev-token").trim_end().to_owned() + "\r\nSec-WebSocket-Protocol: ";
@@ -222,7 +222,7 @@ fn thousands_of_subprotocol_names() {
             assert_eq!(crowd.members[client].status(), "400");
         }
         let cpu = (cpu_seconds(&server) - cpu) / count as f64 * 1e6;
-        assert_below("subprotocols: CPU microseconds per handshake", cpu, 300.0 * SLOWNESS);
+        assert_below("subprotocols: CPU microseconds per handshake", cpu, 300.0 * SLOWDOWN);
     }
 }
 
@@ -230,13 +230,13 @@ fn thousands_of_subprotocol_names() {
 #[test]
 fn guessed_tokens() {
     const GUESSES: usize = 500;
-    let (_alone, end) = alone();
+    let (_guard, end) = lock_exclusively();
     let lines: String = (0..100_000).map(|n| format!("token-{n} user-{n}\n")).collect();
     let file = token_file("attacks", lines);
     let unlimited = ["--max-wrong-tokens", "0", "--max-per-address", "0", "--connect-rate", "0"];
     let server = Server::start(&[&["--tokens", file.to_str().unwrap()], &unlimited[..]].concat());
     std::fs::remove_file(file).unwrap();
-    assert_below("tokens: CPU seconds of the start", cpu_seconds(&server), 0.5 * SLOWNESS);
+    assert_below("tokens: CPU seconds of the start", cpu_seconds(&server), 0.5 * SLOWDOWN);
     let mut crowd = Crowd::new(end);
     let cpu = cpu_seconds(&server);
     let guesses = (0..GUESSES).map(|n| upgrade_request(&format!("/?token=guess-{n}")));
@@ -244,6 +244,6 @@ fn guessed_tokens() {
         assert_eq!(crowd.members[client].status(), "401");
     }
     let cpu = (cpu_seconds(&server) - cpu) / GUESSES as f64 * 1e6;
-    assert_below("tokens: CPU microseconds per guess", cpu, 200.0 * SLOWNESS);
+    assert_below("tokens: CPU microseconds per guess", cpu, 200.0 * SLOWDOWN);
     crowd.join(&server, ["/?token=token-99999&username=user-99999".to_owned()]);
 }

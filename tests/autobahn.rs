@@ -46,7 +46,7 @@ type Results = BTreeMap<String, (String, String)>;
 
 #[test]
 fn every_case_is_as_expected() {
-    let venv = root("target/autobahn-venv/bin/kosoku");
+    let venv = repository_path("target/autobahn-venv/bin/kosoku");
     let Some(kosoku) = support::require_tool("kosoku", &candidates("WIRECHAT_KOSOKU", venv)) else { return };
     let server = start();
     let reports = fresh_dir("kosoku");
@@ -58,7 +58,7 @@ fn every_case_is_as_expected() {
 #[test]
 #[cfg(feature = "deflate")]
 fn compressed_messages() {
-    let venv = root("target/autobahn-venv/bin/kosoku");
+    let venv = repository_path("target/autobahn-venv/bin/kosoku");
     let Some(kosoku) = support::require_tool("kosoku", &candidates("WIRECHAT_KOSOKU", venv)) else { return };
     let (server, reports) = (start(), fresh_dir("kosoku-deflate"));
     let mut command = Command::new(kosoku);
@@ -72,10 +72,10 @@ fn compressed_messages() {
 
 #[test]
 #[cfg(feature = "deflate")]
-fn compressed_messages_by_the_original_runner() {
+fn compressed_messages_with_the_original_runner() {
     let cases = compressed_cases();
     let expected: Results = cases.iter().map(|case| (case.clone(), result("OK", "OK"))).collect();
-    play_original("wstest-deflate", &json!(cases), &json!([]), &expected);
+    run_with_wstest("wstest-deflate", &json!(cases), &json!([]), &expected);
 }
 
 /// Returns a sample of the cases of sections 12 and 13, or all of them with `WIRECHAT_AUTOBAHN=all`. Each of the twelve
@@ -94,14 +94,14 @@ fn start() -> Server {
 }
 
 #[test]
-fn every_case_is_as_expected_by_the_original_runner() {
-    play_original("wstest", &json!(["*"]), &json!(["12.*", "13.*"]), &expected());
+fn every_case_is_as_expected_with_the_original_runner() {
+    run_with_wstest("wstest", &json!(["*"]), &json!(["12.*", "13.*"]), &expected());
 }
 
-fn play_original(name: &str, cases: &Value, excluded: &Value, expected: &Results) {
+fn run_with_wstest(name: &str, cases: &Value, excluded: &Value, expected: &Results) {
     let found = match std::env::var_os("WIRECHAT_WSTEST") {
         Some(path) => PathBuf::from(path),
-        None => root("target/autobahn-original/bin/wstest"),
+        None => repository_path("target/autobahn-original/bin/wstest"),
     };
     // `require_tool` would fail the test in CI. Skip the test instead: few machines have Python 2.7, and `kosoku` runs
     // the same cases.
@@ -147,7 +147,7 @@ fn the_server_closes_tcp_first() {
 }
 
 #[test]
-fn the_expected_results_are_the_whole_suite() {
+fn the_expected_results_cover_the_whole_suite() {
     let expected = expected();
     assert_eq!(expected.len(), CASES);
     let other: Vec<&str> =
@@ -179,7 +179,7 @@ fn run_suite(mut command: Command, reports: &Path, expected: &Results) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|failed| failed.into_inner());
     let mut index = play(&mut command, reports);
     let mut different = differences(expected, &results(&index));
-    if !different.is_empty() && different.iter().all(|case| is_by_the_clock(case, &index[case])) {
+    if !different.is_empty() && different.iter().all(|case| depends_on_timing(case, &index[case])) {
         eprintln!("late in {different:?}: playing the suite once more");
         index = play(&mut command, reports);
         different = differences(expected, &results(&index));
@@ -188,7 +188,7 @@ fn run_suite(mut command: Command, reports: &Path, expected: &Results) {
         .iter()
         .map(|case| {
             let wanted = expected.get(case).map_or("nothing".to_owned(), |(own, close)| format!("{own} / {close}"));
-            format!("  {case}: expected {wanted}, {}", what_happened(reports, &index[case]))
+            format!("  {case}: expected {wanted}, {}", describe_result(reports, &index[case]))
         })
         .collect();
     let count = report.len();
@@ -201,17 +201,17 @@ fn play(command: &mut Command, reports: &Path) -> Value {
     let _ = fs::remove_file(&index); // if this run fails, the index of an earlier run must not remain
     let log = File::create(&output).expect("a log file");
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
-    run_to_its_end(command, &output);
+    run_to_completion(command, &output);
     let agents = read_json(&index);
     agents.as_object().and_then(|agents| agents.values().next()).expect("one agent's results").clone()
 }
 
-fn is_by_the_clock(case: &str, got: &Value) -> bool {
+fn depends_on_timing(case: &str, got: &Value) -> bool {
     case.starts_with("6.4.") || got["behaviorClose"] == "FAILED BY CLIENT"
 }
 
 /// Ignores the exit status: `kosoku` fails even if all results are as expected, and `wstest` always succeeds.
-fn run_to_its_end(command: &mut Command, output: &Path) {
+fn run_to_completion(command: &mut Command, output: &Path) {
     let mut child = command.spawn().expect("the suite starts");
     let end = Instant::now() + SUITE_DEADLINE;
     while child.try_wait().expect("the suite has a status").is_none() {
@@ -231,7 +231,7 @@ fn differences(expected: &Results, got: &Results) -> Vec<String> {
 }
 
 /// Returns a case's results with the suite's own explanation, from the index entry and the report file.
-fn what_happened(reports: &Path, entry: &Value) -> String {
+fn describe_result(reports: &Path, entry: &Value) -> String {
     let Some(file) = entry["reportfile"].as_str() else { return "was not played".to_owned() };
     let report = read_json(&reports.join(file));
     let received: String = report["received"].to_string().chars().take(200).collect();
@@ -247,7 +247,7 @@ fn what_happened(reports: &Path, entry: &Value) -> String {
 }
 
 fn expected() -> Results {
-    results(&read_json(&root("tests/autobahn/expected.json")))
+    results(&read_json(&repository_path("tests/autobahn/expected.json")))
 }
 
 fn results(cases: &Value) -> Results {
@@ -269,7 +269,7 @@ fn echo_url(server: &Server) -> String {
     format!("ws://127.0.0.1:{}/echo?token=dev-token", server.port())
 }
 
-fn root(path: &str) -> PathBuf {
+fn repository_path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 

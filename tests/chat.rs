@@ -70,15 +70,15 @@ impl Harness {
 
     /// Returns a harness with a delayed broker, and the `Control` that releases the broker's events. Alice and Bob have
     /// joined one room.
-    fn delayed_two() -> (Harness, Control) {
+    fn delayed_with_two_members() -> (Harness, Control) {
         let mut harness = Harness::delayed(&[], 1);
-        harness.two_join();
+        harness.join_alice_and_bob();
         let control = harness.control.clone().unwrap();
         (harness, control)
     }
 
     /// Alice and Bob join the room `general` in the `events` dialect.
-    fn two_join(&mut self) {
+    fn join_alice_and_bob(&mut self) {
         self.join(ALICE, request(Dialect::Events, "alice", "general"));
         self.join(BOB, request(Dialect::Events, "bob", "general"));
     }
@@ -106,7 +106,7 @@ impl Harness {
     fn drain(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         loop {
-            effects.extend(self.ready());
+            effects.extend(self.take_ready_effects());
             if !self.control.as_ref().is_some_and(Control::release_one) {
                 return effects;
             }
@@ -114,7 +114,7 @@ impl Harness {
     }
 
     /// Returns the effects that are ready now, without releasing a delayed event.
-    fn ready(&mut self) -> Vec<Effect> {
+    fn take_ready_effects(&mut self) -> Vec<Effect> {
         std::iter::from_fn(|| self.chat.next_effect()).collect()
     }
 
@@ -208,7 +208,7 @@ fn a_client_that_joins_is_welcomed_and_announced() {
 #[test]
 fn a_switch_sends_its_events_in_order() {
     with_each_broker(&[], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let old = harness.chat.room_of(BOB).unwrap();
         let effects = harness.receive(BOB, &switch(" other "));
         let new = harness.chat.room_of(BOB).unwrap();
@@ -234,7 +234,7 @@ fn a_switch_sends_its_events_in_order() {
 #[test]
 fn a_room_without_members_is_closed() {
     with_each_broker(&[], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let room = harness.chat.room_of(BOB).unwrap();
         let left = (Recipients::Room(room, None), event("left", r#"{"username":"alice"}"#));
         assert_eq!(sent(&harness.leave(ALICE)), [left]);
@@ -250,9 +250,9 @@ fn a_room_without_members_is_closed() {
 }
 
 #[test]
-fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
+fn rooms_are_limited_and_emptying_a_room_allows_another() {
     with_each_broker(&["--max-rooms", "2"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         assert!(can_join(harness, "second"));
         harness.receive(BOB, &switch("second"));
         assert!(!can_join(harness, "third") && can_join(harness, "general"));
@@ -323,7 +323,7 @@ fn each_dialect_has_its_own_welcome_and_backlog() {
 #[test]
 fn a_message_goes_to_all_members_and_is_numbered() {
     with_each_broker(&[], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let room = harness.chat.room_of(ALICE).unwrap();
         let data = r#"{"username":"alice","text":"hi","id":1,"time":"1970-01-01T00:00:00.000Z"}"#;
         assert_eq!(
@@ -341,7 +341,7 @@ fn a_message_goes_to_all_members_and_is_numbered() {
 #[test]
 fn the_length_of_a_text_is_limited_in_characters_after_trimming() {
     with_each_broker(&["--max-text", "5"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         assert!(sent(&harness.receive(BOB, &message("  ééééé ")))[0].1.contains(r#""text":"ééééé""#));
         let too_long = event("message", r#"{"text":"éééééé","nonce":"n"}"#);
         let error = event("error", r#"{"message":"Message too long","nonce":"n"}"#);
@@ -357,7 +357,7 @@ fn the_length_of_a_text_is_limited_in_characters_after_trimming() {
 #[test]
 fn a_message_that_is_sent_twice_is_published_once() {
     with_each_broker(&[], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let message = event("message", r#"{"text":"hi","nonce":"n1"}"#);
         let first = sent(&harness.receive(ALICE, &message));
         let again = sent(&harness.receive(ALICE, &message));
@@ -370,7 +370,7 @@ fn a_message_that_is_sent_twice_is_published_once() {
 #[test]
 fn a_private_message_goes_to_two_names_only() {
     with_each_broker(&[], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         harness.join(CAROL, request(Dialect::Rooms, "bob", "elsewhere"));
         let private = event("private", r#"{"to":"bob","text":" psst ","nonce":"n"}"#);
         let events = sent(&harness.receive(ALICE, &private));
@@ -390,7 +390,7 @@ fn a_private_message_goes_to_two_names_only() {
 }
 
 #[test]
-fn a_private_message_names_one_word_or_a_name_in_quotes() {
+fn a_private_message_recipient_is_one_word_or_quoted() {
     with_each_broker(&[], |harness| {
         harness.join(ALICE, request(Dialect::Presence, "ann", "general"));
         harness.join(BOB, request(Dialect::Presence, "ann lee", "general"));
@@ -415,7 +415,7 @@ fn a_private_message_names_one_word_or_a_name_in_quotes() {
 #[test]
 fn typing_is_shown_once_a_second_and_costs_nothing() {
     with_each_broker(&["--rate-limit", "0.5"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let room = harness.chat.room_of(ALICE).unwrap();
         let at = |milliseconds| Now { monotonic: Duration::from_millis(milliseconds), ..NOW };
         let typing = r#"{"event":"typing"}"#;
@@ -430,7 +430,7 @@ fn typing_is_shown_once_a_second_and_costs_nothing() {
 #[test]
 fn too_many_messages_and_then_a_flood() {
     with_each_broker(&[], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let message = event("message", r#"{"text":"hi","nonce":"n"}"#);
         let mut last = Vec::new();
         for count in 1..=61 {
@@ -446,9 +446,9 @@ fn too_many_messages_and_then_a_flood() {
 // ---------------------------------------------------------------------------------------------------------- names
 
 #[test]
-fn the_name_of_the_last_message_is_the_one_in_use() {
+fn only_the_username_in_the_last_message_is_in_use() {
     with_each_broker(&["--unique-names"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         harness.join(CAROL, request(Dialect::Rooms, "Anonymous", "general"));
         let publish = |name: &str| format!(r#"{{"username":"{name}","text":"hi"}}"#);
         let error = event("error", r#"{"message":"username already in use"}"#);
@@ -466,7 +466,7 @@ fn the_name_of_the_last_message_is_the_one_in_use() {
 #[test]
 fn a_name_is_not_taken_by_a_message_that_is_not_published() {
     with_each_broker(&["--unique-names", "--max-text", "5"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         harness.join(CAROL, request(Dialect::Rooms, "Anonymous", "general"));
         for text in ["too long", "/msg zed hi", " "] {
             harness.receive(CAROL, &format!(r#"{{"username":"zoe","text":"{text}"}}"#));
@@ -596,7 +596,7 @@ fn users_share_a_bucket_that_outlives_the_connection_except_on_a_local_server() 
 #[test]
 fn large_rooms_send_shorter_lists() {
     with_each_broker(&["--max-listed", "2", "--max-presence", "2"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         let presence = |effects: &[Effect]| -> Vec<String> {
             let events = effects.iter().filter_map(|effect| match effect {
                 Effect::Send { event, .. } | Effect::Broadcast { event, .. } => Some(json(Dialect::Presence, event)),
@@ -636,7 +636,7 @@ fn a_client_id_belongs_to_one_connection() {
 #[test]
 fn history_goes_to_the_client_that_asked() {
     with_each_broker(&["--history", "3"], |harness| {
-        harness.two_join();
+        harness.join_alice_and_bob();
         ["one", "two", "three", "four"].iter().for_each(|text| drop(harness.receive(BOB, &message(text))));
         let history = |data: &str| event("history", data);
         let effects = sent(&harness.receive(ALICE, &history(r#"{"before":4,"limit":1}"#)));
@@ -669,7 +669,7 @@ fn commands_of_a_joining_client_take_effect_in_order_after_its_welcome() {
             history(),
         ];
         texts.iter().for_each(|text| harness.chat.receive(BOB, text, NOW));
-        assert_eq!(harness.ready(), [], "the broker has returned nothing yet");
+        assert_eq!(harness.take_ready_effects(), [], "the broker has returned nothing yet");
         assert_eq!((harness.chat.room_of(BOB), harness.chat.dialect_of(BOB)), (None, Some(Dialect::Events)));
         let names: Vec<String> = harness
             .drain()
@@ -694,9 +694,12 @@ fn a_joining_client_cannot_make_the_server_hold_events_without_bound() {
     let mut harness = Harness::delayed(&["--rate-limit", "0"], 0);
     harness.chat.join(ALICE, request(Dialect::Events, "alice", "general"), NOW);
     (0..64).for_each(|_| harness.chat.receive(ALICE, "no JSON", NOW));
-    assert_eq!(harness.ready(), []);
+    assert_eq!(harness.take_ready_effects(), []);
     harness.chat.receive(ALICE, "no JSON", NOW);
-    assert_eq!(harness.ready(), [Effect::Close { client: ALICE, reason: event::FLOODING, may_retry: false }]);
+    assert_eq!(
+        harness.take_ready_effects(),
+        [Effect::Close { client: ALICE, reason: event::FLOODING, may_retry: false }]
+    );
     assert_eq!(harness.drain().len(), 66, "SetRoom, the welcome, and 64 held errors");
 }
 
@@ -722,14 +725,14 @@ fn a_client_that_leaves_while_its_join_is_pending_receives_nothing() {
 
 #[test]
 fn a_client_that_is_leaving_receives_nothing_but_is_a_member_until_it_has_left() {
-    let (mut harness, control) = Harness::delayed_two();
+    let (mut harness, control) = Harness::delayed_with_two_members();
     let room = harness.chat.room_of(ALICE).unwrap();
     harness.chat.receive(ALICE, &message("hi"), NOW);
     harness.chat.leave(BOB, "closed", NOW);
     assert_eq!(harness.chat.recipients(room).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
     assert_eq!(harness.chat.room_of(BOB), None);
     control.release_one();
-    assert_eq!(harness.ready().len(), 1, "alice receives only the message");
+    assert_eq!(harness.take_ready_effects().len(), 1, "alice receives only the message");
     harness.chat.join(CAROL, request(Dialect::Events, "carol", "general"), NOW);
     let events = sent(&harness.drain());
     assert_eq!(events[0], (Recipients::Room(room, None), event("left", r#"{"username":"bob"}"#)));
@@ -741,7 +744,7 @@ fn a_join_can_be_rejected_late() {
     for (error, reason, may_retry) in
         [(BrokerError::NameInUse, event::NAME_IN_USE, false), (BrokerError::TooManyRooms, event::TOO_MANY_ROOMS, true)]
     {
-        let (mut harness, control) = Harness::delayed_two();
+        let (mut harness, control) = Harness::delayed_with_two_members();
         control.reject_next_join(error.clone());
         harness.chat.join(CAROL, request(Dialect::Events, "carol", "general"), NOW);
         [message("hi"), switch("other"), message("/msg bob hi")]
@@ -772,8 +775,8 @@ fn a_client_that_leaves_and_is_replaced_at_once_leaves_once() {
 }
 
 #[test]
-fn a_message_that_is_not_stored_is_an_error_with_its_nonce() {
-    let (mut harness, control) = Harness::delayed_two();
+fn the_error_for_an_unstored_message_has_its_nonce() {
+    let (mut harness, control) = Harness::delayed_with_two_members();
     let room = harness.chat.room_of(ALICE).unwrap();
     let message = event("message", r#"{"text":"hi","nonce":"n1"}"#);
     control.fail_next_publish();
@@ -786,7 +789,7 @@ fn a_message_that_is_not_stored_is_an_error_with_its_nonce() {
 
 #[test]
 fn a_duplicate_reaches_its_sender_alone() {
-    let (mut harness, control) = Harness::delayed_two();
+    let (mut harness, control) = Harness::delayed_with_two_members();
     let message = event("message", r#"{"text":"hi","nonce":"n1"}"#);
     harness.chat.receive(ALICE, &message, NOW);
     harness.chat.receive(ALICE, &message, NOW);
@@ -797,7 +800,7 @@ fn a_duplicate_reaches_its_sender_alone() {
     harness.chat.receive(ALICE, &message, NOW);
     harness.chat.leave(ALICE, "closed", NOW);
     control.release_one();
-    assert_eq!(harness.ready(), [], "a client that is leaving receives no duplicate either");
+    assert_eq!(harness.take_ready_effects(), [], "a client that is leaving receives no duplicate either");
     assert_eq!(harness.drain(), []);
 }
 
@@ -814,21 +817,21 @@ fn members_on_other_instances_are_listed_and_announced() {
     let room = harness.chat.room_of(ALICE).unwrap();
     harness.join(BOB, request(Dialect::Presence, "bob", "general"));
 
-    control.happen(RoomEvent::RemoteJoined { room, member: rob, username: "rob".into() });
+    control.inject(RoomEvent::RemoteJoined { room, member: rob, username: "rob".into() });
     let effects = harness.drain();
     let [Effect::Broadcast { except: None, event: joined, .. }] = &effects[..] else { panic!("{effects:?}") };
     let active = r#"{"type":"user_joined","username":"rob","active_users":["alice","bob","rita","rob"]}"#;
     assert_eq!(json(Dialect::Presence, joined), active);
 
-    control.happen(RoomEvent::Typing { room, client: None, username: "rob".into() });
+    control.inject(RoomEvent::Typing { room, client: None, username: "rob".into() });
     let typing = event("typing", r#"{"username":"rob"}"#);
     assert_eq!(sent(&harness.drain()), [(Recipients::Room(room, None), typing)]);
     let (username, time) = ("rob".into(), "1970-01-01T00:00:00.000Z".into());
     let remote = Message { id: 1, username, text: "hi".into(), time, nonce: None };
-    control.happen(RoomEvent::Published { room, client: None, message: Rc::new(remote) });
+    control.inject(RoomEvent::Published { room, client: None, message: Rc::new(remote) });
     assert!(sent(&harness.drain())[0].1.contains(r#""username":"rob","text":"hi","id":1"#));
 
-    control.happen(RoomEvent::Left { room, member: rita });
+    control.inject(RoomEvent::Left { room, member: rita });
     let effects = harness.drain();
     let [Effect::Broadcast { except: None, event: left, .. }] = &effects[..] else { panic!("{effects:?}") };
     let active = r#"{"type":"user_left","username":"rita","active_users":["alice","bob","rob"]}"#;
@@ -871,7 +874,7 @@ impl Transcripts {
 }
 
 /// Runs clients that send random commands without waiting for the resulting events.
-fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
+fn run_random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
     let random = &mut Rng::with_seed(seed);
     let mut transcripts = Transcripts::default();
     let mut clients: Vec<Token> = Vec::new();
@@ -921,10 +924,10 @@ fn delay_changes_nothing_that_a_client_receives() {
     let args = ["--rate-limit", "0", "--max-rooms", "3", "--unique-names"];
     let mut count = 0;
     for seed in 0..50 {
-        let expected = random_chat(&mut Harness::memory(&args), seed);
+        let expected = run_random_chat(&mut Harness::memory(&args), seed);
         count += expected.0.values().map(Vec::len).sum::<usize>();
         for order in 0..4 {
-            let transcripts = random_chat(&mut Harness::delayed(&args, order), seed);
+            let transcripts = run_random_chat(&mut Harness::delayed(&args, order), seed);
             assert_eq!(transcripts, expected, "seed {seed}, order {order}");
         }
     }

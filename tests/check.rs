@@ -30,7 +30,7 @@ fn check_request(target: &str) -> Request {
 }
 
 /// Sends a `/check` request, and returns the JSON in the response.
-fn checked(server: &Server, request: &Request) -> Value {
+fn check(server: &Server, request: &Request) -> Value {
     let response = response(server, request);
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(response.header("Content-Type"), "application/json");
@@ -41,7 +41,7 @@ fn checked(server: &Server, request: &Request) -> Value {
 }
 
 fn status(server: &Server, target: &str) -> u64 {
-    checked(server, &check_request(target))["status"].as_u64().expect("a status")
+    check(server, &check_request(target))["status"].as_u64().expect("a status")
 }
 
 /// The request target and the extra header lines of a handshake, and the status that the server must report.
@@ -53,7 +53,7 @@ fn run(server: &Server, rows: &[Row]) {
         |(target, headers, _)| format!("{target} {headers:?}"),
         |(target, headers, expected)| {
             let with_headers = |request: Request| headers.iter().fold(request, |request, line| request.add(line));
-            let checked = checked(server, &with_headers(check_request(target)));
+            let checked = check(server, &with_headers(check_request(target)));
             let response = response(server, &with_headers(handshake().target(*target)));
             assert_eq!(response.status, *expected, "{response:?}");
             assert_eq!(checked, json!({"status": response.status, "message": response.body}));
@@ -170,7 +170,7 @@ fn a_check_counts_wrong_tokens() {
     (0..9).for_each(|_| assert_eq!(status(&third, "/nope?token=wrong"), 404));
     for _ in 0..9 {
         let foreign = check_request("/?token=wrong").add("Origin: https://evil.example");
-        assert_eq!(checked(&third, &foreign)["status"], 403);
+        assert_eq!(check(&third, &foreign)["status"], 403);
     }
     assert_eq!(status(&third, "/?token=right"), 101);
 }
@@ -179,7 +179,7 @@ fn a_check_counts_wrong_tokens() {
 fn a_check_joins_nothing_and_replaces_nobody() {
     let server = Server::start(&["--unique-names"]);
     let mut ann = User::events(&server, "ann", "general");
-    let mut pat = User::joins(&server, Dialect::Presence, "pat", "tea");
+    let mut pat = User::join(&server, Dialect::Presence, "pat", "tea");
     pat.receive();
     let id = encode("pat in tea");
     let targets = [
@@ -190,12 +190,12 @@ fn a_check_joins_nothing_and_replaces_nobody() {
     ];
     for target in targets {
         // The username `ann` is in use, but the server rejects such a username only after the handshake.
-        assert_eq!(checked(&server, &check_request(&target)), json!({"status": 101, "message": ""}), "{target}");
+        assert_eq!(check(&server, &check_request(&target)), json!({"status": 101, "message": ""}), "{target}");
     }
-    ann.receives_nothing();
-    pat.receives_nothing();
-    let mut guest = User::joins(&server, Dialect::Events, "guest", "general");
-    guest.receives_event("welcome", json!({"members": ["ann"], "member_count": 1}));
+    ann.expect_nothing();
+    pat.expect_nothing();
+    let mut guest = User::join(&server, Dialect::Events, "guest", "general");
+    guest.expect_event("welcome", json!({"members": ["ann"], "member_count": 1}));
 }
 
 // -------------------------------------------------------------------------------------------------- specific to /check
@@ -230,7 +230,7 @@ fn the_endpoint_is_a_parameter() {
         &rows,
         |(query, _)| (*query).to_owned(),
         |(query, expected)| {
-            let checked = checked(&server, &get(&format!("/check?token=dev-token{query}")));
+            let checked = check(&server, &get(&format!("/check?token=dev-token{query}")));
             assert_eq!(checked["status"], *expected, "{checked}");
         },
     );
@@ -286,7 +286,7 @@ fn pages_of_allowed_origins_may_read_the_response() {
 }
 
 #[test]
-fn a_check_is_a_page() {
+fn check_supports_get_and_head_and_ignores_upgrade() {
     let server = Server::start(&[]);
     let get_response = response(&server, &check_request("/?token=wrong"));
     assert_eq!(get_response.body, "{\"status\":401,\"message\":\"Unauthorized\"}\n");
@@ -316,7 +316,7 @@ fn no_token_of_a_check_is_logged() {
         check_request("/").add(format!("Authorization: Bearer {SECRET}")),
         get(&format!("/check?token={SECRET}&endpoint=/nope")),
     ] {
-        let checked = checked(&server, &request);
+        let checked = check(&server, &request);
         assert!(!checked.to_string().contains(SECRET), "{checked}");
     }
     wait_until("the trace has each request", || server.log().matches("/check").count() >= 3);

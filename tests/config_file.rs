@@ -13,7 +13,7 @@ use support::table::each_row;
 use support::users::{Dialect, User, events_path};
 use support::{Server, token_file};
 
-fn file(name: &str, text: &str) -> String {
+fn write_config(name: &str, text: &str) -> String {
     token_file(name, text).to_str().unwrap().to_owned()
 }
 
@@ -34,7 +34,7 @@ fn limits(server: &Server) -> Value {
 
 #[test]
 fn the_command_line_overrides_the_environment_which_overrides_the_file() {
-    let path = file("precedence", "max-text = 300\nmax-message = 40_000\nrate-limit = 7.5\n");
+    let path = write_config("precedence", "max-text = 300\nmax-message = 40_000\nrate-limit = 7.5\n");
     let mut command = Server::command("127.0.0.1:0", &["--config", &path, "--max-text", "100"]);
     let server = Server::launch(command.env("WIRECHAT_MAX_MESSAGE", "50000").env("WIRECHAT_MAX_TEXT", "200"));
     let limits = limits(&server);
@@ -56,8 +56,9 @@ fn a_file_sets_options_of_each_kind() {
         ping-interval = 0.5
         quiet = true";
     // Do not use `Server::command`: its `--listen` would override the `listen` in the file.
-    let server =
-        Server::launch(Command::new(env!("CARGO_BIN_EXE_wirechat")).env("WIRECHAT_CONFIG", file("kinds", text)));
+    let server = Server::launch(
+        Command::new(env!("CARGO_BIN_EXE_wirechat")).env("WIRECHAT_CONFIG", write_config("kinds", text)),
+    );
     assert_eq!(server.status(&handshake().target("/").set("Host: chat.example")), 101, "a client needs no token");
     assert_eq!(server.status(&handshake().target("/echo").set("Host: evil.example")), 403);
     assert_eq!(server.status(&handshake().target("/echo")), 101);
@@ -67,7 +68,7 @@ fn a_file_sets_options_of_each_kind() {
 /// A list on the command line replaces the list in the file. The server does not merge the two lists.
 #[test]
 fn lists_are_replaced() {
-    let path = file("lists", "allow-host = [\"one.example\"]");
+    let path = write_config("lists", "allow-host = [\"one.example\"]");
     let server = Server::start(&["--open", "--config", &path, "--allow-host", "two.example"]);
     assert_eq!(server.status(&handshake().set("Host: one.example")), 403);
     assert_eq!(server.status(&handshake().set("Host: two.example")), 101);
@@ -97,18 +98,18 @@ fn errors_name_the_file_and_the_option() {
         &rows,
         |(text, _)| (*text).to_owned(),
         |(text, words)| {
-            let path = file("errors", text);
+            let path = write_config("errors", text);
             run_with(&path).check(USAGE, &[words, &["--config", &path][..]].concat());
         },
     );
     run_with("/nonexistent.toml").check(USAGE, &["--config /nonexistent.toml: No such file"]);
     // The error message for an invalid environment variable does not mention the configuration file.
-    let path = file("valid", "max-text = 5");
+    let path = write_config("valid", "max-text = 5");
     let environment = run_to_failure(with_file(&path).env("WIRECHAT_MAX_HEAD", "x"));
     environment.check(USAGE, &["--max-head"]);
     assert!(!environment.stderr.contains("--config"), "{}", environment.stderr);
     // The server also rejects a file whose options contradict each other.
-    run_with(&file("pair", "ping-interval = 9\nidle-timeout = 8")).check(USAGE, &["--idle-timeout 8"]);
+    run_with(&write_config("pair", "ping-interval = 9\nidle-timeout = 8")).check(USAGE, &["--idle-timeout 8"]);
 }
 
 /// Subcommands such as `explain` do not read the configuration file.

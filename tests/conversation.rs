@@ -29,7 +29,7 @@ fn join(server: &Server, name: &str, room: &str) -> User {
 }
 
 /// Joins with `tungstenite`. Does not read the `welcome` event.
-fn join_independently(server: &Server, name: &str, room: &str) -> User {
+fn join_with_tungstenite(server: &Server, name: &str, room: &str) -> User {
     let url = format!("ws://{}{}", server.addr(), events_path(name, room));
     let (socket, _) = tungstenite::connect(url).expect("the handshake satisfies tungstenite");
     if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
@@ -65,7 +65,7 @@ impl User {
     }
 
     /// Checks that the next event is `event` with at least the fields of `data`. Returns all fields of the event.
-    fn receives(&mut self, event: &str, data: Value) -> Value {
+    fn expect_event(&mut self, event: &str, data: Value) -> Value {
         let mut received = self.receive();
         assert_eq!(received["event"], event, "{received}");
         for (name, value) in data.as_object().expect("fields") {
@@ -75,16 +75,16 @@ impl User {
         received["data"].take()
     }
 
-    fn receives_welcome(&mut self, name: &str, room: &str, members: &[&str]) {
+    fn expect_welcome(&mut self, name: &str, room: &str, members: &[&str]) {
         let message = format!("Welcome to #{room}, {name}!");
-        let data = self.receives("welcome", json!({"message": message, "room": room, "username": name}));
+        let data = self.expect_event("welcome", json!({"message": message, "room": room, "username": name}));
         assert_eq!(names(&data), members);
     }
 
     /// Checks that the server has sent this user no further event: the next event must be the reply to a `ping`.
-    fn receives_nothing(&mut self) {
+    fn expect_nothing(&mut self) {
         self.send(r#"{"event":"ping"}"#);
-        self.receives("pong", json!({}));
+        self.expect_event("pong", json!({}));
     }
 }
 
@@ -100,24 +100,24 @@ fn names(data: &Value) -> Vec<&str> {
 fn joining() {
     let server = chat(&[]);
     let mut alice = join(&server, "alice", "general");
-    alice.receives_welcome("alice", "general", &[]);
-    let mut bob = join_independently(&server, "bob", "general");
-    bob.receives_welcome("bob", "general", &["alice"]);
-    alice.receives("joined", json!({"username": "bob"}));
+    alice.expect_welcome("alice", "general", &[]);
+    let mut bob = join_with_tungstenite(&server, "bob", "general");
+    bob.expect_welcome("bob", "general", &["alice"]);
+    alice.expect_event("joined", json!({"username": "bob"}));
     // The member list in `welcome` has one name per connection, and excludes the connection that joins.
     let mut other_alice = join(&server, "alice", "general");
-    other_alice.receives_welcome("alice", "general", &["alice", "bob"]);
+    other_alice.expect_welcome("alice", "general", &["alice", "bob"]);
     let mut carol = join(&server, "carol", "general");
-    carol.receives_welcome("carol", "general", &["alice", "alice", "bob"]);
+    carol.expect_welcome("carol", "general", &["alice", "alice", "bob"]);
     for user in [&mut alice, &mut bob] {
-        user.receives("joined", json!({"username": "alice"}));
-        user.receives("joined", json!({"username": "carol"}));
+        user.expect_event("joined", json!({"username": "alice"}));
+        user.expect_event("joined", json!({"username": "carol"}));
     }
-    other_alice.receives("joined", json!({"username": "carol"}));
+    other_alice.expect_event("joined", json!({"username": "carol"}));
     let mut stranger = join(&server, "dave", "elsewhere");
-    stranger.receives_welcome("dave", "elsewhere", &[]);
+    stranger.expect_welcome("dave", "elsewhere", &[]);
     for user in [&mut alice, &mut bob, &mut other_alice, &mut carol] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 }
 
@@ -125,46 +125,46 @@ fn joining() {
 fn defaults() {
     let server = chat(&[]);
     let mut client = User::Raw(server.upgrade("/?token=dev-token"));
-    client.receives_welcome("anonymous", "general", &[]);
+    client.expect_welcome("anonymous", "general", &[]);
     client.switch_room("elsewhere");
-    client.receives("switched", json!({"room": "elsewhere"}));
+    client.expect_event("switched", json!({"room": "elsewhere"}));
     client.send(r#"{"event":"switch_room"}"#);
-    client.receives("switched", json!({"room": "general", "members": []}));
+    client.expect_event("switched", json!({"room": "general", "members": []}));
     client.switch_room("elsewhere");
-    client.receives("switched", json!({"room": "elsewhere"}));
+    client.expect_event("switched", json!({"room": "elsewhere"}));
     client.send(r#"{"event":"switch_room","data":{}}"#);
-    client.receives("switched", json!({"room": "general", "members": []}));
+    client.expect_event("switched", json!({"room": "general", "members": []}));
 }
 
 #[test]
 fn messages() {
     let server = chat(&[]);
     let mut alice = join(&server, "alice", "general");
-    alice.receives("welcome", json!({}));
-    let mut bob = join_independently(&server, "bob", "general");
-    bob.receives("welcome", json!({}));
-    alice.receives("joined", json!({"username": "bob"}));
+    alice.expect_event("welcome", json!({}));
+    let mut bob = join_with_tungstenite(&server, "bob", "general");
+    bob.expect_event("welcome", json!({}));
+    alice.expect_event("joined", json!({"username": "bob"}));
     let mut carol = join(&server, "carol", "elsewhere");
-    carol.receives("welcome", json!({}));
+    carol.expect_event("welcome", json!({}));
 
     let before = SystemTime::now();
     alice.send_message("hello, bob");
-    let received = alice.receives("message", json!({"username": "alice", "text": "hello, bob", "id": 1}));
+    let received = alice.expect_event("message", json!({"username": "alice", "text": "hello, bob", "id": 1}));
     assert_eq!(bob.receive(), json!({"event": "message", "data": received}), "everyone receives the same");
     assert_time(&received["time"], before);
 
     bob.send_message("hello, alice \u{1f44b}");
     for user in [&mut alice, &mut bob] {
-        user.receives("message", json!({"username": "bob", "text": "hello, alice \u{1f44b}", "id": 2}));
+        user.expect_event("message", json!({"username": "bob", "text": "hello, alice \u{1f44b}", "id": 2}));
     }
     // Each room numbers its messages independently.
     carol.send_message("anybody here?");
-    carol.receives("message", json!({"username": "carol", "text": "anybody here?", "id": 1}));
+    carol.expect_event("message", json!({"username": "carol", "text": "anybody here?", "id": 1}));
     bob.send_message("third");
-    alice.receives("message", json!({"username": "bob", "id": 3}));
-    bob.receives("message", json!({"username": "bob", "id": 3}));
+    alice.expect_event("message", json!({"username": "bob", "id": 3}));
+    bob.expect_event("message", json!({"username": "bob", "id": 3}));
     for user in [&mut alice, &mut bob, &mut carol] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 }
 
@@ -186,7 +186,7 @@ type Ending = (&'static str, fn(RawClient));
 fn leaving() {
     let server = chat(&[]);
     let mut alice = join(&server, "alice", "general");
-    alice.receives("welcome", json!({}));
+    alice.expect_event("welcome", json!({}));
     let endings: [Ending; 4] = [
         ("a close", |mut client| client.send(&masked(0x88, &1000u16.to_be_bytes()))),
         ("a broken rule", |mut client| {
@@ -199,63 +199,63 @@ fn leaving() {
     for (how, end) in endings {
         let mut client = server.upgrade(&events_path(how, "general"));
         client.read_event("welcome");
-        alice.receives("joined", json!({"username": how}));
+        alice.expect_event("joined", json!({"username": how}));
         end(client);
-        alice.receives("left", json!({"username": how}));
+        alice.expect_event("left", json!({"username": how}));
     }
-    let mut bob = join_independently(&server, "bob", "general");
-    bob.receives_welcome("bob", "general", &["alice"]);
-    alice.receives("joined", json!({"username": "bob"}));
+    let mut bob = join_with_tungstenite(&server, "bob", "general");
+    bob.expect_welcome("bob", "general", &["alice"]);
+    alice.expect_event("joined", json!({"username": "bob"}));
     let User::Independent(mut socket) = bob else { unreachable!() };
     socket.close(None).unwrap();
     while socket.read().is_ok() {}
-    alice.receives("left", json!({"username": "bob"}));
-    alice.receives_nothing();
+    alice.expect_event("left", json!({"username": "bob"}));
+    alice.expect_nothing();
 }
 
 #[test]
 fn switching_rooms() {
     let server = chat(&[]);
     let mut old = join(&server, "olga", "old");
-    old.receives("welcome", json!({}));
+    old.expect_event("welcome", json!({}));
     let mut new = join(&server, "nina", "new");
-    new.receives("welcome", json!({}));
-    let mut moritz = join_independently(&server, "moritz", "old");
-    moritz.receives_welcome("moritz", "old", &["olga"]);
-    old.receives("joined", json!({"username": "moritz"}));
+    new.expect_event("welcome", json!({}));
+    let mut moritz = join_with_tungstenite(&server, "moritz", "old");
+    moritz.expect_welcome("moritz", "old", &["olga"]);
+    old.expect_event("joined", json!({"username": "moritz"}));
 
     moritz.switch_room("new");
-    old.receives("left", json!({"username": "moritz"}));
-    moritz.receives("switched", json!({"room": "new", "members": ["nina"]}));
-    new.receives("joined", json!({"username": "moritz"}));
+    old.expect_event("left", json!({"username": "moritz"}));
+    moritz.expect_event("switched", json!({"room": "new", "members": ["nina"]}));
+    new.expect_event("joined", json!({"username": "moritz"}));
 
     moritz.send_message("here now");
-    new.receives("message", json!({"username": "moritz", "text": "here now", "id": 1}));
-    moritz.receives("message", json!({"username": "moritz", "text": "here now", "id": 1}));
+    new.expect_event("message", json!({"username": "moritz", "text": "here now", "id": 1}));
+    moritz.expect_event("message", json!({"username": "moritz", "text": "here now", "id": 1}));
     old.send_message("gone?");
-    old.receives("message", json!({"username": "olga", "text": "gone?", "id": 1}));
+    old.expect_event("message", json!({"username": "olga", "text": "gone?", "id": 1}));
 
     // The server ignores a switch to the current room, even if whitespace surrounds the room name.
     moritz.switch_room("new");
     moritz.switch_room("  new ");
-    moritz.receives_nothing();
-    new.receives_nothing();
+    moritz.expect_nothing();
+    new.expect_nothing();
 
     // An invalid room name causes an error, and the client stays in its room.
     moritz.switch_room("a\u{200b}b");
-    moritz.receives("error", json!({}));
+    moritz.expect_event("error", json!({}));
     moritz.switch_room("");
-    moritz.receives("error", json!({}));
+    moritz.expect_event("error", json!({}));
     moritz.send_message("still here");
-    new.receives("message", json!({"text": "still here", "id": 2}));
-    moritz.receives("message", json!({"text": "still here", "id": 2}));
+    new.expect_event("message", json!({"text": "still here", "id": 2}));
+    moritz.expect_event("message", json!({"text": "still here", "id": 2}));
 
     // The client is the only member of the new room. The member list is empty, because it excludes the client itself.
     moritz.switch_room(" brand new ");
-    moritz.receives("switched", json!({"room": "brand new", "members": []}));
-    new.receives("left", json!({"username": "moritz"}));
+    moritz.expect_event("switched", json!({"room": "brand new", "members": []}));
+    new.expect_event("left", json!({"username": "moritz"}));
     for user in [&mut old, &mut new, &mut moritz] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 }
 
@@ -265,9 +265,9 @@ fn switching_rooms() {
 fn a_switch_between_two_messages() {
     let server = chat(&[]);
     let mut old = join(&server, "olga", "old");
-    old.receives("welcome", json!({}));
+    old.expect_event("welcome", json!({}));
     let mut new = join(&server, "nina", "new");
-    new.receives("welcome", json!({}));
+    new.expect_event("welcome", json!({}));
     let mut moritz = server.upgrade(&events_path("moritz", "old"));
     let all = [
         json!({"event": "message", "data": {"text": "before"}}),
@@ -279,18 +279,18 @@ fn a_switch_between_two_messages() {
     moritz.send(&frames);
 
     let mut moritz = User::Raw(moritz);
-    moritz.receives_welcome("moritz", "old", &["olga"]);
-    moritz.receives("message", json!({"username": "moritz", "text": "before", "id": 1}));
-    moritz.receives("switched", json!({"room": "new", "members": ["nina"]}));
-    moritz.receives("pong", json!({}));
-    moritz.receives("message", json!({"username": "moritz", "text": "after", "id": 1}));
-    old.receives("joined", json!({"username": "moritz"}));
-    old.receives("message", json!({"username": "moritz", "text": "before", "id": 1}));
-    old.receives("left", json!({"username": "moritz"}));
-    new.receives("joined", json!({"username": "moritz"}));
-    new.receives("message", json!({"username": "moritz", "text": "after", "id": 1}));
+    moritz.expect_welcome("moritz", "old", &["olga"]);
+    moritz.expect_event("message", json!({"username": "moritz", "text": "before", "id": 1}));
+    moritz.expect_event("switched", json!({"room": "new", "members": ["nina"]}));
+    moritz.expect_event("pong", json!({}));
+    moritz.expect_event("message", json!({"username": "moritz", "text": "after", "id": 1}));
+    old.expect_event("joined", json!({"username": "moritz"}));
+    old.expect_event("message", json!({"username": "moritz", "text": "before", "id": 1}));
+    old.expect_event("left", json!({"username": "moritz"}));
+    new.expect_event("joined", json!({"username": "moritz"}));
+    new.expect_event("message", json!({"username": "moritz", "text": "after", "id": 1}));
     for user in [&mut old, &mut new, &mut moritz] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 }
 
@@ -312,30 +312,30 @@ use Reply::{ErrorAbout, Pong, Silence};
 /// receive only `message` events.
 fn run(rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
-    let mut witness = join_independently(&server, "witness", "general");
-    witness.receives("welcome", json!({}));
+    let mut witness = join_with_tungstenite(&server, "witness", "general");
+    witness.expect_event("welcome", json!({}));
     let mut bot = join(&server, "bot", "general");
-    bot.receives("welcome", json!({}));
-    witness.receives("joined", json!({}));
+    bot.expect_event("welcome", json!({}));
+    witness.expect_event("joined", json!({}));
     let name = |(id, sent, _): &(&str, String, Reply)| format!("{id}: {}", sent.chars().take(80).collect::<String>());
     each_row(rows, name, |(_, sent, reply)| {
         bot.send(sent);
         match reply {
             Silence => {}
-            Reply::Error(text) => drop(bot.receives("error", json!({"message": text}))),
+            Reply::Error(text) => drop(bot.expect_event("error", json!({"message": text}))),
             ErrorAbout(what) => {
-                let data = bot.receives("error", json!({}));
+                let data = bot.expect_event("error", json!({}));
                 let message = data["message"].as_str().expect("a text");
                 assert!(message.contains(what), "{message:?} contains {what:?}");
             }
-            Pong => drop(bot.receives("pong", json!({}))),
+            Pong => drop(bot.expect_event("pong", json!({}))),
             Reply::Message(text) => {
-                bot.receives("message", json!({"username": "bot", "text": text}));
-                witness.receives("message", json!({"username": "bot", "text": text}));
+                bot.expect_event("message", json!({"username": "bot", "text": text}));
+                witness.expect_event("message", json!({"username": "bot", "text": text}));
             }
         }
-        bot.receives_nothing();
-        witness.receives_nothing();
+        bot.expect_nothing();
+        witness.expect_nothing();
     });
 }
 
@@ -488,22 +488,22 @@ fn texts() {
 }
 
 /// A row of a test table: its id, a name, and the normalized name, or `None` if the server must reject the name.
-type Name = (&'static str, String, Option<String>);
+type NameRow = (&'static str, String, Option<String>);
 
-fn good(id: &'static str, name: &str) -> Name {
+fn good(id: &'static str, name: &str) -> NameRow {
     (id, name.to_owned(), Some(name.to_owned()))
 }
 
-fn trimmed(id: &'static str, name: &str, rest: &str) -> Name {
+fn trimmed(id: &'static str, name: &str, rest: &str) -> NameRow {
     (id, name.to_owned(), Some(rest.to_owned()))
 }
 
-fn rejected(id: &'static str, name: &str) -> Name {
+fn rejected(id: &'static str, name: &str) -> NameRow {
     (id, name.to_owned(), None)
 }
 
 /// Test rows for the rules that usernames and room names share.
-fn name_rows() -> Vec<Name> {
+fn name_rows() -> Vec<NameRow> {
     let mut rows = vec![
         rejected("empty", ""),
         rejected("white space", "   "),
@@ -573,7 +573,7 @@ fn usernames() {
                     assert_eq!(Response::parse(client.read_head().as_bytes()).status, 101);
                     let message = format!("Welcome to #general, {expected}!");
                     let data = json!({"username": expected, "message": message});
-                    User::Raw(client).receives("welcome", data);
+                    User::Raw(client).expect_event("welcome", data);
                 }
             }
         },
@@ -598,20 +598,20 @@ fn room_names() {
             // members.
             let server = chat(&[]);
             let mut moritz = join(&server, "moritz", "start");
-            moritz.receives("welcome", json!({}));
+            moritz.expect_event("welcome", json!({}));
             moritz.switch_room(name);
             match expected {
-                None => drop(moritz.receives("error", json!({}))),
-                Some(expected) => drop(moritz.receives("switched", json!({"room": expected}))),
+                None => drop(moritz.expect_event("error", json!({}))),
+                Some(expected) => drop(moritz.expect_event("switched", json!({"room": expected}))),
             }
-            moritz.receives_nothing();
+            moritz.expect_nothing();
             let mut client = server.connect();
             client.send(&handshake().target(events_path("bot", name)).bytes());
             match expected {
                 None => assert_eq!(client.read_response().status, 400),
                 Some(expected) => {
                     assert_eq!(Response::parse(client.read_head().as_bytes()).status, 101);
-                    User::Raw(client).receives("welcome", json!({"room": expected, "members": ["moritz"]}));
+                    User::Raw(client).expect_event("welcome", json!({"room": expected, "members": ["moritz"]}));
                 }
             }
         },
@@ -623,20 +623,20 @@ fn room_names() {
 fn names_in_a_query() {
     let server = chat(&[]);
     let mut client = User::Raw(server.upgrade("/?token=dev-token&username=a+b&room=c%2Bd"));
-    client.receives("welcome", json!({"username": "a b", "room": "c+d"}));
+    client.expect_event("welcome", json!({"username": "a b", "room": "c+d"}));
     let mut client = User::Raw(server.upgrade("/?room=%C3%A9&room=second&username=%e6%bc%a2&token=dev-token"));
-    client.receives("welcome", json!({"username": "漢", "room": "é"}));
+    client.expect_event("welcome", json!({"username": "漢", "room": "é"}));
 }
 
 #[test]
 fn names_and_texts_cannot_forge_log_lines() {
     let server = chat(&["-v"]);
     let mut client = join(&server, "x user=root", "a room=b");
-    client.receives("welcome", json!({}));
+    client.expect_event("welcome", json!({}));
     client.send_message("a\u{1b}[2J\nMSG room=general user=root forged\r\u{9b}b\u{2028}c");
-    client.receives("message", json!({}));
+    client.expect_event("message", json!({}));
     client.switch_room("c user=root");
-    client.receives("switched", json!({}));
+    client.expect_event("switched", json!({}));
     drop(client);
     for kind in ["JOIN", "MSG", "SWITCH", "LEAVE"] {
         server.wait_for_log(kind);

@@ -23,7 +23,7 @@ use support::users::{events_path, presence_path, rooms_path};
 use support::{RawClient, Server, masked, upgrade_request};
 
 const OFFER: &str = "permessage-deflate; client_max_window_bits"; // the offer that Chrome sends
-const ALONE: &str = "permessage-deflate; server_no_context_takeover; server_max_window_bits=9";
+const NO_TAKEOVER_OFFER: &str = "permessage-deflate; server_no_context_takeover; server_max_window_bits=9";
 const ECHO: &str = "/echo?token=dev-token";
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
@@ -40,7 +40,7 @@ struct Client {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Received {
+struct ReceivedFrame {
     is_compressed: bool,
     /// The length of the payload on the wire, in bytes.
     len: usize,
@@ -48,7 +48,7 @@ struct Received {
     payload: Vec<u8>,
 }
 
-impl Received {
+impl ReceivedFrame {
     fn json(&self) -> Value {
         serde_json::from_slice(&self.payload).expect("JSON")
     }
@@ -70,7 +70,7 @@ impl Client {
         self.raw.send(&masked(first | 0x40, &compress(payload)));
     }
 
-    fn read(&mut self) -> Received {
+    fn read(&mut self) -> ReceivedFrame {
         let [first, second] = self.raw.read_exact(2)[..] else { unreachable!() };
         let len = match second {
             0..126 => second.into(),
@@ -83,7 +83,7 @@ impl Client {
         assert!(!is_compressed || matches!(first, 0xc1 | 0xc2), "RSV1 on {first:02x}");
         assert!(!is_compressed || self.extensions.is_some(), "compression was negotiated");
         let payload = if is_compressed { self.inflate(&payload) } else { payload };
-        Received { is_compressed, len, first, payload }
+        ReceivedFrame { is_compressed, len, first, payload }
     }
 
     fn inflate(&mut self, payload: &[u8]) -> Vec<u8> {
@@ -101,7 +101,7 @@ impl Client {
     }
 
     /// Reads up to and including the next event with this name, in the `events` dialect.
-    fn read_event(&mut self, event: &str) -> Received {
+    fn read_event(&mut self, event: &str) -> ReceivedFrame {
         loop {
             let received = self.read();
             if received.json()["event"] == event {
@@ -148,7 +148,7 @@ fn every_endpoint_negotiates() {
         let wrong = "permessage-deflate; server_max_window_bits=8, x-other";
         assert_eq!(Client::connect(&on, path, wrong).extensions, None, "{path}");
     }
-    let extensions = Client::connect(&on, ECHO, ALONE).extensions.unwrap();
+    let extensions = Client::connect(&on, ECHO, NO_TAKEOVER_OFFER).extensions.unwrap();
     assert_eq!(extensions, format!("{accepted}; server_no_context_takeover; server_max_window_bits=9"));
     let mut user = Client::connect(&on, &events_path("b", "r"), OFFER);
     let ticket = user.read_event("welcome").json()["data"]["ticket"].as_str().unwrap().to_owned();
@@ -171,9 +171,9 @@ fn every_endpoint_negotiates() {
 }
 
 #[test]
-fn echoes_are_compressed_on_their_own() {
+fn echoes_are_compressed_independently() {
     let server = server(&["--deflate-min", "10"]);
-    for offer in [OFFER, ALONE, "permessage-deflate; server_max_window_bits=12"] {
+    for offer in [OFFER, NO_TAKEOVER_OFFER, "permessage-deflate; server_max_window_bits=12"] {
         let mut client = Client::connect(&server, ECHO, offer);
         for (first, payload) in [(0x81, "x".repeat(9)), (0x81, "x".repeat(10)), (0x82, "ab".repeat(100_000))] {
             for is_compressed in [false, true] {
@@ -192,7 +192,7 @@ fn echoes_are_compressed_on_their_own() {
     }
     let mut plain = Client::connect(&server, ECHO, "");
     plain.raw.send_text(&"x".repeat(100));
-    assert_eq!(plain.read(), Received { is_compressed: false, len: 100, first: 0x81, payload: vec![b'x'; 100] });
+    assert_eq!(plain.read(), ReceivedFrame { is_compressed: false, len: 100, first: 0x81, payload: vec![b'x'; 100] });
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn only_events_for_a_whole_room_are_compressed() {
     let server = server(&[]);
     let mut alice = Client::connect(&server, &events_path("alice", "r"), OFFER);
     let mut bob = Client::connect(&server, &rooms_path("r"), OFFER);
-    let mut carol = Client::connect(&server, &presence_path("carol", "1", "r"), ALONE);
+    let mut carol = Client::connect(&server, &presence_path("carol", "1", "r"), NO_TAKEOVER_OFFER);
     let mut dave = Client::connect(&server, &events_path("dave", "r"), "");
     let sees = |name: &str, client: &mut Client, is_compressed: bool, needle: &str| {
         let received = client.read();
@@ -337,7 +337,7 @@ fn a_slow_consumer() {
 
 /// Compression shrinks the messages of a busy room to about a third. The texts are random excerpts of the README.
 #[test]
-fn a_chatty_room_shrinks() {
+fn compression_shrinks_the_messages_of_a_busy_room() {
     let server = server(&[]);
     let mut random = fastrand::Rng::with_seed(2);
     let words = include_str!("../README.md").split_whitespace().collect::<Vec<_>>();
@@ -408,7 +408,7 @@ struct Peer {
     /// The highest message id that the peer has received from its room.
     last_id: usize,
     /// Whether the peer is in `room`: `false` while it joins, switches or closes, and once it has closed.
-    is_settled: bool,
+    is_in_room: bool,
     is_paused: bool,
     is_gone: bool,
 }
@@ -446,7 +446,7 @@ impl World {
     }
 
     fn switch(&mut self, id: usize) {
-        self.table[id].is_settled = false;
+        self.table[id].is_in_room = false;
         let text = json!({ "event": "switch_room", "data": { "room": ROOMS[1 - self.table[id].room] } }).to_string();
         self.peers.command(&json!({ "send": id, "text": text }));
         self.settle(id);
@@ -454,7 +454,7 @@ impl World {
 
     /// Waits until a peer has joined or switched to the room that it requested.
     fn settle(&mut self, id: usize) {
-        while !self.table[id].is_settled {
+        while !self.table[id].is_in_room {
             self.handle_event();
         }
     }
@@ -468,7 +468,7 @@ impl World {
         }
         if event["closed"].is_number() {
             assert_eq!(event["closed"], 1000);
-            (peer.is_gone, peer.is_settled) = (true, false);
+            (peer.is_gone, peer.is_in_room) = (true, false);
         }
         let Some(text) = event["text"].as_str() else { return };
         let message: Value = serde_json::from_str(text).expect("JSON");
@@ -476,7 +476,7 @@ impl World {
         match message["event"].as_str().unwrap() {
             "welcome" | "switched" => {
                 peer.room = usize::from(data["room"] == ROOMS[1]);
-                (peer.last_id, peer.is_settled) = (data["last_id"].as_u64().unwrap() as usize, true);
+                (peer.last_id, peer.is_in_room) = (data["last_id"].as_u64().unwrap() as usize, true);
             }
             "message" => {
                 peer.last_id += 1;
@@ -509,7 +509,7 @@ impl World {
                 self.read_log(room, self.logs[room].len() + 1);
             }
         }
-        while !self.table.iter().all(|peer| !peer.is_settled || peer.last_id == self.logs[peer.room].len()) {
+        while !self.table.iter().all(|peer| !peer.is_in_room || peer.last_id == self.logs[peer.room].len()) {
             self.handle_event();
         }
     }
@@ -517,18 +517,18 @@ impl World {
 
 /// Clients that use another WebSocket implementation join, leave, switch rooms, pause reading and send messages at
 /// random. Each client must receive every message of its room exactly once and in order.
-fn random_rooms(command: Command, options: &[Value]) {
+fn check_random_rooms(command: Command, options: &[Value]) {
     let (mut world, mut random, mut switches) = (World::new(command), fastrand::Rng::with_seed(3), 0);
     for step in 0..600 {
         let table = &world.table;
-        let active: Vec<usize> = (0..table.len()).filter(|&at| table[at].is_settled && !table[at].is_paused).collect();
+        let active: Vec<usize> = (0..table.len()).filter(|&at| table[at].is_in_room && !table[at].is_paused).collect();
         let chosen = (!active.is_empty()).then(|| active[random.usize(..active.len())]);
         match (random.u8(..20), chosen) {
             (0, _) | (_, None) if table.iter().filter(|peer| !peer.is_gone).count() < 12 => {
                 world.open(random.usize(..2), &options[world.table.len() % options.len()]);
             }
             (1, Some(id)) if random.bool() => {
-                world.table[id].is_settled = false;
+                world.table[id].is_in_room = false;
                 world.peers.command(&json!({ "close": id }));
             }
             (2, Some(id)) => {
@@ -573,7 +573,7 @@ fn npm_ws_in_random_rooms() {
         json!({ "clientNoContextTakeover": true }),
         json!({ "serverMaxWindowBits": 9 }),
     ];
-    random_rooms(command, &options);
+    check_random_rooms(command, &options);
 }
 
 #[test]
@@ -589,7 +589,7 @@ fn python_websockets_in_random_rooms() {
         json!({ "server_max_window_bits": 10 }),
         json!({ "client_no_context_takeover": true }),
     ];
-    random_rooms(command, &options);
+    check_random_rooms(command, &options);
 }
 
 /// The trace shows RSV1, the inflated length and the inflated text. `wirechat replay` shows the inflated text of a

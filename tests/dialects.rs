@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use support::http::{Request, Response, get, handshake};
 use support::table::each_row;
 use support::users::{
-    DIALECTS, Dialect, End, TIME, User, chat, encode, events_path, path, presence_path, rooms_path, same,
+    ANY_TIME, DIALECTS, Dialect, End, User, chat, encode, events_path, path, presence_path, rooms_path, same,
 };
 use support::{Server, masked, token_file};
 
@@ -27,7 +27,7 @@ fn to(target: impl Into<String>) -> Request {
     handshake().target(target)
 }
 
-fn presence_query(query: &str) -> Request {
+fn presence_request(query: &str) -> Request {
     to(format!("/ws?token=dev-token&{query}"))
 }
 
@@ -48,24 +48,28 @@ fn endpoints() {
         ("two segments, not an upgrade", get("/ws/a/b"), 404),
         ("another letter case", to("/WS/general?token=dev-token"), 404),
         ("no token and a bad room: the token is checked first", to("/ws/%00"), 401),
-        ("presence", presence_query("username=pat&client_id=1"), 101),
+        ("presence", presence_request("username=pat&client_id=1"), 101),
         ("presence, not an upgrade", get("/ws?token=dev-token&username=pat&client_id=1"), 426),
-        ("presence, POST", presence_query("username=pat&client_id=1").method("POST"), 405),
+        ("presence, POST", presence_request("username=pat&client_id=1").method("POST"), 405),
         ("presence, no token", to("/ws?username=pat&client_id=1"), 401),
         ("presence, no token and no name: the token is checked first", to("/ws"), 401),
-        ("presence, no name", presence_query("client_id=1"), 400),
-        ("presence, an empty name", presence_query("username=&client_id=1"), 400),
-        ("presence, a bad name", presence_query("username=a%E2%80%8Bb&client_id=1"), 400),
-        ("presence, a name of 33 characters", presence_query(&format!("username={}&client_id=1", "x".repeat(33))), 400),
-        ("presence, no client_id", presence_query("username=pat"), 400),
-        ("presence, an empty client_id", presence_query("username=pat&client_id="), 400),
-        ("presence, a client_id of 64 characters", presence_query(&long(64)), 101),
-        ("presence, a client_id of 65 characters", presence_query(&long(65)), 400),
-        ("presence, a client_id that is not UTF-8", presence_query("username=pat&client_id=%ff"), 400),
-        ("presence, a bad room", presence_query("username=pat&client_id=1&room=%00"), 400),
-        ("presence, an empty room", presence_query("username=pat&client_id=1&room="), 400),
-        ("presence, the first client_id counts", presence_query("username=pat&client_id=&client_id=1"), 400),
-        ("presence, the first name counts", presence_query("username=pat&client_id=1&username=%00"), 101),
+        ("presence, no name", presence_request("client_id=1"), 400),
+        ("presence, an empty name", presence_request("username=&client_id=1"), 400),
+        ("presence, a bad name", presence_request("username=a%E2%80%8Bb&client_id=1"), 400),
+        (
+            "presence, a name of 33 characters",
+            presence_request(&format!("username={}&client_id=1", "x".repeat(33))),
+            400,
+        ),
+        ("presence, no client_id", presence_request("username=pat"), 400),
+        ("presence, an empty client_id", presence_request("username=pat&client_id="), 400),
+        ("presence, a client_id of 64 characters", presence_request(&long(64)), 101),
+        ("presence, a client_id of 65 characters", presence_request(&long(65)), 400),
+        ("presence, a client_id that is not UTF-8", presence_request("username=pat&client_id=%ff"), 400),
+        ("presence, a bad room", presence_request("username=pat&client_id=1&room=%00"), 400),
+        ("presence, an empty room", presence_request("username=pat&client_id=1&room="), 400),
+        ("presence, the first client_id counts", presence_request("username=pat&client_id=&client_id=1"), 400),
+        ("presence, the first name counts", presence_request("username=pat&client_id=1&username=%00"), 101),
     ];
     let server = Server::start(&[]);
     each_row(&rows, |row| row.0.to_owned(), |(_, request, status)| assert_eq!(server.status(request), *status));
@@ -76,7 +80,7 @@ fn missing_parameters_are_named() {
     let server = Server::start(&[]);
     for (query, word) in [("client_id=1", "username"), ("username=pat", "client_id")] {
         let mut client = server.connect();
-        client.send(&presence_query(query).bytes());
+        client.send(&presence_request(query).bytes());
         let response = client.read_response();
         assert!(response.status == 400 && response.body.contains(word), "{response:?}");
     }
@@ -132,8 +136,8 @@ fn rooms_in_the_path() {
                 Err(status) => assert_eq!(server.status(&to(target)), *status),
                 Ok(room) => {
                     let _ron = User::at(&server, Rooms, &target, "");
-                    let mut eve = User::joins(&server, Events, "eve", room);
-                    eve.receives_event("welcome", json!({"room": room, "members": ["Anonymous"]}));
+                    let mut eve = User::join(&server, Events, "eve", room);
+                    eve.expect_event("welcome", json!({"room": room, "members": ["Anonymous"]}));
                 }
             }
         },
@@ -143,14 +147,14 @@ fn rooms_in_the_path() {
 }
 
 #[test]
-fn the_room_of_presence_is_in_the_query() {
+fn presence_takes_the_room_from_the_query() {
     let server = chat(&[]);
     let _pat = User::at(&server, Presence, "/ws?token=dev-token&username=p+t&client_id=1", "p t");
-    let mut eve = User::joins(&server, Events, "eve", "general");
-    eve.receives_event("welcome", json!({"members": ["p t"]}));
+    let mut eve = User::join(&server, Events, "eve", "general");
+    eve.expect_event("welcome", json!({"members": ["p t"]}));
     let _pat = User::at(&server, Presence, "/ws?token=dev-token&username=p%2Bt&client_id=2&room=a+b&room=c", "p+t");
-    let mut eve = User::joins(&server, Events, "eve", "a b");
-    eve.receives_event("welcome", json!({"members": ["p+t"]}));
+    let mut eve = User::join(&server, Events, "eve", "a b");
+    eve.expect_event("welcome", json!({"members": ["p+t"]}));
 }
 
 #[test]
@@ -188,7 +192,7 @@ fn system(what: &str) -> Value {
     json!({"type": "system", "message": format!("A user {what} the chat")})
 }
 
-fn active(what: &str, name: &str, users: &[&str]) -> Value {
+fn presence_event(what: &str, name: &str, users: &[&str]) -> Value {
     json!({"type": format!("user_{what}"), "username": name, "active_users": users})
 }
 
@@ -197,13 +201,13 @@ fn event(event: &str, name: &str) -> Value {
 }
 
 #[test]
-fn rooms_word_for_word() {
+fn exact_rooms_json() {
     let server = chat(&[]);
-    let mut ron = User::joins(&server, Rooms, "ron", "general");
-    ron.receives(json!({"type": "system", "message": "A user joined the chat"}));
-    let mut rita = User::joins(&server, Rooms, "", "general");
+    let mut ron = User::join(&server, Rooms, "ron", "general");
+    ron.expect_message(json!({"type": "system", "message": "A user joined the chat"}));
+    let mut rita = User::join(&server, Rooms, "", "general");
     for user in [&mut ron, &mut rita] {
-        user.receives(json!({"type": "system", "message": "A user joined the chat"}));
+        user.expect_message(json!({"type": "system", "message": "A user joined the chat"}));
     }
     ron.send(r#"{"username":"ron","text":" hello \u00e9 "}"#);
     rita.send(r#"{"text":"hello, ron"}"#);
@@ -216,54 +220,56 @@ fn rooms_word_for_word() {
         assert!(both == expected || both[0] == expected[1] && both[1] == expected[0], "{both:?}");
     }
     ron.send(r#"{"type":"typing","username":"ron"}"#);
-    rita.receives(json!({"type": "typing", "username": "ron"}));
+    rita.expect_message(json!({"type": "typing", "username": "ron"}));
     rita.send(r#"{"text":"/msg ron between  us"}"#);
     for user in [&mut ron, &mut rita] {
-        user.receives(json!({"type": "private", "from": "Anonymous", "to": "ron", "text": "between  us"}));
+        user.expect_message(json!({"type": "private", "from": "Anonymous", "to": "ron", "text": "between  us"}));
     }
     // A client of the `rooms` dialect may send each message under a different username.
     ron.send(r#"{"username":"ronald","text":"it is me"}"#);
     for user in [&mut ron, &mut rita] {
-        user.receives(json!({"type": "message", "username": "ronald", "text": "it is me"}));
+        user.expect_message(json!({"type": "message", "username": "ronald", "text": "it is me"}));
     }
-    ron.leaves();
-    rita.receives(json!({"type": "system", "message": "A user left the chat"}));
-    rita.receives_nothing();
+    ron.leave();
+    rita.expect_message(json!({"type": "system", "message": "A user left the chat"}));
+    rita.expect_nothing();
 }
 
 #[test]
-fn presence_word_for_word() {
+fn exact_presence_json() {
     let server = chat(&[]);
-    let mut pat = User::joins(&server, Presence, "pat", "general");
-    pat.receives(json!({"type": "user_joined", "username": "pat", "active_users": ["pat"]}));
-    let mut pia = User::joins(&server, Presence, "pia", "general");
+    let mut pat = User::join(&server, Presence, "pat", "general");
+    pat.expect_message(json!({"type": "user_joined", "username": "pat", "active_users": ["pat"]}));
+    let mut pia = User::join(&server, Presence, "pia", "general");
     for user in [&mut pat, &mut pia] {
-        user.receives(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia"]}));
+        user.expect_message(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia"]}));
     }
     // `active_users` lists a username once per connection.
     let mut other = User::at(&server, Presence, &presence_path("pia", "another id", "general"), "pia");
     for user in [&mut pat, &mut pia, &mut other] {
-        user.receives(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia", "pia"]}));
+        user.expect_message(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia", "pia"]}));
     }
     pat.send(" hello \u{e9}\n");
     for user in [&mut pat, &mut pia, &mut other] {
-        user.receives(json!({"type": "chat_message", "username": "pat", "text": "hello é", "timestamp": TIME}));
+        user.expect_message(
+            json!({"type": "chat_message", "username": "pat", "text": "hello é", "timestamp": ANY_TIME}),
+        );
     }
-    other.leaves();
+    other.leave();
     for user in [&mut pat, &mut pia] {
-        user.receives(json!({"type": "user_left", "username": "pia", "active_users": ["pat", "pia"]}));
+        user.expect_message(json!({"type": "user_left", "username": "pia", "active_users": ["pat", "pia"]}));
     }
     pat.send("/msg pia between  us");
     for user in [&mut pat, &mut pia] {
-        user.receives(json!({
-            "type": "private_message", "from": "pat", "to": "pia", "text": "between  us", "timestamp": TIME
+        user.expect_message(json!({
+            "type": "private_message", "from": "pat", "to": "pia", "text": "between  us", "timestamp": ANY_TIME
         }));
     }
-    pia.leaves();
-    pat.receives(json!({"type": "user_left", "username": "pia", "active_users": ["pat"]}));
+    pia.leave();
+    pat.expect_message(json!({"type": "user_left", "username": "pia", "active_users": ["pat"]}));
     pat.send("/msg pia still there?");
-    pat.receives(json!({"error": "No such user: pia"}));
-    pat.receives_nothing();
+    pat.expect_message(json!({"error": "No such user: pia"}));
+    pat.expect_nothing();
 }
 
 /// The reply that the server must send to the text in a test row.
@@ -284,28 +290,28 @@ use Reply::{AnError, Error, ErrorAbout, Message, Silence};
 fn run(dialect: Dialect, rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
     let mut witness = User::rooms(&server, "", "general");
-    let mut bot = User::joins(&server, dialect, "bot", "general");
+    let mut bot = User::join(&server, dialect, "bot", "general");
     bot.receive();
-    witness.receives(system("joined"));
+    witness.expect_message(system("joined"));
     let name = |(id, sent, _): &(&str, String, Reply)| format!("{id}: {}", sent.chars().take(80).collect::<String>());
     each_row(rows, name, |(_, sent, reply)| {
         bot.send(sent);
         match reply {
             Silence => {}
-            AnError => drop(bot.receives_error()),
-            Error(text) => assert_eq!(bot.receives_error(), *text),
+            AnError => drop(bot.expect_error()),
+            Error(text) => assert_eq!(bot.expect_error(), *text),
             ErrorAbout(word) => {
-                let message = bot.receives_error();
+                let message = bot.expect_error();
                 assert!(message.contains(word), "{message:?} contains {word:?}");
             }
             Message(name, text) => {
                 let expected = bot.room_message(name, text, 0);
-                bot.receives(expected);
-                witness.receives(witness.room_message(name, text, 0));
+                bot.expect_message(expected);
+                witness.expect_message(witness.room_message(name, text, 0));
             }
         }
-        bot.receives_nothing();
-        witness.receives_nothing();
+        bot.expect_nothing();
+        witness.expect_nothing();
     });
 }
 
@@ -314,7 +320,7 @@ fn message(name: &str, text: &str) -> Reply {
 }
 
 #[test]
-fn messages_of_rooms() {
+fn rooms_messages() {
     let row = |id, sent: &str, reply| (id, sent.to_owned(), reply);
     let invalid = || Error("Invalid JSON");
     let carries = |name: &str| json!({"username": name, "text": "x"}).to_string();
@@ -366,7 +372,7 @@ fn messages_of_rooms() {
 }
 
 #[test]
-fn messages_of_presence() {
+fn presence_messages() {
     let row = |id, sent: &str, reply| (id, sent.to_owned(), reply);
     let same = |id, text: &str| row(id, text, message("bot", text));
     let spaces = " ".repeat(300);
@@ -402,7 +408,7 @@ fn messages_of_presence() {
 
 /// The server keeps the connection open after any well-formed text message within the size limit. Each reply is JSON.
 #[test]
-fn nothing_in_a_text_ends_a_connection() {
+fn no_text_message_closes_the_connection() {
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     let mut texts: Vec<String> =
         ["", "0", "-", "\0", "\u{feff}", "{", "}", "[]", "nul", "\"", "\\", "\u{2028}", "/", "/msg", "/msg ", "/msg x"]
@@ -424,7 +430,7 @@ fn nothing_in_a_text_ends_a_connection() {
     }
     let server = chat(&[]);
     for dialect in DIALECTS {
-        let mut bot = User::joins(&server, dialect, "bot", "general");
+        let mut bot = User::join(&server, dialect, "bot", "general");
         for text in &texts {
             bot.send(text);
             bot.client.send(&masked(0x89, b"still there?"));
@@ -449,7 +455,7 @@ fn messages_that_are_not_text() {
     for dialect in DIALECTS {
         for (frame, code) in [(masked(0x82, b"x"), 1003), (masked(0x81, b"\xff"), 1007), (vec![0x81, 0x01, b'x'], 1002)]
         {
-            let mut user = User::joins(&server, dialect, "pat", "general");
+            let mut user = User::join(&server, dialect, "pat", "general");
             user.receive();
             user.client.send(&frame);
             let (got, reason) = user.frame().close();
@@ -462,22 +468,22 @@ fn messages_that_are_not_text() {
 
 /// One user of each dialect, all in the same room: eve uses `events`, ron uses `rooms` and joins as `Anonymous`, and
 /// pat uses `presence`.
-struct Three {
+struct ThreeUsers {
     eve: User,
     ron: User,
     pat: User,
 }
 
-impl Three {
-    fn join(server: &Server, room: &str) -> Three {
+impl ThreeUsers {
+    fn join(server: &Server, room: &str) -> ThreeUsers {
         let mut eve = User::events(server, "eve", room);
         let mut ron = User::rooms(server, "ron", room);
-        eve.receives(event("joined", "Anonymous"));
-        let mut pat = User::joins(server, Presence, "pat", room);
-        eve.receives(event("joined", "pat"));
-        ron.receives(system("joined"));
-        pat.receives(active("joined", "pat", &["eve", "Anonymous", "pat"]));
-        Three { eve, ron, pat }
+        eve.expect_message(event("joined", "Anonymous"));
+        let mut pat = User::join(server, Presence, "pat", room);
+        eve.expect_message(event("joined", "pat"));
+        ron.expect_message(system("joined"));
+        pat.expect_message(presence_event("joined", "pat", &["eve", "Anonymous", "pat"]));
+        ThreeUsers { eve, ron, pat }
     }
 
     fn all(&mut self) -> [&mut User; 3] {
@@ -488,30 +494,30 @@ impl Three {
     fn receive_message(&mut self, name: &str, text: &str, id: u64) {
         for user in self.all() {
             let expected = user.room_message(name, text, id);
-            user.receives(expected);
+            user.expect_message(expected);
         }
     }
 
     /// Asserts that each of the three users receives the join or leave event in the user's own dialect. `what` is
     /// `joined` or `left`, and `users` are the room's users after the event.
     fn receive_change(&mut self, what: &str, name: &str, users: &[&str]) {
-        self.eve.receives(event(what, name));
-        self.ron.receives(system(what));
-        self.pat.receives(active(what, name, users));
+        self.eve.expect_message(event(what, name));
+        self.ron.expect_message(system(what));
+        self.pat.expect_message(presence_event(what, name, users));
     }
 
     fn receive_nothing(&mut self) {
-        self.all().into_iter().for_each(User::receives_nothing);
+        self.all().into_iter().for_each(User::expect_nothing);
     }
 }
 
 #[test]
 fn joins_and_leaves_across_dialects() {
     let server = chat(&[]);
-    let mut three = Three::join(&server, "general");
+    let mut three = ThreeUsers::join(&server, "general");
     for (dialect, name) in [(Events, "bea"), (Rooms, "Anonymous"), (Presence, "bob")] {
         for how in [End::Close, End::Eof, End::Reset] {
-            let mut guest = User::joins(&server, dialect, name, "general");
+            let mut guest = User::join(&server, dialect, name, "general");
             three.receive_change("joined", name, &["eve", "Anonymous", "pat", name]);
             let received = guest.receive();
             match dialect {
@@ -520,10 +526,13 @@ fn joins_and_leaves_across_dialects() {
                 }
                 Rooms => assert_eq!(received, system("joined")),
                 Presence => {
-                    assert!(same(&active("joined", name, &["eve", "Anonymous", "pat", name]), &received), "{received}")
+                    assert!(
+                        same(&presence_event("joined", name, &["eve", "Anonymous", "pat", name]), &received),
+                        "{received}"
+                    )
                 }
             }
-            guest.disconnects(how);
+            guest.disconnect(how);
             three.receive_change("left", name, &["eve", "Anonymous", "pat"]);
         }
     }
@@ -533,32 +542,32 @@ fn joins_and_leaves_across_dialects() {
 #[test]
 fn messages_across_dialects() {
     let server = chat(&[]);
-    let mut three = Three::join(&server, "general");
+    let mut three = ThreeUsers::join(&server, "general");
     let mut outsider = User::rooms(&server, "", "elsewhere");
     for (i, text) in ["hello", "two\nlines \"quoted\" \\ \0", "\u{1f44b} <b>"].into_iter().enumerate() {
         let id = 3 * i as u64;
-        three.eve.sends_message(text);
+        three.eve.send_message(text);
         three.receive_message("eve", text, id + 1);
-        three.ron.sends_message(text);
+        three.ron.send_message(text);
         three.receive_message("ron", text, id + 2);
-        three.pat.sends_message(text);
+        three.pat.send_message(text);
         three.receive_message("pat", text, id + 3);
     }
     // Only the `events` dialect has nonces.
-    three.eve.sends_event("message", json!({"text": "once", "nonce": "n1"}));
-    let expected = json!({"username": "eve", "text": "once", "id": 10, "time": TIME, "nonce": "n1"});
-    three.eve.receives(json!({"event": "message", "data": expected}));
-    three.ron.receives(json!({"type": "message", "username": "eve", "text": "once"}));
-    three.pat.receives(json!({"type": "chat_message", "username": "eve", "text": "once", "timestamp": TIME}));
+    three.eve.send_event("message", json!({"text": "once", "nonce": "n1"}));
+    let expected = json!({"username": "eve", "text": "once", "id": 10, "time": ANY_TIME, "nonce": "n1"});
+    three.eve.expect_message(json!({"event": "message", "data": expected}));
+    three.ron.expect_message(json!({"type": "message", "username": "eve", "text": "once"}));
+    three.pat.expect_message(json!({"type": "chat_message", "username": "eve", "text": "once", "timestamp": ANY_TIME}));
     three.receive_nothing();
-    outsider.receives_nothing();
+    outsider.expect_nothing();
 }
 
 #[test]
-fn one_time_for_all() {
+fn all_dialects_show_the_same_time() {
     let server = chat(&[]);
-    let mut three = Three::join(&server, "general");
-    three.ron.sends_message("now");
+    let mut three = ThreeUsers::join(&server, "general");
+    three.ron.send_message("now");
     let eve = three.eve.receive();
     let pat = three.pat.receive();
     assert!(eve["data"]["time"].is_string());
@@ -568,11 +577,11 @@ fn one_time_for_all() {
 #[test]
 fn typing_across_dialects() {
     let server = chat(&[]);
-    let mut three = Three::join(&server, "general");
+    let mut three = ThreeUsers::join(&server, "general");
     three.eve.send(r#"{"event":"typing"}"#);
-    three.ron.receives(json!({"type": "typing", "username": "eve"}));
+    three.ron.expect_message(json!({"type": "typing", "username": "eve"}));
     three.ron.send(r#"{"type":"typing","username":"ron"}"#);
-    three.eve.receives(event("typing", "ron"));
+    three.eve.expect_message(event("typing", "ron"));
     // The `presence` dialect has no typing event, so pat receives nothing.
     three.receive_nothing();
 }
@@ -580,18 +589,18 @@ fn typing_across_dialects() {
 #[test]
 fn private_messages_across_dialects() {
     let server = chat(&[]);
-    let mut three = Three::join(&server, "general");
-    three.ron.sends_message("my name is ron");
+    let mut three = ThreeUsers::join(&server, "general");
+    three.ron.send_message("my name is ron");
     three.receive_message("ron", "my name is ron", 1);
     let names = ["eve", "ron", "pat"];
     for from in 0..3 {
         for to in 0..3 {
             let text = format!("from {from} to {to}");
             let all = three.all();
-            all[from].sends_message(&format!("/msg {} {text}", names[to]));
+            all[from].send_message(&format!("/msg {} {text}", names[to]));
             for i in if from == to { vec![from] } else { vec![from, to] } {
-                let private = all[i].private(names[from], names[to], &text);
-                all[i].receives(private);
+                let private = all[i].private_message(names[from], names[to], &text);
+                all[i].expect_message(private);
             }
             three.receive_nothing();
         }
@@ -601,20 +610,20 @@ fn private_messages_across_dialects() {
 #[test]
 fn switches_across_dialects() {
     let server = chat(&[]);
-    let mut old = Three::join(&server, "old");
-    let mut new = Three::join(&server, "new");
+    let mut old = ThreeUsers::join(&server, "old");
+    let mut new = ThreeUsers::join(&server, "new");
     let mut moritz = User::events(&server, "moritz", "old");
     old.receive_change("joined", "moritz", &["eve", "Anonymous", "pat", "moritz"]);
-    new.pat.sends_message("before");
+    new.pat.send_message("before");
     new.receive_message("pat", "before", 1);
-    moritz.sends_event("switch_room", json!({"room": "new"}));
+    moritz.send_event("switch_room", json!({"room": "new"}));
     old.receive_change("left", "moritz", &["eve", "Anonymous", "pat"]);
-    let switched = moritz.receives_event("switched", json!({"room": "new", "members": ["eve", "Anonymous", "pat"]}));
+    let switched = moritz.expect_event("switched", json!({"room": "new", "members": ["eve", "Anonymous", "pat"]}));
     assert_eq!(switched["history"][0]["text"], "before");
     new.receive_change("joined", "moritz", &["eve", "Anonymous", "pat", "moritz"]);
-    moritz.sends_message("after");
+    moritz.send_message("after");
     new.receive_message("moritz", "after", 2);
-    moritz.receives(moritz.room_message("moritz", "after", 2));
+    moritz.expect_message(moritz.room_message("moritz", "after", 2));
     old.receive_nothing();
     new.receive_nothing();
 }
@@ -623,80 +632,80 @@ fn switches_across_dialects() {
 #[test]
 fn history_across_dialects() {
     let server = chat(&["--history", "3"]);
-    let mut three = Three::join(&server, "general");
-    three.eve.sends_message("gone already");
+    let mut three = ThreeUsers::join(&server, "general");
+    three.eve.send_message("gone already");
     three.receive_message("eve", "gone already", 1);
-    three.eve.sends_event("message", json!({"text": "one", "nonce": "n1"}));
-    let one = three.eve.receives_event("message", json!({}));
-    three.ron.sends_message("two");
-    let two = three.eve.receives_event("message", json!({"username": "ron"}));
-    three.pat.sends_message("three");
-    let last = three.eve.receives_event("message", json!({"username": "pat"}));
-    three.pat.sends_message("/msg eve a secret");
-    three.eve.receives(three.eve.private("pat", "eve", "a secret"));
+    three.eve.send_event("message", json!({"text": "one", "nonce": "n1"}));
+    let one = three.eve.expect_event("message", json!({}));
+    three.ron.send_message("two");
+    let two = three.eve.expect_event("message", json!({"username": "ron"}));
+    three.pat.send_message("three");
+    let last = three.eve.expect_event("message", json!({"username": "pat"}));
+    three.pat.send_message("/msg eve a secret");
+    three.eve.expect_message(three.eve.private_message("pat", "eve", "a secret"));
 
     let expected = [one, two, last];
-    let mut guest = User::joins(&server, Events, "bea", "general");
-    guest.receives_event("welcome", json!({"history": expected.clone(), "last_id": 4, "resumed": false}));
-    guest.receives_nothing();
-    let mut guest = User::joins(&server, Rooms, "", "general");
-    guest.receives(system("joined"));
+    let mut guest = User::join(&server, Events, "bea", "general");
+    guest.expect_event("welcome", json!({"history": expected.clone(), "last_id": 4, "resumed": false}));
+    guest.expect_nothing();
+    let mut guest = User::join(&server, Rooms, "", "general");
+    guest.expect_message(system("joined"));
     for message in &expected {
-        guest.receives(json!({"type": "message", "username": message["username"], "text": message["text"]}));
+        guest.expect_message(json!({"type": "message", "username": message["username"], "text": message["text"]}));
     }
-    guest.receives_nothing();
-    let mut guest = User::joins(&server, Presence, "bob", "general");
-    guest.receives(active("joined", "bob", &["eve", "Anonymous", "pat", "bea", "Anonymous", "bob"]));
+    guest.expect_nothing();
+    let mut guest = User::join(&server, Presence, "bob", "general");
+    guest.expect_message(presence_event("joined", "bob", &["eve", "Anonymous", "pat", "bea", "Anonymous", "bob"]));
     for message in &expected {
         let [name, text, time] = ["username", "text", "time"].map(|field| &message[field]);
         let received = guest.receive();
         assert_eq!(received, json!({"type": "chat_message", "username": name, "text": text, "timestamp": time}));
     }
-    guest.receives_nothing();
+    guest.expect_nothing();
 }
 
 // -------------------------------------------------------------------------------------------------------- names
 
 /// In the `rooms` dialect, a client sends a username with each message. Its join and leave events show `Anonymous`.
 #[test]
-fn names_of_rooms_belong_to_messages() {
+fn rooms_clients_send_a_username_with_each_message() {
     let server = chat(&[]);
     let mut eve = User::events(&server, "eve", "general");
     let mut ron = User::rooms(&server, "ron", "general");
-    eve.receives(event("joined", "Anonymous"));
-    eve.sends_message("/msg Anonymous psst");
-    eve.receives(eve.error("No such user: Anonymous"));
-    ron.sends_message("hello");
-    eve.receives(eve.room_message("ron", "hello", 1));
-    ron.receives(ron.room_message("ron", "hello", 1));
-    let mut pat = User::joins(&server, Presence, "pat", "general");
-    pat.receives(active("joined", "pat", &["eve", "Anonymous", "pat"]));
-    pat.receives(pat.room_message("ron", "hello", 1));
-    eve.receives(event("joined", "pat"));
-    ron.receives(system("joined"));
+    eve.expect_message(event("joined", "Anonymous"));
+    eve.send_message("/msg Anonymous psst");
+    eve.expect_message(eve.error("No such user: Anonymous"));
+    ron.send_message("hello");
+    eve.expect_message(eve.room_message("ron", "hello", 1));
+    ron.expect_message(ron.room_message("ron", "hello", 1));
+    let mut pat = User::join(&server, Presence, "pat", "general");
+    pat.expect_message(presence_event("joined", "pat", &["eve", "Anonymous", "pat"]));
+    pat.expect_message(pat.room_message("ron", "hello", 1));
+    eve.expect_message(event("joined", "pat"));
+    ron.expect_message(system("joined"));
     // In the `rooms` dialect, a client receives private messages addressed to the username in its most recent message.
-    pat.sends_message("/msg Anonymous psst");
-    pat.receives(pat.error("No such user: Anonymous"));
-    pat.sends_message("/msg ron psst");
-    pat.receives(pat.private("pat", "ron", "psst"));
-    ron.receives(ron.private("pat", "ron", "psst"));
+    pat.send_message("/msg Anonymous psst");
+    pat.expect_message(pat.error("No such user: Anonymous"));
+    pat.send_message("/msg ron psst");
+    pat.expect_message(pat.private_message("pat", "ron", "psst"));
+    ron.expect_message(ron.private_message("pat", "ron", "psst"));
     ron.name = "ronald".to_owned();
-    ron.sends_message("hello again");
+    ron.send_message("hello again");
     for user in [&mut eve, &mut ron, &mut pat] {
         let expected = user.room_message("ronald", "hello again", 2);
-        user.receives(expected);
+        user.expect_message(expected);
     }
-    pat.sends_message("/msg ron psst");
-    pat.receives(pat.error("No such user: ron"));
-    pat.sends_message("/msg ronald psst");
-    pat.receives(pat.private("pat", "ronald", "psst"));
-    ron.receives(ron.private("pat", "ronald", "psst"));
-    ron.leaves();
-    eve.receives(event("left", "Anonymous"));
-    pat.receives(active("left", "Anonymous", &["eve", "pat"]));
-    pat.sends_message("/msg ronald psst");
-    pat.receives(pat.error("No such user: ronald"));
-    eve.receives_nothing();
+    pat.send_message("/msg ron psst");
+    pat.expect_message(pat.error("No such user: ron"));
+    pat.send_message("/msg ronald psst");
+    pat.expect_message(pat.private_message("pat", "ronald", "psst"));
+    ron.expect_message(ron.private_message("pat", "ronald", "psst"));
+    ron.leave();
+    eve.expect_message(event("left", "Anonymous"));
+    pat.expect_message(presence_event("left", "Anonymous", &["eve", "pat"]));
+    pat.send_message("/msg ronald psst");
+    pat.expect_message(pat.error("No such user: ronald"));
+    eve.expect_nothing();
 }
 
 /// If a token is bound to a username, each client with that token has that username, in every dialect. The server
@@ -706,31 +715,31 @@ fn the_username_of_a_token() {
     let file = token_file("own-name", "secret-any\nsecret-ann ann\n");
     let server = chat(&["--tokens", file.to_str().unwrap()]);
     let mut eve = User::at(&server, Events, "/?token=secret-any&username=eve", "eve");
-    eve.receives_event("welcome", json!({}));
+    eve.expect_event("welcome", json!({}));
     let mut ann = User::at(&server, Rooms, "/ws/general?token=secret-ann", "");
-    ann.receives(system("joined"));
-    eve.receives(event("joined", "ann"));
+    ann.expect_message(system("joined"));
+    eve.expect_message(event("joined", "ann"));
     ann.send(r#"{"text":"no name"}"#);
     ann.send(r#"{"username":" ann ","text":"my name"}"#);
     for (id, text) in [(1, "no name"), (2, "my name")] {
-        eve.receives(eve.room_message("ann", text, id));
-        ann.receives(ann.room_message("ann", text, id));
+        eve.expect_message(eve.room_message("ann", text, id));
+        ann.expect_message(ann.room_message("ann", text, id));
     }
     for name in ["bob", "Ann", "Anonymous"] {
         ann.send(&json!({"username": name, "text": "not my name"}).to_string());
-        ann.receives_error();
+        ann.expect_error();
     }
-    eve.sends_message("/msg ann psst");
-    eve.receives(eve.private("eve", "ann", "psst"));
-    ann.receives(ann.private("eve", "ann", "psst"));
-    ann.leaves();
-    eve.receives(event("left", "ann"));
+    eve.send_message("/msg ann psst");
+    eve.expect_message(eve.private_message("eve", "ann", "psst"));
+    ann.expect_message(ann.private_message("eve", "ann", "psst"));
+    ann.leave();
+    eve.expect_message(event("left", "ann"));
 
     let mut ann = User::at(&server, Presence, "/ws?token=secret-ann&client_id=1", "ann");
-    ann.receives(active("joined", "ann", &["eve", "ann"]));
-    ann.receives(ann.room_message("ann", "no name", 1));
-    ann.receives(ann.room_message("ann", "my name", 2));
-    eve.receives(event("joined", "ann"));
+    ann.expect_message(presence_event("joined", "ann", &["eve", "ann"]));
+    ann.expect_message(ann.room_message("ann", "no name", 1));
+    ann.expect_message(ann.room_message("ann", "my name", 2));
+    eve.expect_message(event("joined", "ann"));
     assert_eq!(server.status(&to("/ws?token=secret-ann&client_id=2&username=bob")), 403);
     assert_eq!(server.status(&to("/ws?token=secret-ann&client_id=2&username=ann")), 101);
     assert_eq!(server.status(&to("/ws?token=secret-any&client_id=2")), 400);
@@ -739,70 +748,70 @@ fn the_username_of_a_token() {
 /// With `--unique-names`, a client of the `rooms` dialect reserves a username by sending a message under that username.
 /// Other clients that use the username get an error.
 #[test]
-fn unique_names_of_messages() {
+fn a_message_reserves_its_username() {
     let server = chat(&["--unique-names"]);
     let mut eve = User::events(&server, "eve", "general");
     let mut ron = User::rooms(&server, "ron", "general");
     let mut rita = User::rooms(&server, "ron", "general");
-    ron.receives(system("joined"));
+    ron.expect_message(system("joined"));
     for _ in 0..2 {
-        eve.receives(event("joined", "Anonymous"));
+        eve.expect_message(event("joined", "Anonymous"));
     }
-    ron.sends_message("hello");
+    ron.send_message("hello");
     for user in [&mut eve, &mut ron, &mut rita] {
         let expected = user.room_message("ron", "hello", 1);
-        user.receives(expected);
+        user.expect_message(expected);
     }
     // Usernames are case-insensitive, and unique across dialects and rooms. Only the client that sends a rejected
     // username receives the error.
-    rita.sends_message("me too");
-    rita.receives_error();
+    rita.send_message("me too");
+    rita.expect_error();
     rita.name = "EVE".to_owned();
-    rita.sends_message("me too");
-    rita.receives_error();
+    rita.send_message("me too");
+    rita.expect_error();
     for dialect in [Events, Presence] {
-        User::joins(&server, dialect, "Ron", "elsewhere").receives_close(1008, "username already in use");
+        User::join(&server, dialect, "Ron", "elsewhere").expect_close(1008, "username already in use");
     }
     // The client that reserved the username `ron` may send more messages under it. Once that client sends a message
     // under another username, `ron` is free again.
-    ron.sends_message("still me");
+    ron.send_message("still me");
     ron.name = "ronald".to_owned();
-    ron.sends_message("another");
+    ron.send_message("another");
     rita.name = "ron".to_owned();
     for user in [&mut eve, &mut ron, &mut rita] {
         for (name, text, id) in [("ron", "still me", 2), ("ronald", "another", 3)] {
             let expected = user.room_message(name, text, id);
-            user.receives(expected);
+            user.expect_message(expected);
         }
     }
-    rita.sends_message("at last");
+    rita.send_message("at last");
     for user in [&mut eve, &mut ron, &mut rita] {
         let expected = user.room_message("ron", "at last", 4);
-        user.receives(expected);
+        user.expect_message(expected);
     }
-    rita.leaves();
-    eve.receives(event("left", "Anonymous"));
+    rita.leave();
+    eve.expect_message(event("left", "Anonymous"));
     let mut other = User::events(&server, "ron", "general");
-    eve.receives(event("joined", "ron"));
+    eve.expect_message(event("joined", "ron"));
     for user in [&mut eve, &mut other] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 }
 
 /// Several clients may be `Anonymous`, even with `--unique-names`.
 #[test]
-fn the_default_name_of_messages_is_never_in_use() {
+fn the_default_username_is_never_in_use() {
     let server = chat(&["--unique-names"]);
     let mut ron = User::rooms(&server, "", "general");
     let mut rita = User::rooms(&server, "", "general");
-    ron.receives(system("joined"));
+    ron.expect_message(system("joined"));
     for (i, sender) in [0, 1, 0].into_iter().enumerate() {
         let text = format!("text {i}");
         let both = [&mut ron, &mut rita];
-        both[sender].sends_message(&text);
+        both[sender].send_message(&text);
         for user in both {
             let expected = user.room_message("Anonymous", &text, 0);
-            user.receives(expected);
+            user.expect_message(expected);
         }
     }
 }
@@ -813,8 +822,8 @@ fn the_default_name_of_messages_is_never_in_use() {
 #[test]
 fn a_client_id_that_connects_twice() {
     let server = chat(&[]);
-    let mut three = Three::join(&server, "general");
-    let mut elsewhere = Three::join(&server, "elsewhere");
+    let mut three = ThreeUsers::join(&server, "general");
+    let mut elsewhere = ThreeUsers::join(&server, "elsewhere");
     let mut first = User::at(&server, Presence, &presence_path("peter", "the id", "general"), "peter");
     three.receive_change("joined", "peter", &["eve", "Anonymous", "pat", "peter"]);
 
@@ -822,28 +831,28 @@ fn a_client_id_that_connects_twice() {
     let mut second = User::at(&server, Presence, &presence_path("petra", "the id", "general"), "petra");
     three.receive_change("left", "peter", &["eve", "Anonymous", "pat"]);
     three.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
-    second.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
-    first.receives(active("joined", "peter", &["eve", "Anonymous", "pat", "peter"]));
-    first.receives_close(1008, "replaced by a newer connection");
+    second.expect_message(presence_event("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
+    first.expect_message(presence_event("joined", "peter", &["eve", "Anonymous", "pat", "peter"]));
+    first.expect_close(1008, "replaced by a newer connection");
 
     // The third connection joins another room.
     let mut third = User::at(&server, Presence, &presence_path("petra", "the id", "elsewhere"), "petra");
     three.receive_change("left", "petra", &["eve", "Anonymous", "pat"]);
     elsewhere.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
-    third.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
-    second.receives_close(1008, "replaced by a newer connection");
+    third.expect_message(presence_event("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
+    second.expect_close(1008, "replaced by a newer connection");
 
     // A `client_id` is case-sensitive. It is free again after its connection has ended.
     let mut other = User::at(&server, Presence, &presence_path("petra", "The id", "elsewhere"), "petra");
     elsewhere.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]);
-    other.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]));
-    third.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]));
-    third.leaves();
+    other.expect_message(presence_event("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]));
+    third.expect_message(presence_event("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]));
+    third.leave();
     elsewhere.receive_change("left", "petra", &["eve", "Anonymous", "pat", "petra"]);
     let _fourth = User::at(&server, Presence, &presence_path("petra", "the id", "general"), "petra");
     three.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
-    other.receives(active("left", "petra", &["eve", "Anonymous", "pat", "petra"]));
-    other.receives_nothing();
+    other.expect_message(presence_event("left", "petra", &["eve", "Anonymous", "pat", "petra"]));
+    other.expect_nothing();
     three.receive_nothing();
     elsewhere.receive_nothing();
 }
@@ -855,39 +864,39 @@ fn a_client_id_is_checked_before_unique_names() {
     let server = chat(&["--unique-names"]);
     let mut eve = User::events(&server, "eve", "general");
     let mut first = User::at(&server, Presence, &presence_path("pat", "1", "general"), "pat");
-    first.receives(active("joined", "pat", &["eve", "pat"]));
-    eve.receives(event("joined", "pat"));
+    first.expect_message(presence_event("joined", "pat", &["eve", "pat"]));
+    eve.expect_message(event("joined", "pat"));
     let mut second = User::at(&server, Presence, &presence_path("PAT", "1", "general"), "PAT");
-    second.receives(active("joined", "PAT", &["eve", "PAT"]));
-    first.receives_close(1008, "replaced by a newer connection");
-    eve.receives(event("left", "pat"));
-    eve.receives(event("joined", "PAT"));
+    second.expect_message(presence_event("joined", "PAT", &["eve", "PAT"]));
+    first.expect_close(1008, "replaced by a newer connection");
+    eve.expect_message(event("left", "pat"));
+    eve.expect_message(event("joined", "PAT"));
     let third = User::at(&server, Presence, &presence_path("pat", "2", "general"), "pat");
-    third.receives_close(1008, "username already in use");
-    eve.receives_nothing();
-    second.receives_nothing();
+    third.expect_close(1008, "username already in use");
+    eve.expect_nothing();
+    second.expect_nothing();
 }
 
 /// With `--open`, users of every dialect join without a token.
 #[test]
-fn open_to_pages_without_a_token() {
+fn an_open_server_needs_no_token() {
     let server = Server::start(&["--open"]);
     let mut eve = User::at(&server, Events, &events_path("eve", "lobby"), "eve");
-    eve.receives_event("welcome", json!({"room": "lobby"}));
+    eve.expect_event("welcome", json!({"room": "lobby"}));
     let mut ron = User::at(&server, Rooms, "/ws/lobby", "ron");
-    ron.receives(system("joined"));
-    eve.receives(event("joined", "Anonymous"));
+    ron.expect_message(system("joined"));
+    eve.expect_message(event("joined", "Anonymous"));
     let mut pat = User::at(&server, Presence, "/ws?username=pat&client_id=abc123&room=lobby", "pat");
-    pat.receives(active("joined", "pat", &["eve", "Anonymous", "pat"]));
-    eve.receives(event("joined", "pat"));
-    ron.receives(system("joined"));
-    ron.sends_message("hello");
+    pat.expect_message(presence_event("joined", "pat", &["eve", "Anonymous", "pat"]));
+    eve.expect_message(event("joined", "pat"));
+    ron.expect_message(system("joined"));
+    ron.send_message("hello");
     for user in [&mut eve, &mut ron, &mut pat] {
         let expected = user.room_message("ron", "hello", 1);
-        user.receives(expected);
+        user.expect_message(expected);
     }
     let ron = User::at(&server, Rooms, &rooms_path("lobby"), "a token that is not required");
-    ron.leaves();
+    ron.leave();
     assert_eq!(server.status(&to(format!("/ws?username={}", encode("pat")))), 400, "a client_id is still required");
     assert_eq!(server.status(&to(path(Presence, "pat", "lobby"))), 101);
 }

@@ -44,7 +44,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Returns a random number generator and its seed: `WIRECHAT_SEED`, or a random seed. Prints the seed, so that a
 /// failed test can be repeated.
-fn random() -> (Rng, u64) {
+fn seeded_rng() -> (Rng, u64) {
     let seed = std::env::var("WIRECHAT_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a seed"));
     println!("WIRECHAT_SEED={seed}");
     (Rng::with_seed(seed), seed)
@@ -66,14 +66,14 @@ fn stop(server: &mut Server) {
 fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
-    let welcome = user.receives_event("welcome", json!({"room": room}));
+    let welcome = user.expect_event("welcome", json!({"room": room}));
     (user, welcome)
 }
 
 /// Joins as user `guest`, leaves again, and returns the data of the `welcome` event.
 fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
-    user.leaves();
+    user.leave();
     welcome
 }
 
@@ -112,7 +112,7 @@ fn receive_message(user: &mut User, nonce: &str) -> Value {
 // --------------------------------------------------------------------------------------------------------- kill -9
 
 /// Starts the server and kills it within 40 ms, possibly before the server has opened the history file.
-fn kill_a_start(file: &HistoryFile, random: &mut Rng) {
+fn start_and_kill(file: &HistoryFile, random: &mut Rng) {
     let mut command = Server::command("127.0.0.1:0", &["--history-db", file.path()]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
     std::thread::sleep(Duration::from_micros(random.u64(..40_000)));
@@ -123,13 +123,13 @@ fn kill_a_start(file: &HistoryFile, random: &mut Rng) {
 #[test]
 fn kills_at_random_moments() {
     let rounds = std::env::var("WIRECHAT_KILL_ROUNDS").map_or(20, |rounds| rounds.parse().expect("a number"));
-    let (mut random, seed) = random();
+    let (mut random, seed) = seeded_rng();
     let directory = Directory::new("kills");
     let file = directory.file("history.db");
     let (mut survivors, start) = (Survivors::new(CLIENTS, ROOMS, seed), Instant::now());
     for round in 0..rounds {
         if random.u8(..3) == 0 {
-            kill_a_start(&file, &mut random);
+            start_and_kill(&file, &mut random);
         }
         // Killing the process loses no committed message, even with `normal`, which does not fsync each commit.
         let sync = if random.bool() { "full" } else { "normal" };
@@ -174,13 +174,13 @@ fn kills_at_random_moments() {
 /// Kills the server at a random moment during its first start, which creates the file. A later start must succeed.
 #[test]
 fn kills_while_the_file_is_created() {
-    let (mut random, _) = random();
+    let (mut random, _) = seeded_rng();
     let directory = Directory::new("creation");
     for _ in 0..30 {
         let file = directory.file("history.db");
         file.remove();
-        kill_a_start(&file, &mut random);
-        kill_a_start(&file, &mut random);
+        start_and_kill(&file, &mut random);
+        start_and_kill(&file, &mut random);
         let mut server = file.start(&[]);
         let (mut eve, _) = join(&server, "eve", "general", "");
         publish(&mut eve, ["hello"]);
@@ -196,14 +196,14 @@ fn kills_while_the_file_is_created() {
 
 /// What a client knows about a room: all messages up to the last one that it has seen, and the epoch with which it
 /// resumes.
-struct Seen {
+struct SeenHistory {
     epoch: String,
     messages: Vec<Value>,
 }
 
 /// Joins as a client that knows only `seen`. The server must report `resumed: true` if and only if the history file
 /// contains all messages and the epoch in `seen`.
-fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epochs: &[String]) {
+fn check_resume(server: &Server, room: &str, seen: &SeenHistory, stored: &[Value], epochs: &[String]) {
     let count = seen.messages.len();
     let is_true = stored.starts_with(&seen.messages) && epochs.contains(&seen.epoch);
     let welcome = welcome(server, room, &since(&seen.epoch, count));
@@ -215,19 +215,19 @@ fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epoc
 
 /// Starts a server on `copy`, a history file with a truncated WAL. The file must still contain at least the first
 /// `acknowledged` messages of `all`.
-fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut Rng) {
+fn check_truncated_copy(copy: &HistoryFile, acknowledged: usize, all: &SeenHistory, random: &mut Rng) {
     let mut server = copy.start(&[]);
     let rows = copy.rows_of_copy();
     rows.check();
-    let mut stored = rows.of_room("cut");
+    let mut stored = rows.messages_in("cut");
     assert!(stored.len() >= acknowledged, "{} messages of {acknowledged} are left", stored.len());
     assert!(all.messages.starts_with(&stored) || stored.starts_with(&all.messages), "the copy has other messages");
     let count = all.messages.len();
     let mut edges = vec![0, acknowledged, stored.len().saturating_sub(1), stored.len(), stored.len() + 1, count];
     edges.extend([random.usize(..=count), random.usize(..=count)]);
     edges.retain(|edge| *edge <= count);
-    let seen = |count: &usize| Seen { epoch: all.epoch.clone(), messages: all.messages[..*count].to_vec() };
-    let seen: Vec<Seen> = edges.iter().map(seen).collect();
+    let seen = |count: &usize| SeenHistory { epoch: all.epoch.clone(), messages: all.messages[..*count].to_vec() };
+    let seen: Vec<SeenHistory> = edges.iter().map(seen).collect();
     for seen in &seen {
         check_resume(&server, "cut", seen, &stored, &rows.epochs);
     }
@@ -238,7 +238,7 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     }
     seen.iter().for_each(|seen| check_resume(&server, "cut", seen, &stored, &rows.epochs));
     kill(&mut server);
-    assert_eq!(copy.rows().of_room("cut"), stored);
+    assert_eq!(copy.rows().messages_in("cut"), stored);
 }
 
 /// Simulates power failures by truncating the WAL. Truncation after the synced part loses no message that was
@@ -246,7 +246,7 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
 /// lost, but the server does not report `resumed: true` to a client that has seen a lost message.
 #[test]
 fn power_failures() {
-    let (mut random, _) = random();
+    let (mut random, _) = seeded_rng();
     let directory = Directory::new("power");
     let (file, copy) = (directory.file("history.db"), directory.file("copy.db"));
     let mut stored: Vec<Value> = Vec::new();
@@ -254,7 +254,7 @@ fn power_failures() {
         let mut server = file.start(&["--history-sync", "full"]);
         let (mut eve, welcome) = join(&server, "eve", "cut", "");
         // The file may contain messages that the killed server stored, but did not send to eve.
-        stored = file.rows_of_copy().of_room("cut");
+        stored = file.rows_of_copy().messages_in("cut");
         assert_eq!(welcome["last_id"], stored.len());
         for burst in 0..random.usize(1..8) {
             let texts: Vec<String> = (0..random.usize(1..20)).map(|text| format!("{round}, {burst}, {text}")).collect();
@@ -274,7 +274,7 @@ fn power_failures() {
         kill(&mut server);
         let wal = file.wal();
         assert_eq!(wal.salts(), synced.salts(), "the server has not restarted the WAL");
-        let seen = Seen { epoch: epoch(&welcome), messages: stored.clone() };
+        let seen = SeenHistory { epoch: epoch(&welcome), messages: stored.clone() };
         let (late, all) = (wal.frame_ends(synced_len), wal.frame_ends(0));
         let mut cuts = vec![(synced_len, acknowledged), (wal.valid_len(), stored.len())];
         for _ in 0..4 {
@@ -286,8 +286,8 @@ fn power_failures() {
         for (len, acknowledged) in cuts {
             println!("round {round}: {len} of {} bytes, {synced_len} are synced", wal.valid_len());
             file.copy_to(&copy);
-            fs::write(copy.beside("-wal"), &wal.0[..len]).expect("a file");
-            check_cut(&copy, acknowledged, &seen, &mut random);
+            fs::write(copy.path_with_suffix("-wal"), &wal.0[..len]).expect("a file");
+            check_truncated_copy(&copy, acknowledged, &seen, &mut random);
         }
     }
     assert!(!stored.is_empty());
@@ -298,10 +298,10 @@ fn power_failures() {
 /// client's epoch.
 #[test]
 fn restored_copies() {
-    let (mut random, _) = random();
+    let (mut random, _) = seeded_rng();
     let directory = Directory::new("restore");
     let file = directory.file("history.db");
-    let mut all_seen: Vec<Seen> = Vec::new();
+    let mut all_seen: Vec<SeenHistory> = Vec::new();
     let mut copies: Vec<(HistoryFile, Vec<Value>)> = Vec::new();
     let (mut stored, mut text) = (Vec::new(), 0);
     for _ in 0..25 {
@@ -314,7 +314,7 @@ fn restored_copies() {
         // Record eve as a client that has seen all stored messages and knows this run's epoch from her `welcome`.
         let (mut eve, welcome) = join(&server, "eve", "restored", "");
         let epoch = epoch(&welcome);
-        all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
+        all_seen.push(SeenHistory { epoch: epoch.clone(), messages: stored.clone() });
         for _ in 0..random.usize(..5) {
             if random.u8(..4) == 0 {
                 let copy = directory.file(&format!("copy-{}.db", copies.len()));
@@ -323,7 +323,7 @@ fn restored_copies() {
             }
             text += 1;
             stored.extend(publish(&mut eve, [text]));
-            all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
+            all_seen.push(SeenHistory { epoch: epoch.clone(), messages: stored.clone() });
         }
         drop(eve); // otherwise, `stop` would wait for eve to reply to the server's Close
         let end = if random.bool() { kill } else { stop };
@@ -466,7 +466,7 @@ fn a_full_disk() {
     stop(&mut server);
     let rows = copy.rows();
     rows.check();
-    assert_eq!(rows.of_room("general"), stored);
+    assert_eq!(rows.messages_in("general"), stored);
 }
 
 /// Asserts that `user` receives `messages`, in this order.
@@ -479,29 +479,29 @@ fn receive_messages(user: &mut User, messages: &[Value]) {
 /// Checks that joins, room switches, history pages, private messages and repeated messages work on a full disk.
 fn check_reads_on_a_full_disk(server: &Server, eve: &mut User, bob: &mut User, stored: &[Value]) {
     let (mut ann, welcome) = join(server, "ann", "general", "");
-    eve.receives_event("joined", json!({"username": "ann"}));
-    bob.receives_event("joined", json!({"username": "ann"}));
+    eve.expect_event("joined", json!({"username": "ann"}));
+    bob.expect_event("joined", json!({"username": "ann"}));
     assert_eq!(welcome["history"], json!(stored[stored.len().saturating_sub(50)..]));
     assert_eq!(welcome["last_id"], stored.len());
-    ann.sends_event("history", json!({"before": 15, "limit": 10}));
-    assert_eq!(ann.receives_event("history", json!({"more": true}))["messages"], json!(stored[4..14]));
-    ann.sends_event("private", json!({"to": "eve", "text": "psst"}));
+    ann.send_event("history", json!({"before": 15, "limit": 10}));
+    assert_eq!(ann.expect_event("history", json!({"more": true}))["messages"], json!(stored[4..14]));
+    ann.send_event("private", json!({"to": "eve", "text": "psst"}));
     for user in [&mut ann, eve] {
-        user.receives_event("private", json!({"from": "ann", "to": "eve", "text": "psst"}));
+        user.expect_event("private", json!({"from": "ann", "to": "eve", "text": "psst"}));
     }
     eve.client.send(&message("7", "7"));
     assert_eq!(receive_message(eve, "7"), stored[6], "a stored message is repeated to its sender");
-    ann.sends_event("switch_room", json!({"room": "never used before"}));
-    ann.receives_event("switched", json!({"last_id": 0, "history": []}));
-    ann.sends_event("switch_room", json!({"room": "general"}));
-    ann.receives_event("switched", json!({"last_id": stored.len()}));
+    ann.send_event("switch_room", json!({"room": "never used before"}));
+    ann.expect_event("switched", json!({"last_id": 0, "history": []}));
+    ann.send_event("switch_room", json!({"room": "general"}));
+    ann.expect_event("switched", json!({"last_id": stored.len()}));
     for user in [&mut *eve, &mut *bob] {
-        user.receives_event("left", json!({"username": "ann"}));
-        user.receives_event("joined", json!({"username": "ann"}));
+        user.expect_event("left", json!({"username": "ann"}));
+        user.expect_event("joined", json!({"username": "ann"}));
     }
-    ann.leaves();
+    ann.leave();
     for user in [eve, bob] {
-        user.receives_event("left", json!({"username": "ann"}));
+        user.expect_event("left", json!({"username": "ann"}));
     }
 }
 
@@ -559,7 +559,7 @@ fn a_disk_that_fails() {
     let received = send_until_closed(users);
     assert_eq!(echo.read_frame().close(), (1011, "storage failed".to_owned()));
     drop(echo);
-    elsewhere.receives_close(1011, "storage failed");
+    elsewhere.expect_close(1011, "storage failed");
     assert_eq!(server.wait().code(), Some(1));
     server.wait_for_log("ERROR");
     let log = server.log();
@@ -572,7 +572,7 @@ fn a_disk_that_fails() {
     stored.extend_from_slice(longest);
     let rows = file.rows_of_copy();
     rows.check();
-    assert!(rows.of_room("general").starts_with(&stored), "acknowledged messages are lost");
+    assert!(rows.messages_in("general").starts_with(&stored), "acknowledged messages are lost");
     println!("{} messages were acknowledged, {} are stored", stored.len(), rows.messages.len());
     let mut server = file.start(&[]);
     let again = welcome(&server, "general", &since(&epoch(&first), 10));
@@ -587,7 +587,7 @@ fn a_disk_that_fails() {
 /// Overwrites half of the file while the server runs. When the server reads a damaged page, it closes every
 /// connection and exits.
 #[test]
-fn damage_beside_a_running_server() {
+fn a_file_damaged_while_the_server_runs() {
     let directory = Directory::new("damage");
     let file = directory.file("history.db");
     let mut server = file.start(&["--history-sync", "normal"]);
@@ -608,15 +608,15 @@ fn damage_beside_a_running_server() {
     bytes[start..end].fill(0xa5);
     fs::write(&file.path, bytes).expect("a file");
     for before in (1..6000).step_by(100) {
-        eve.sends_event("history", json!({"before": before}));
+        eve.send_event("history", json!({"before": before}));
         let frame = eve.frame();
         if frame.opcode() == 8 {
             assert_eq!(frame.close(), (1011, "storage failed".to_owned()));
-            bob.receives_close(1011, "storage failed");
+            bob.expect_close(1011, "storage failed");
             drop(eve);
             assert_eq!(server.wait().code(), Some(1));
             server.wait_for_log("ERROR STORAGE failed: the file is damaged: ");
-            fails_to_start(file.path.as_os_str(), &["damaged"]);
+            assert_start_fails(file.path.as_os_str(), &["damaged"]);
             return;
         }
     }
@@ -675,17 +675,17 @@ fn a_disk_that_stalls() {
     let mut server = file.start(&limits);
     let (mut eve, _) = join(&server, "eve", "general", "");
     let (mut bob, _) = join(&server, "bob", "general", "");
-    eve.receives_event("joined", json!({"username": "bob"}));
+    eve.expect_event("joined", json!({"username": "bob"}));
     let mut stored = publish(&mut eve, 1..=3);
     receive_messages(&mut bob, &stored);
     let Some(stall) = Stall::begin(&server) else { return };
-    bob.sends_event("typing", json!({}));
-    eve.receives_event("typing", json!({"username": "bob"}));
+    bob.send_event("typing", json!({}));
+    eve.expect_event("typing", json!({"username": "bob"}));
     eve.client.send(&message("4", "4"));
-    eve.sends_event("ping", json!({}));
-    eve.receives_event("pong", json!({}));
-    eve.receives_nothing();
-    bob.receives_nothing();
+    eve.send_event("ping", json!({}));
+    eve.expect_event("pong", json!({}));
+    eve.expect_nothing();
+    bob.expect_nothing();
     assert_eq!(server.status(&handshake().target("/health").without("Upgrade")), 200);
     let mut echo = server.upgrade("/echo?token=dev-token");
     echo.send_text("still here");
@@ -707,12 +707,12 @@ fn a_disk_that_stalls() {
     }
     sender.set_nonblocking(false).expect("a socket option");
     println!("the server and the kernel took {sent} bytes of {total}");
-    let memory = crowd::peak(&server);
+    let memory = crowd::peak_memory(&server);
     println!("the peak of the server's memory is {memory} KiB");
     stall.end();
     let rest = std::thread::spawn(move || sender.write_all(&bytes[sent..]));
     stored.push(receive_message(&mut eve, "4"));
-    let history = late.receives_event("welcome", json!({"resumed": false}));
+    let history = late.expect_event("welcome", json!({"resumed": false}));
     assert_eq!(history["history"], json!(stored), "a join takes effect after the messages sent before the join");
     // All members must read, or the server would close their connections as slow consumers.
     let readers = [eve, late].map(|mut user| {
@@ -731,7 +731,7 @@ fn a_disk_that_stalls() {
 /// While the disk is stalled, a room's only member sends message 2, leaves and rejoins. With `--history-keep 1`,
 /// message 3 deletes message 2, so the member may reuse the nonce of message 2.
 #[test]
-fn a_room_that_is_opened_again_beside_a_stall() {
+fn a_room_reopened_during_a_stall() {
     let directory = Directory::new("again");
     let mut server = directory.file("history.db").start(&["--history-keep", "1"]);
     let rooms: Vec<String> = (0..20).map(|room| format!("room-{room}")).collect();
@@ -740,7 +740,7 @@ fn a_room_that_is_opened_again_beside_a_stall() {
     let Some(stall) = Stall::begin(&server) else { return };
     for mut user in users {
         user.client.send(&message("2", "2"));
-        user.leaves();
+        user.leave();
     }
     let again = rooms.iter().map(|room| User::at(&server, Dialect::Events, &events_path("eve", room), "eve"));
     let mut again: Vec<User> = again.collect();
@@ -751,7 +751,7 @@ fn a_room_that_is_opened_again_beside_a_stall() {
     }
     stall.end();
     for user in &mut again {
-        let welcome = user.receives_event("welcome", json!({"last_id": 2}));
+        let welcome = user.expect_event("welcome", json!({"last_id": 2}));
         assert!(ids(&welcome["history"]).iter().all(|id| *id == 2), "the history is empty or message 2");
         assert_eq!(
             (receive_message(user, "3")["id"].as_u64(), receive_message(user, "2")["id"].as_u64()),
@@ -836,7 +836,7 @@ fn check_stop(file: &HistoryFile, stalls: bool) {
     }
     for (mut user, received) in users.into_iter().zip(received) {
         (received..100).for_each(|text| _ = receive_message(&mut user, &text.to_string()));
-        user.receives_close(1001, "the server is shutting down");
+        user.expect_close(1001, "the server is shutting down");
     }
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
@@ -847,7 +847,7 @@ fn a_stop_with_pending_messages() {
     for (round, stalls) in [false, true, true].into_iter().enumerate() {
         let file = directory.file(&round.to_string());
         check_stop(&file, stalls);
-        assert!(!file.beside("-wal").exists(), "a clean stop removes the WAL");
+        assert!(!file.path_with_suffix("-wal").exists(), "a clean stop removes the WAL");
         let rows = file.rows();
         rows.check();
         assert!(rows.messages.len() == 1600 || stalls, "{} messages", rows.messages.len());
@@ -857,7 +857,7 @@ fn a_stop_with_pending_messages() {
 /// Stops the server at a random moment. Before the Close, each client must receive exactly its room's stored messages.
 #[test]
 fn a_stop_at_any_moment() {
-    let (mut random, _) = random();
+    let (mut random, _) = seeded_rng();
     let directory = Directory::new("any");
     for round in 0..10 {
         let file = directory.file(&round.to_string());
@@ -891,7 +891,7 @@ fn a_stop_at_any_moment() {
         let rows = file.rows();
         rows.check();
         for (user, messages) in received.iter().enumerate() {
-            let stored = rows.of_room(&(user / 4).to_string());
+            let stored = rows.messages_in(&(user / 4).to_string());
             assert_eq!(
                 messages.len(),
                 stored.len(),
@@ -912,7 +912,7 @@ fn a_second_signal_while_the_disk_stalls() {
     let mut stored = publish(&mut eve, ["1"]);
     let Some(stall) = Stall::begin(&server) else { return };
     eve.client.send(&message("2", "2"));
-    eve.receives_nothing();
+    eve.expect_nothing();
     server.signal("TERM");
     server.wait_for_log("STOP");
     server.signal("TERM");
@@ -922,7 +922,7 @@ fn a_second_signal_while_the_disk_stalls() {
     let rows = file.rows();
     rows.check();
     stored.truncate(rows.messages.len());
-    assert!(rows.of_room("general").starts_with(&stored));
+    assert!(rows.messages_in("general").starts_with(&stored));
 }
 
 /// A second SIGTERM ends the process even if the event loop has finished and the history thread is closing its file.
@@ -945,7 +945,7 @@ fn a_second_signal_while_the_file_is_closed() {
 // -------------------------------------------------------------------------------------------------- rejected starts
 
 /// Starts the server, and expects exit status 1 and one error line that contains all of `words` and the path.
-fn fails_to_start(path: &OsStr, words: &[&str]) {
+fn assert_start_fails(path: &OsStr, words: &[&str]) {
     let mut command = Server::command("127.0.0.1:0", &["--history-db"]);
     let command = command.arg(path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program runs");
@@ -975,9 +975,17 @@ fn files_that_are_rejected() {
         ("a short file", |file| fs::write(&file.path, "x").unwrap(), &["not a SQLite database"]),
         ("half a header", |file| fs::write(&file.path, "SQLite format 3\0").unwrap(), &["not a SQLite database"]),
         ("zeros", |file| fs::write(&file.path, [0; 8192]).unwrap(), &["not a SQLite database"]),
-        ("the database of another program", |file| foreign(file, "", true), &["another program"]),
-        ("the same, with our version", |file| foreign(file, "PRAGMA user_version = 1", true), &["another program"]),
-        ("the same, with a WAL", |file| foreign(file, "PRAGMA journal_mode = WAL", false), &["another program"]),
+        ("the database of another program", |file| create_foreign_database(file, "", true), &["another program"]),
+        (
+            "the same, with our version",
+            |file| create_foreign_database(file, "PRAGMA user_version = 1", true),
+            &["another program"],
+        ),
+        (
+            "the same, with a WAL",
+            |file| create_foreign_database(file, "PRAGMA journal_mode = WAL", false),
+            &["another program"],
+        ),
         ("a higher version", |file| change_header(file, "PRAGMA user_version = 2"), &["newer", "version 2"]),
         ("a negative version", |file| change_header(file, "PRAGMA user_version = -1"), &["version"]),
         ("another application", |file| change_header(file, "PRAGMA application_id = 5"), &["another program"]),
@@ -996,7 +1004,7 @@ fn files_that_are_rejected() {
             let file = directory.file("history.db");
             prepare(&file);
             let before = directory.contents();
-            fails_to_start(file.path.as_os_str(), words);
+            assert_start_fails(file.path.as_os_str(), words);
             let after = directory.contents();
             let names = |contents: &std::collections::BTreeMap<_, _>| format!("{:?}", contents.keys());
             assert_eq!(names(&before), names(&after), "no file is added or removed");
@@ -1007,14 +1015,14 @@ fn files_that_are_rejected() {
 
 /// Creates a SQLite database with a table that wirechat does not use, as another program would. If `is_closed` is
 /// false, a WAL remains beside the database, as if that program had been killed.
-fn foreign(file: &HistoryFile, pragma: &str, is_closed: bool) {
-    let path = if is_closed { file.path.clone() } else { file.beside("-open") };
+fn create_foreign_database(file: &HistoryFile, pragma: &str, is_closed: bool) {
+    let path = if is_closed { file.path.clone() } else { file.path_with_suffix("-open") };
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch(pragma).unwrap();
     connection.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)").unwrap();
     if !is_closed {
         let open = HistoryFile { path };
-        assert!(open.beside("-wal").exists());
+        assert!(open.path_with_suffix("-wal").exists());
         open.copy_to(file);
         drop(connection);
         open.remove();
@@ -1065,8 +1073,8 @@ fn pipe(file: &HistoryFile) {
 #[test]
 fn a_missing_directory() {
     let directory = Directory::new("parent");
-    fails_to_start(directory.0.join("missing").join("history.db").as_os_str(), &[]);
-    fails_to_start(directory.file("history.db").path.join("below").as_os_str(), &[]);
+    assert_start_fails(directory.0.join("missing").join("history.db").as_os_str(), &[]);
+    assert_start_fails(directory.file("history.db").path.join("below").as_os_str(), &[]);
     assert!(directory.contents().is_empty(), "no directory is created");
 }
 
@@ -1083,7 +1091,7 @@ fn a_file_in_use() {
     let mut count = 0;
     for path in [&file.path, &link, &directory.0.join(".").join("history.db")] {
         let before = directory.contents();
-        fails_to_start(path.as_os_str(), &["another process"]);
+        assert_start_fails(path.as_os_str(), &["another process"]);
         assert!(before == directory.contents(), "the file is not changed");
         count += 1;
         assert_eq!(publish(&mut eve, [count])[0]["id"], count);
@@ -1122,7 +1130,7 @@ fn a_file_on_a_read_only_disk() {
 /// The server uses `--history-db` as a plain path, never as a URI or a special SQLite name such as `:memory:`. It
 /// creates exactly one file, with the given name, and resumes from this file after a kill.
 #[test]
-fn names_of_the_file() {
+fn file_names_are_plain_paths() {
     let names: [&[u8]; 13] = [
         b"a name with spaces",
         b"file:x?mode=memory",
@@ -1208,8 +1216,8 @@ fn the_last_messages_are_kept() {
     assert_eq!(receive_message(&mut eve, "9"), stored[8]);
     stored.extend(publish(&mut eve, [1]));
     assert_eq!(stored[10]["id"], 11);
-    eve.sends_event("history", json!({"before": 1000}));
-    let page = eve.receives_event("history", json!({"more": false}));
+    eve.send_event("history", json!({"before": 1000}));
+    let page = eve.expect_event("history", json!({"more": false}));
     assert_eq!(page["messages"], json!(stored[8..]));
     for (name, id, resumed) in
         [(&first, 8, true), (&first, 7, false), (&again, 8, true), (&again, 11, true), (&first, 11, false)]
@@ -1218,7 +1226,7 @@ fn the_last_messages_are_kept() {
     }
     kill(&mut server);
     let rows = file.rows();
-    assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[8..].to_vec(), 11));
+    assert_eq!((rows.messages_in("general"), rows.last_ids["general"]), (stored[8..].to_vec(), 11));
 }
 
 /// After a restart with a lower `--history-keep`, the server deletes old messages gradually: a few with each new
@@ -1235,7 +1243,7 @@ fn a_lower_limit_for_an_existing_file() {
     let (mut eve, _) = join(&server, "eve", "general", "");
     for text in 401..=430 {
         stored.extend(publish(&mut eve, [text]));
-        let kept = file.rows_of_copy().of_room("general");
+        let kept = file.rows_of_copy().messages_in("general");
         assert!(kept.len() >= 3 && stored.ends_with(&kept), "{} messages are kept", kept.len());
         let deleted = stored.len() - kept.len();
         for (id, resumed) in [(deleted, true), (deleted - 1, false)] {
@@ -1248,7 +1256,7 @@ fn a_lower_limit_for_an_existing_file() {
     }
     kill(&mut server);
     let rows = file.rows();
-    assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[427..].to_vec(), 430));
+    assert_eq!((rows.messages_in("general"), rows.last_ids["general"]), (stored[427..].to_vec(), 430));
 }
 
 /// At startup, `--history-days 1` deletes messages older than one day, oldest first, but keeps each room's `last_id`.
@@ -1284,14 +1292,14 @@ fn old_messages_are_deleted_at_start() {
     assert_eq!((&old["resumed"], &old["last_id"], &old["history"]), (&json!(true), &json!(1500), &json!([])));
     assert_eq!(welcome(&server, "old", &since(&epoch(&first), 1499))["resumed"], false);
     let (mut bob, _) = join(&server, "bob", "old", "");
-    bob.sends_event("history", json!({"before": 1501}));
-    assert_eq!(bob.receives_event("history", json!({"more": false}))["messages"], json!([]));
+    bob.send_event("history", json!({"before": 1501}));
+    assert_eq!(bob.expect_event("history", json!({"more": false}))["messages"], json!([]));
     let again = publish(&mut bob, [1499]);
     assert_eq!(again[0]["id"], 1501, "the nonce may be used again, and the id is the next one");
     kill(&mut server);
     let rows = file.rows();
-    assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[4..].to_vec(), 10));
-    assert_eq!((rows.of_room("old"), rows.last_ids["old"]), (again, 1501));
+    assert_eq!((rows.messages_in("general"), rows.last_ids["general"]), (stored[4..].to_vec(), 10));
+    assert_eq!((rows.messages_in("old"), rows.last_ids["old"]), (again, 1501));
 }
 
 // ------------------------------------------------------------------------------------------------ dialects and pages
@@ -1305,14 +1313,14 @@ fn all_dialects_after_a_restart() {
     let mut eve = User::events(&server, "eve", "general");
     let mut ron = User::rooms(&server, "ron", "general");
     let mut pat = User::presence(&server, "pat", "general");
-    eve.sends_message("from eve");
-    assert_eq!(receive_message_of(&mut eve, "eve"), "from eve");
-    ron.sends_message("from ron");
-    assert_eq!(receive_message_of(&mut eve, "ron"), "from ron");
-    pat.sends_message("from pat");
-    assert_eq!(receive_message_of(&mut eve, "pat"), "from pat");
+    eve.send_message("from eve");
+    assert_eq!(receive_message_from(&mut eve, "eve"), "from eve");
+    ron.send_message("from ron");
+    assert_eq!(receive_message_from(&mut eve, "ron"), "from ron");
+    pat.send_message("from pat");
+    assert_eq!(receive_message_from(&mut eve, "pat"), "from pat");
     kill(&mut server);
-    let stored = file.rows_of_copy().of_room("general");
+    let stored = file.rows_of_copy().messages_in("general");
     let server = file.start(&[]);
     let texts = [("eve", "from eve"), ("ron", "from ron"), ("pat", "from pat")];
     let mut ron = User::rooms(&server, "ron", "general");
@@ -1333,7 +1341,7 @@ fn all_dialects_after_a_restart() {
     assert_eq!(welcome(&server, "general", "")["history"], json!(stored));
 }
 
-fn receive_message_of(user: &mut User, name: &str) -> Value {
+fn receive_message_from(user: &mut User, name: &str) -> Value {
     loop {
         let mut received = user.receive();
         if received["event"] == "message" {
@@ -1364,8 +1372,8 @@ fn pages_and_switches_across_restarts() {
     for limit in [1, 33, 50, 100] {
         let (mut before, mut pages) = (u64::MAX >> 11, Vec::new());
         loop {
-            eve.sends_event("history", json!({"before": before, "limit": limit}));
-            let page = eve.receives_event("history", json!({"room": "general", "before": before}));
+            eve.send_event("history", json!({"before": before, "limit": limit}));
+            let page = eve.expect_event("history", json!({"room": "general", "before": before}));
             let messages = page["messages"].as_array().unwrap();
             assert!(messages.len() == limit || page["more"] == false, "{} of {limit}", messages.len());
             pages.splice(..0, messages.iter().cloned());
@@ -1377,21 +1385,21 @@ fn pages_and_switches_across_restarts() {
         }
         assert_eq!(pages, stored, "pages of {limit}");
     }
-    eve.sends_event("switch_room", json!({"room": "elsewhere"}));
-    eve.receives_event("switched", json!({"last_id": 0, "history": [], "epoch": welcome["epoch"]}));
+    eve.send_event("switch_room", json!({"room": "elsewhere"}));
+    eve.expect_event("switched", json!({"last_id": 0, "history": [], "epoch": welcome["epoch"]}));
     let elsewhere = publish(&mut eve, ["1"]); // nonce 1 is in use only in room `general`
     assert_eq!(elsewhere[0]["id"], 1);
     // The server acknowledges a message before it executes a switch sent after the message.
     eve.client.send(&message("before the switch", "text"));
-    eve.sends_event("switch_room", json!({"room": "general"}));
+    eve.send_event("switch_room", json!({"room": "general"}));
     assert_eq!(receive_message(&mut eve, "before the switch")["id"], 2);
-    let back = eve.receives_event("switched", json!({"room": "general", "last_id": stored.len()}));
+    let back = eve.expect_event("switched", json!({"room": "general", "last_id": stored.len()}));
     assert_eq!(back["history"], json!(stored[stored.len() - 10..]));
 }
 
 /// A client that joins while messages are pending receives each message exactly once, in the `welcome` or as an event.
 #[test]
-fn joins_beside_pending_messages() {
+fn joins_while_messages_are_pending() {
     let directory = Directory::new("joins");
     let file = directory.file("history.db");
     let server = file.start(&[]);
@@ -1408,7 +1416,7 @@ fn joins_beside_pending_messages() {
             seen.push(received["data"]["id"].as_u64().unwrap());
         }
         assert!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1), "{seen:?}");
-        late.leaves();
+        late.leave();
         texts.iter().for_each(|text| _ = receive_message(&mut eve, text));
     }
 }

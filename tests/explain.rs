@@ -181,7 +181,7 @@ A server sends its frames like this, without a mask. If a server sent it, add --
 }
 
 #[test]
-fn the_missing_part_of_a_cut_frame_is_named() {
+fn the_missing_part_of_a_truncated_frame_is_named() {
     let cases = [
         ("81", "The second byte is missing: the mask bit and the length.\n"),
         ("81 fe 01", "1 more byte is missing from the 16-bit length.\n"),
@@ -265,7 +265,7 @@ fn frames_may_follow_a_handshake() {
 }
 
 #[test]
-fn questions() {
+fn keys_close_codes_opcodes_and_sections_are_explained() {
     let key = "\
 key          dGhlIHNhbXBsZSBub25jZQ==
 key + GUID   dGhlIHNhbXBsZSBub25jZQ==258EAFA5-E914-47DA-95CA-C5AB0DC85B11

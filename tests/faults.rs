@@ -28,13 +28,13 @@ use support::{Frame, Server, masked, require_tool, upgrade_request, wait_until, 
 /// other tests at the same time.
 const CLIENTS: usize = if cfg!(debug_assertions) { 100 } else { 1000 };
 const ROOM_SIZE: usize = 50;
-const CONNECTS: usize = 200;
+const CONNECT_BATCH: usize = 200;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Lets only one test of this file run at a time, because each test needs many file descriptors and all processors.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_exclusively() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A client, and the state of its room according to the events that the client has received.
@@ -95,7 +95,7 @@ impl<'s> Clients<'s> {
 
     /// Connects clients and waits until each has received `welcome`. Clients that reconnect resume their sessions.
     fn connect(&mut self, numbers: &[usize]) {
-        for group in numbers.chunks(CONNECTS) {
+        for group in numbers.chunks(CONNECT_BATCH) {
             for number in group {
                 let client = &mut self.clients[*number];
                 let mut path = events_path(&client.name, &format!("room-{}", client.room));
@@ -257,7 +257,7 @@ fn message(nonce: &str, text: &str) -> Vec<u8> {
 }
 
 /// A temporary path that no other process uses.
-fn temporary(name: &str) -> PathBuf {
+fn temporary_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}-{name}", std::process::id()))
 }
 
@@ -267,7 +267,7 @@ fn start(args: &[&str]) -> Server {
 
 #[test]
 fn storms_of_resets() {
-    let _alone = alone();
+    let _guard = lock_exclusively();
     let server = start(&[]);
     let mut clients = Clients::join(&server, CLIENTS);
     for _ in 0..5 {
@@ -283,7 +283,7 @@ struct Process {
 
 impl Process {
     fn join(server: &Server, name: &str) -> Process {
-        let file = temporary(name);
+        let file = temporary_path(name);
         let script =
             format!("exec 3<>/dev/tcp/127.0.0.1/{}; printf %s \"$1\" >&3; exec cat <&3 >\"$2\"", server.port());
         let request = upgrade_request(&events_path(name, "stopped"));
@@ -306,7 +306,7 @@ impl Drop for Process {
 
 #[test]
 fn clients_that_are_stopped() {
-    let _alone = alone();
+    let _guard = lock_exclusively();
     let limits = ["--max-outbox", "100000", "--max-text", "20000", "--max-message", "100000"];
     let server = start(&[&limits[..], &["--close-timeout", "10"]].concat());
     let mut talker = server.upgrade(&events_path("talker", "stopped"));
@@ -364,8 +364,8 @@ fn set_limit(server: &Server, limit: &str) {
 }
 
 #[test]
-fn no_descriptor_is_left() {
-    let _alone = alone();
+fn running_out_of_file_descriptors() {
+    let _guard = lock_exclusively();
     let server = start(&[]);
     let mut clients = Clients::join(&server, CLIENTS / 2);
     let open: Vec<usize> = fs::read_dir(format!("/proc/{}/fd", server.pid()))
@@ -392,8 +392,8 @@ fn no_descriptor_is_left() {
 }
 
 #[test]
-fn little_memory() {
-    let _alone = alone();
+fn low_memory() {
+    let _guard = lock_exclusively();
     // Each attacker sends 256 KiB that the server would have to buffer. In a release build, all attackers together
     // send twice the memory limit.
     let max_buffered = (CLIENTS * 16 * 1024).to_string();
@@ -416,14 +416,14 @@ fn little_memory() {
     crowd.turn_until("the server closes the connections with the largest buffers", |crowd| {
         crowd.members.iter().map(|member| member.received).sum::<usize>() > received
     });
-    println!("The peak of the server's memory is {} KiB", crowd::peak(&server));
+    println!("The peak of the server's memory is {} KiB", crowd::peak_memory(&server));
     clients.settle();
 }
 
 #[test]
 fn no_stderr() {
-    let _alone = alone();
-    let fifo = temporary("fifo");
+    let _guard = lock_exclusively();
+    let fifo = temporary_path("fifo");
     // Three kinds of broken stderr: a closed descriptor, a file on a full disk, and a full pipe that no process reads.
     let fill = "dd if=/dev/zero of=/proc/self/fd/9 bs=64K count=1 oflag=nonblock status=none || true";
     let pipe = format!("mkfifo '{0}'; exec 9<>'{0}'; {fill}", fifo.display());
@@ -449,7 +449,7 @@ fn no_stderr() {
 
 #[test]
 fn a_suspended_server() {
-    let _alone = alone();
+    let _guard = lock_exclusively();
     let server = start(&["--ping-interval", "0.5", "--idle-timeout", "2"]);
     let mut clients = Clients::join(&server, CLIENTS / 5);
     server.signal("STOP");
@@ -462,11 +462,11 @@ fn a_suspended_server() {
 
 #[test]
 fn a_clock_that_is_moved() {
-    let _alone = alone();
+    let _guard = lock_exclusively();
     let candidates = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
         .map(|arch| Path::new("/usr/lib").join(arch).join("faketime/libfaketime.so.1"));
     let Some(library) = require_tool("libfaketime", &candidates) else { return };
-    let file = temporary("clock");
+    let file = temporary_path("clock");
     // Replace the clock file atomically, because the server may read it at any time.
     let set_clock = |offset: &str| {
         fs::write(file.with_extension("new"), offset).expect("a file");

@@ -6,7 +6,7 @@
 mod oracles;
 
 #[test]
-fn every_kept_input_satisfies_its_oracle() {
+fn every_seed_satisfies_its_oracle() {
     let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds");
     for (target, check) in oracles::ALL {
         let inputs: Vec<_> = std::fs::read_dir(format!("{seeds}/{target}")).expect("seeds").collect();

@@ -79,7 +79,7 @@ fn a_public_server() {
 /// `wirechat health` ignores the environment variables that configure the server: a container passes the same variables
 /// to both programs.
 #[test]
-fn variables_of_the_server() {
+fn server_variables_are_ignored() {
     let server = Server::start(&[]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
     command.args(["health", &format!("http://{}", server.addr())]).env("WIRECHAT_LISTEN", "nonsense");
@@ -87,7 +87,7 @@ fn variables_of_the_server() {
 }
 
 #[test]
-fn the_request() {
+fn the_request_is_exact() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -196,6 +196,6 @@ fn bad_arguments() {
 
 #[test]
 #[cfg(not(feature = "tls"))]
-fn https_needs_the_feature_tls() {
+fn https_needs_the_tls_feature() {
     assert_error(&["https://127.0.0.1:3000"], 2, &["https needs the feature tls", "the server's own port"]);
 }

@@ -34,7 +34,7 @@ impl Folder {
     }
 
     /// Runs `wirechat history`, which must succeed. Returns its stdout.
-    fn printed(&self, arguments: &[&str]) -> String {
+    fn run(&self, arguments: &[&str]) -> String {
         let output = self.history(arguments);
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
@@ -68,7 +68,7 @@ fn control_characters() {
     let mut ann = server.upgrade(&events_path("ann", "tea"));
     say(&mut ann, "red \u{1b}[31m alert");
     drop(server);
-    let printed = folder.printed(&["chat.db", "export"]);
+    let printed = folder.run(&["chat.db", "export"]);
     assert!(printed.contains("alert") && !printed.trim_end().contains(char::is_control), "{printed:?}");
 }
 
@@ -88,10 +88,10 @@ fn export() {
     let time = |message: &Value| message["time"].as_str().unwrap().to_owned();
     let [one, two, three] = &messages;
     let tea = format!("{} #tea ann: one\n{} #tea ann: two\n    lines\n", time(one), time(two));
-    assert_eq!(folder.printed(&["chat.db", "export", "--room", "tea"]), tea);
+    assert_eq!(folder.run(&["chat.db", "export", "--room", "tea"]), tea);
     let all = format!("{} #a b bob: three\n{tea}", time(three));
-    assert_eq!(folder.printed(&["chat.db", "export"]), all);
-    let lines = folder.printed(&["chat.db", "export", "--json"]);
+    assert_eq!(folder.run(&["chat.db", "export"]), all);
+    let lines = folder.run(&["chat.db", "export", "--json"]);
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for (line, (room, message)) in lines.iter().zip([("a b", three), ("tea", one), ("tea", two)]) {
         let mut expected = message.clone();
@@ -115,12 +115,12 @@ fn export() {
 fn backup() {
     let folder = Folder::new("backup");
     write_history(&folder);
-    assert_eq!(folder.printed(&["chat.db", "backup", "copy.db"]), "");
+    assert_eq!(folder.run(&["chat.db", "backup", "copy.db"]), "");
     for file in ["chat.db", "chat.db-wal", "copy.db"] {
         let mode = std::fs::metadata(folder.path(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "only the owner may read {file}");
     }
-    assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
+    assert_eq!(folder.run(&["copy.db", "export"]), folder.run(&["chat.db", "export"]));
     assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
     assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
     // A server that starts with the backup copy continues the sequence of message ids.
@@ -136,8 +136,8 @@ fn backup() {
 fn check() {
     let folder = Folder::new("check");
     write_history(&folder);
-    assert_eq!(folder.printed(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
-    folder.printed(&["chat.db", "backup", "copy.db"]);
+    assert_eq!(folder.run(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
+    folder.run(&["chat.db", "backup", "copy.db"]);
     let path = folder.path("copy.db"); // the copy has no WAL, so SQLite must read the page that this test damages
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
@@ -158,7 +158,7 @@ fn help() {
     assert!(folder.error(&[]).lines().count() == 1);
     assert!(folder.error(&["chat.db"]).contains("export, check, backup"));
     for (command, option) in [("export", "--room"), ("check", "--help"), ("backup", "<TO>")] {
-        assert!(folder.printed(&["chat.db", command, "--help"]).contains(option));
+        assert!(folder.run(&["chat.db", command, "--help"]).contains(option));
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use support::http::{Response, handshake};
 use support::table::{Cut, each_row, hex};
-use support::watched::Watched;
+use support::watched::WitnessedServer;
 use support::{Frame, RawClient, masked, whole_frames};
 use wirechat::tools::poke::case::{Case, End as CaseEnd, Opening, Reply, Requirement};
 use wirechat::tools::poke::catalogue;
@@ -28,7 +28,7 @@ struct Row {
     at: &'static str,
     sent: Vec<u8>,
     /// The exact bytes that the server must send before the connection is in the state `end`.
-    back: Vec<u8>,
+    reply: Vec<u8>,
     end: End,
 }
 
@@ -67,9 +67,9 @@ const OPCODE: Rule = rule(1002, &["§5.2"], &["opcode"]);
 const CONTROL_FIN: Rule = rule(1002, &["§5.5", "§5.4"], &["control"]);
 const CONTROL_LENGTH: Rule = rule(1002, &["§5.5"], &["125"]);
 const MASK: Rule = rule(1002, &["§5.1"], &["mask"]);
-const MINIMAL: Rule = rule(1002, &["§5.2"], &["minimal", "shortest"]);
+const MINIMAL_LENGTH: Rule = rule(1002, &["§5.2"], &["minimal", "shortest"]);
 const TOP_BIT: Rule = rule(1002, &["§5.2"], &["most significant", "top bit", "highest bit", "63"]);
-const ORDER: Rule = rule(1002, &["§5.4"], &["continu", "fragment", "message"]);
+const FRAGMENT_ORDER: Rule = rule(1002, &["§5.4"], &["continu", "fragment", "message"]);
 const BINARY: Rule = rule(1003, &[], &["binary", "text"]);
 const SIZE: Rule = rule(1009, &[], &["limit", "large", "big", "long"]);
 const FRAGMENTS: Rule = rule(1008, &[], &["fragments"]);
@@ -78,13 +78,13 @@ const CLOSE_PAYLOAD: Rule = rule(1002, &["§5.5.1"], &["close"]);
 const CLOSE_CODE: Rule = rule(1002, &["§7.4"], &["code"]);
 const CLOSE_REASON: Rule = rule(1007, &["§5.5.1", "§8.1", "§7.1.6"], &["utf-8"]);
 
-fn row(id: impl Into<String>, at: &'static str, sent: impl AsRef<[u8]>, back: impl AsRef<[u8]>, end: End) -> Row {
-    Row { id: id.into(), at, sent: sent.as_ref().to_vec(), back: back.as_ref().to_vec(), end }
+fn row(id: impl Into<String>, at: &'static str, sent: impl AsRef<[u8]>, reply: impl AsRef<[u8]>, end: End) -> Row {
+    Row { id: id.into(), at, sent: sent.as_ref().to_vec(), reply: reply.as_ref().to_vec(), end }
 }
 
-/// A row for `/echo`. `sent` and `back` use the notation of [`hex`].
-fn echo(id: &str, sent: &str, back: &str, end: End) -> Row {
-    row(id, ECHO, hex(sent), hex(back), end)
+/// A row for `/echo`. `sent` and `reply` use the notation of [`hex`].
+fn echo(id: &str, sent: &str, reply: &str, end: End) -> Row {
+    row(id, ECHO, hex(sent), hex(reply), end)
 }
 
 /// A row for `/echo`: `sent` breaks `rule`, and the server sends nothing before its Close.
@@ -92,9 +92,9 @@ fn fails(id: impl Into<String>, sent: &str, rule: Rule) -> Row {
     row(id, ECHO, hex(sent), [], End::Fails(rule, 0))
 }
 
-/// Like [`fails`], but for the chat endpoint. `owed` is the number of bytes missing from the last frame.
-fn chat_fails(id: impl Into<String>, sent: &str, rule: Rule, owed: usize) -> Row {
-    row(id, CHAT, hex(sent), [], End::Fails(rule, owed))
+/// Like [`fails`], but for the chat endpoint. `missing_len` is the number of bytes missing from the last frame.
+fn chat_fails(id: impl Into<String>, sent: &str, rule: Rule, missing_len: usize) -> Row {
+    row(id, CHAT, hex(sent), [], End::Fails(rule, missing_len))
 }
 
 /// Encodes a server frame: unmasked, with the length in its shortest form.
@@ -106,7 +106,7 @@ fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn upgrade(server: &Watched, at: &str) -> RawClient {
+fn upgrade(server: &WitnessedServer, at: &str) -> RawClient {
     let mut client = server.upgrade(at);
     if !at.starts_with(ECHO) {
         client.read_event("welcome");
@@ -114,28 +114,28 @@ fn upgrade(server: &Watched, at: &str) -> RawClient {
     client
 }
 
-fn play(server: &mut Watched, row: &Row, cut: Cut) {
+fn play(server: &mut WitnessedServer, row: &Row, cut: Cut) {
     // Each row has its own room, because the client of the previous row may not have left its room yet.
-    static ROOMS: AtomicU32 = AtomicU32::new(0);
-    let room = format!("room={}", ROOMS.fetch_add(1, Ordering::Relaxed));
+    static NEXT_ROOM: AtomicU32 = AtomicU32::new(0);
+    let room = format!("room={}", NEXT_ROOM.fetch_add(1, Ordering::Relaxed));
     let mut client = upgrade(server, &row.at.replace("room=general", &room));
     server.send(&mut client, &row.sent, cut);
-    let back = client.read_exact(row.back.len());
-    assert!(back == row.back, "came back: {:02x?}\nexpected: {:02x?}", start(&back), start(&row.back));
+    let reply = client.read_exact(row.reply.len());
+    assert!(reply == row.reply, "came back: {:02x?}\nexpected: {:02x?}", start(&reply), start(&row.reply));
     match &row.end {
-        Open => is_open(&mut client),
+        Open => assert_open(&mut client),
         Waits => {
-            server.quiet();
+            server.wait_for_replies();
             assert_silent(&client);
         }
         Over => client.expect_end(),
-        End::Fails(rule, owed) => is_failed(&mut client, *rule, *owed),
+        End::Fails(rule, missing_len) => assert_failed(&mut client, *rule, *missing_len),
         End::FailsClosed(rule) => {
-            receives_close_for(&mut client, *rule);
+            expect_close(&mut client, *rule);
             client.expect_end();
         }
     }
-    server.still_chats();
+    server.check_chat();
 }
 
 /// Returns at most the first 200 bytes, to keep an error message short.
@@ -143,12 +143,13 @@ fn start(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(200)]
 }
 
-fn is_open(client: &mut RawClient) {
+fn assert_open(client: &mut RawClient) {
     client.send(&masked(0x89, b"still there?"));
     assert_eq!(client.read_frame(), Frame { first: 0x8a, payload: b"still there?".to_vec() });
 }
 
-/// Checks that the client has no unread bytes. Call [`Watched::quiet`] first, so that no reply is still in flight.
+/// Checks that the client has no unread bytes. Call [`WitnessedServer::wait_for_replies`] first, so that no reply is
+/// still in flight.
 fn assert_silent(client: &RawClient) {
     client.stream.set_nonblocking(true).unwrap();
     let seen = client.stream.peek(&mut [0; 16]);
@@ -159,10 +160,10 @@ fn assert_silent(client: &RawClient) {
 
 /// Checks that the server sends a Close for `rule` and nothing else. After codes other than 1002 and 1009, the frame
 /// boundaries are still known, so the client sends more frames, which the server must ignore.
-fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
-    let code = receives_close_for(client, rule);
+fn assert_failed(client: &mut RawClient, rule: Rule, missing_len: usize) {
+    let code = expect_close(client, rule);
     if !matches!(code, 1002 | 1009) {
-        client.send(&vec![0; owed]);
+        client.send(&vec![0; missing_len]);
         client.send(&masked(0x89, b"a ping"));
         client.send(&masked(0x81, br#"{"event":"ping"}"#));
         client.send(&masked(0x88, &code.to_be_bytes()));
@@ -171,7 +172,7 @@ fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
 }
 
 /// Checks that the next frame is a Close with the code of `rule` and a reason that explains `rule`. Returns the code.
-fn receives_close_for(client: &mut RawClient, rule: Rule) -> u16 {
+fn expect_close(client: &mut RawClient, rule: Rule) -> u16 {
     let (code, reason) = client.read_frame().close();
     assert_eq!(code, rule.code, "{reason}");
     assert!(rule.sections.is_empty() || rule.sections.iter().any(|s| reason.contains(s)), "no section: {reason:?}");
@@ -181,7 +182,7 @@ fn receives_close_for(client: &mut RawClient, rule: Rule) -> u16 {
 }
 
 fn run(tables: &[Vec<Row>]) {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     let rows = |cut: &Cut| tables.iter().flatten().map(|row| (row, *cut)).collect::<Vec<_>>();
     let rows: Vec<(&Row, Cut)> = Cut::BOTH.iter().flat_map(rows).collect();
     each_row(&rows, |(row, cut)| format!("{} ({cut:?})", row.id), |(row, cut)| play(&mut server, row, *cut));
@@ -197,9 +198,9 @@ fn rule_of(error: ProtocolError) -> Rule {
         ProtocolError::FragmentedControl => CONTROL_FIN,
         ProtocolError::ControlTooLong => CONTROL_LENGTH,
         ProtocolError::Unmasked => MASK,
-        ProtocolError::LengthNotMinimal => MINIMAL,
+        ProtocolError::LengthNotMinimal => MINIMAL_LENGTH,
         ProtocolError::LengthTopBit => TOP_BIT,
-        ProtocolError::UnexpectedContinuation | ProtocolError::ExpectedContinuation => ORDER,
+        ProtocolError::UnexpectedContinuation | ProtocolError::ExpectedContinuation => FRAGMENT_ORDER,
         ProtocolError::UnsupportedData => BINARY,
         ProtocolError::MessageTooBig => SIZE,
         ProtocolError::TooManyFragments => FRAGMENTS,
@@ -225,28 +226,28 @@ fn row_of(case: &Case) -> Option<Row> {
         Opening::Valid => case.bytes(&mut || [0; 4])?,
         Opening::Edited(_) | Opening::Deflate(_) | Opening::Takeover(_) | Opening::Skipped => return None,
     };
-    let mut back: Vec<u8> = case.replies.iter().flat_map(frame_of).collect();
+    let mut reply: Vec<u8> = case.replies.iter().flat_map(frame_of).collect();
     let end = match (case.end, case.error) {
         (_, Some(ProtocolError::CloseReasonNotUtf8)) => End::FailsClosed(CLOSE_REASON),
-        (_, Some(error)) => End::Fails(rule_of(error), owed(&sent)),
+        (_, Some(error)) => End::Fails(rule_of(error), missing_len(&sent)),
         (CaseEnd::Open, None) => Open,
         (CaseEnd::Closes([1005]), None) => {
-            back.extend(unmasked(0x88, b""));
+            reply.extend(unmasked(0x88, b""));
             Over
         }
         (CaseEnd::Closes([code]), None) => {
-            back.extend(unmasked(0x88, &code.to_be_bytes()));
+            reply.extend(unmasked(0x88, &code.to_be_bytes()));
             Over
         }
         _ => return None,
     };
     let at = if case.needs == Requirement::WirechatChat { CHAT } else { ECHO };
-    Some(row(case.name, at, sent, back, end))
+    Some(row(case.name, at, sent, reply, end))
 }
 
-fn frame_of(back: &Reply) -> Vec<u8> {
+fn frame_of(reply: &Reply) -> Vec<u8> {
     let letters = |len| (b'a'..=b'z').cycle().take(len).collect::<Vec<u8>>();
-    match back {
+    match reply {
         Reply::Text(bytes) => unmasked(0x81, &hex(bytes)),
         Reply::Binary(bytes) => unmasked(0x82, &hex(bytes)),
         Reply::Letters(opcode, len) => unmasked(0x80 | opcode, &letters(*len)),
@@ -255,7 +256,7 @@ fn frame_of(back: &Reply) -> Vec<u8> {
 }
 
 /// Returns how many bytes of the last frame are missing. Parses only 7-bit lengths: returns 0 at the first longer one.
-fn owed(mut sent: &[u8]) -> usize {
+fn missing_len(mut sent: &[u8]) -> usize {
     while let [_, second @ 0..=0xfd, ..] = sent {
         let size = 2 + usize::from(second >> 7) * 4 + usize::from(second & 0x7f);
         match sent.split_at_checked(size) {
@@ -284,11 +285,11 @@ fn frame_rows() -> Vec<Row> {
         echo("not masked, after a good frame", "81 82 M0 'ok' 81 02 'no'", "81 02 'ok'", End::Fails(MASK, 0)),
         chat_fails("empty binary on the chat", "82 80 M0", BINARY, 0),
         chat_fails("a binary fragment on the chat", "02 81 M0 'a'", BINARY, 0),
-        fails("125 in the 16-bit form", "81 fe 00 7d", MINIMAL),
-        fails("0 in the 16-bit form", "81 fe 00 00 M0", MINIMAL),
-        fails("65535 in the 64-bit form", "81 ff 00 00 00 00 00 00 ff ff", MINIMAL),
-        fails("0 in the 64-bit form", "82 ff 00 00 00 00 00 00 00 00 M0", MINIMAL),
-        fails("126 in the 64-bit form", "82 ff 00 00 00 00 00 00 00 7e M0", MINIMAL),
+        fails("125 in the 16-bit form", "81 fe 00 7d", MINIMAL_LENGTH),
+        fails("0 in the 16-bit form", "81 fe 00 00 M0", MINIMAL_LENGTH),
+        fails("65535 in the 64-bit form", "81 ff 00 00 00 00 00 00 ff ff", MINIMAL_LENGTH),
+        fails("0 in the 64-bit form", "82 ff 00 00 00 00 00 00 00 00 M0", MINIMAL_LENGTH),
+        fails("126 in the 64-bit form", "82 ff 00 00 00 00 00 00 00 7e M0", MINIMAL_LENGTH),
     ]
 }
 
@@ -342,7 +343,7 @@ fn opcode_rows() -> Vec<Row> {
 
 #[test]
 fn the_order_of_header_rules() {
-    run(&[order_rows(), earliest_rows()]);
+    run(&[order_rows(), early_failure_rows()]);
 }
 
 /// If a frame breaks several rules, the server reports the rule that comes first in this order: RSV, opcode, control
@@ -369,14 +370,14 @@ fn order_rows() -> Vec<Row> {
         fails("mask before fragment order", "80 05", MASK),
         chat_fails("mask before message type", "82 05", MASK, 0),
         fails("mask before size", "82 7f 7f ff ff ff ff ff ff ff", MASK),
-        fails("minimal length before fragment order", "80 fe 00 05", MINIMAL),
-        chat_fails("minimal length before message type", "82 fe 00 05", MINIMAL, 0),
+        fails("minimal length before fragment order", "80 fe 00 05", MINIMAL_LENGTH),
+        chat_fails("minimal length before message type", "82 fe 00 05", MINIMAL_LENGTH, 0),
         fails("top bit before fragment order", "80 ff 80 00 00 00 00 00 00 00", TOP_BIT),
         chat_fails("top bit before message type", "82 ff 80 00 00 00 00 00 00 00", TOP_BIT, 0),
         fails("top bit before size", "82 ff 80 00 00 00 7f ff ff ff", TOP_BIT),
-        chat_fails("fragment order before message type", "01 81 M0 'a' 82 81 M0 'b'", ORDER, 0),
-        fails("fragment order before size", "80 ff 00 00 00 00 7f ff ff ff", ORDER),
-        fails("fragment order before size, one open", "02 81 M0 'a' 82 ff 00 00 00 00 7f ff ff ff", ORDER),
+        chat_fails("fragment order before message type", "01 81 M0 'a' 82 81 M0 'b'", FRAGMENT_ORDER, 0),
+        fails("fragment order before size", "80 ff 00 00 00 00 7f ff ff ff", FRAGMENT_ORDER),
+        fails("fragment order before size, one open", "02 81 M0 'a' 82 ff 00 00 00 00 7f ff ff ff", FRAGMENT_ORDER),
         chat_fails("message type before size", "82 ff 00 00 00 00 00 01 00 01", BINARY, 4 + 65537),
     ]
 }
@@ -384,7 +385,7 @@ fn order_rows() -> Vec<Row> {
 /// The server checks each rule as soon as the necessary bytes have arrived and all rules that come earlier in the
 /// order of [`order_rows`] have been checked.
 #[rustfmt::skip]
-fn earliest_rows() -> Vec<Row> {
+fn early_failure_rows() -> Vec<Row> {
     vec![
         fails("RSV by the first byte", "c1", RSV),
         fails("opcode by the first byte", "83", OPCODE),
@@ -392,9 +393,9 @@ fn earliest_rows() -> Vec<Row> {
         fails("control length by the second byte", "89 fe", CONTROL_LENGTH),
         fails("mask by the second byte", "81 7f", MASK),
         fails("mask by the second byte, 16 bits", "81 7e", MASK),
-        fails("minimal length by its last byte", "81 fe 00 7d", MINIMAL),
+        fails("minimal length by its last byte", "81 fe 00 7d", MINIMAL_LENGTH),
         fails("top bit by the third byte", "81 ff 80", TOP_BIT),
-        fails("fragment order by the second byte", "80 85", ORDER),
+        fails("fragment order by the second byte", "80 85", FRAGMENT_ORDER),
         chat_fails("message type by the second byte", "82 85", BINARY, 4 + 5),
         fails("size before the masking key", "82 ff 00 00 00 00 01 00 00 01", SIZE),
         echo("the mask bit may still come", "80", "", Waits),
@@ -414,13 +415,13 @@ fn fragments() {
 #[rustfmt::skip]
 fn fragment_rows() -> Vec<Row> {
     vec![
-        fails("an empty continuation of nothing", "80 80 M0", ORDER),
-        echo("a continuation after an unfragmented message", "81 81 M0 'a' 80 81 M0 'b'", "81 01 'a'", End::Fails(ORDER, 0)),
-        echo("a continuation after the last fragment", "01 81 M0 'a' 80 81 M0 'b' 80 81 M0 'c'", "81 02 'ab'", End::Fails(ORDER, 0)),
-        fails("a first fragment in the middle", "01 81 M0 'a' 01 81 M0 'b'", ORDER),
-        fails("a binary message in the middle", "01 81 M0 'a' 82 81 M0 'b'", ORDER),
-        fails("a text message in a binary one", "02 81 M0 'a' 81 81 M0 'b'", ORDER),
-        fails("a new message after an empty first fragment", "01 80 M0 81 80 M0", ORDER),
+        fails("an empty continuation of nothing", "80 80 M0", FRAGMENT_ORDER),
+        echo("a continuation after an unfragmented message", "81 81 M0 'a' 80 81 M0 'b'", "81 01 'a'", End::Fails(FRAGMENT_ORDER, 0)),
+        echo("a continuation after the last fragment", "01 81 M0 'a' 80 81 M0 'b' 80 81 M0 'c'", "81 02 'ab'", End::Fails(FRAGMENT_ORDER, 0)),
+        fails("a first fragment in the middle", "01 81 M0 'a' 01 81 M0 'b'", FRAGMENT_ORDER),
+        fails("a binary message in the middle", "01 81 M0 'a' 82 81 M0 'b'", FRAGMENT_ORDER),
+        fails("a text message in a binary one", "02 81 M0 'a' 81 81 M0 'b'", FRAGMENT_ORDER),
+        fails("a new message after an empty first fragment", "01 80 M0 81 80 M0", FRAGMENT_ORDER),
         fails("a fragmented pong", "0a 82 M0 'hi'", CONTROL_FIN),
         echo("empty fragments at both ends", "01 80 M0 00 81 M0 'a' 80 80 M0", "81 01 'a'", Open),
     ]
@@ -451,7 +452,7 @@ fn fragment_size_rows() -> Vec<Row> {
 
 #[test]
 fn utf8() {
-    run(&[utf8_rows(), bad_utf8_rows(), early_utf8_rows()]);
+    run(&[utf8_rows(), bad_utf8_rows(), early_utf8_failure_rows()]);
 }
 
 /// Valid text messages, and a binary message that is not UTF-8. The server must echo each of them (§5.6, §8.1).
@@ -510,7 +511,7 @@ fn bad_utf8_rows() -> Vec<Row> {
 
 /// As soon as a byte makes a text message invalid UTF-8, the server fails the connection, even if the frame is
 /// incomplete. Most of these frames announce 100 bytes, but the client sends only the first few.
-fn early_utf8_rows() -> Vec<Row> {
+fn early_utf8_failure_rows() -> Vec<Row> {
     let early = [
         ("ff", "ff"),
         ("c0", "c0"),
@@ -524,8 +525,8 @@ fn early_utf8_rows() -> Vec<Row> {
     ];
     let begun = |text: &str| [hex("81 e4 M0"), hex(text)].concat();
     let fails = |(id, text): (&str, &str)| {
-        let owed = 100 - hex(text).len();
-        row(id, ECHO, begun(text), [], End::Fails(UTF8, owed))
+        let missing_len = 100 - hex(text).len();
+        row(id, ECHO, begun(text), [], End::Fails(UTF8, missing_len))
     };
     let mut rows: Vec<Row> = early.into_iter().map(fails).collect();
     for text in ["ed 9f", "e0 a0", "f4 8f", "f0 90", "ce"] {
@@ -537,7 +538,7 @@ fn early_utf8_rows() -> Vec<Row> {
 }
 
 #[test]
-fn closes() {
+fn close_frames() {
     run(&[close_rows(), close_code_rows()]);
 }
 
@@ -596,12 +597,12 @@ fn ping_rows() -> Vec<Row> {
 /// The server also checks a frame that arrives together with the head of the upgrade request.
 #[test]
 fn a_broken_frame_after_the_head() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     let mut client = server.connect();
     client.send(&handshake().target(ECHO).followed_by(hex("81 7f")).bytes());
     assert_eq!(Response::parse(client.read_head().as_bytes()).status, 101);
-    is_failed(&mut client, MASK, 0);
-    server.still_chats();
+    assert_failed(&mut client, MASK, 0);
+    server.check_chat();
     server.finish(&[]);
 }
 
@@ -609,14 +610,14 @@ fn a_broken_frame_after_the_head() {
 /// send nothing until the second part arrives.
 #[test]
 fn a_header_in_two_parts() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     let text: Vec<u8> = (b'a'..=b'z').cycle().take(65536).collect();
     let mut frame = hex("81 ff 00 00 00 00 00 01 00 00 01 02 03 04");
     frame.extend(text.iter().zip([1, 2, 3, 4].iter().cycle()).map(|(byte, key)| byte ^ key));
     let mut client = server.upgrade(ECHO);
     for cut in 1..=14 {
         client.send(&frame[..cut]);
-        server.quiet();
+        server.wait_for_replies();
         assert_silent(&client);
         client.send(&frame[cut..]);
         assert!(client.read_frame() == Frame { first: 0x81, payload: text.clone() }, "cut at {cut}");
@@ -627,12 +628,12 @@ fn a_header_in_two_parts() {
 /// After two and a half messages, the server sends two echoes. The server sends the third echo when the rest
 /// arrives.
 #[test]
-fn two_frames_and_a_half() {
-    let mut server = Watched::start(&[]);
+fn two_and_a_half_frames() {
+    let mut server = WitnessedServer::start(&[]);
     let mut client = server.upgrade(ECHO);
     client.send(&hex("81 81 M0 'a' 82 81 M0 'b' 81 82 M0 'c'"));
     assert_eq!(client.read_exact(6), hex("81 01 'a' 82 01 'b'"));
-    server.quiet();
+    server.wait_for_replies();
     assert_silent(&client);
     client.send(b"d");
     assert_eq!(client.read_text(), "cd");
@@ -642,10 +643,10 @@ fn two_frames_and_a_half() {
 /// The server's replies to a valid stream do not depend on where the client cuts the stream into writes.
 #[test]
 fn any_legal_stream_cut_anywhere() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     for seed in 0..60 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let (sent, back) = legal_stream(&mut random);
+        let (sent, reply) = legal_stream(&mut random);
         let mut client = server.upgrade(ECHO);
         let mut rest = sent.as_slice();
         while !rest.is_empty() {
@@ -656,8 +657,8 @@ fn any_legal_stream_cut_anywhere() {
             }
             rest = after;
         }
-        assert!(client.read_exact(back.len()) == back, "seed {seed}");
-        is_open(&mut client);
+        assert!(client.read_exact(reply.len()) == reply, "seed {seed}");
+        assert_open(&mut client);
     }
     server.finish(&[]);
 }
@@ -665,7 +666,7 @@ fn any_legal_stream_cut_anywhere() {
 /// Returns a stream of ten messages, in up to five fragments each, with Pings and Pongs in between. Also returns the
 /// bytes that `/echo` must send in reply.
 fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
-    let (mut sent, mut back) = (Vec::new(), Vec::new());
+    let (mut sent, mut reply) = (Vec::new(), Vec::new());
     for _ in 0..10 {
         let text: String = (0..random.usize(0..200)).map(|_| random.char('\u{20}'..'\u{10ffff}')).collect();
         let opcode = random.u8(1..=2);
@@ -675,22 +676,22 @@ fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
             let len = if i + 1 == fragments { payload.len() } else { random.usize(0..=payload.len()) };
             let (part, after) = payload.split_at(len);
             let fin = if i + 1 == fragments { 0x80 } else { 0 };
-            sent.extend(keyed(random, fin | if i == 0 { opcode } else { 0 }, part));
+            sent.extend(randomly_masked(random, fin | if i == 0 { opcode } else { 0 }, part));
             payload = after;
             if i + 1 < fragments && random.bool() {
                 let ping: Vec<u8> = (0..random.usize(0..=125)).map(|_| random.u8(..)).collect();
-                sent.extend(keyed(random, 0x89, &ping));
-                sent.extend(keyed(random, 0x8a, &ping));
-                back.extend(unmasked(0x8a, &ping));
+                sent.extend(randomly_masked(random, 0x89, &ping));
+                sent.extend(randomly_masked(random, 0x8a, &ping));
+                reply.extend(unmasked(0x8a, &ping));
             }
         }
-        back.extend(unmasked(0x80 | opcode, text.as_bytes()));
+        reply.extend(unmasked(0x80 | opcode, text.as_bytes()));
     }
-    (sent, back)
+    (sent, reply)
 }
 
 /// Encodes a client frame with a random masking key.
-fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
+fn randomly_masked(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = masked(first, payload);
     let key: [u8; 4] = random.u32(..).to_be_bytes();
     let start = frame.len() - payload.len();
@@ -703,7 +704,7 @@ fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
 /// ended its own.
 #[test]
 fn random_bytes() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
         let noise: Vec<u8> = (0..random.usize(1..600)).map(|_| random.u8(..)).collect();
@@ -719,14 +720,14 @@ fn random_bytes() {
             assert_eq!(code, Some(1002), "seed {seed} sets an RSV bit in its first frame");
         }
     }
-    server.still_chats();
+    server.check_chat();
     server.finish(&[]);
 }
 
 /// If a client disconnects in the middle of a message, the server does not deliver the incomplete message.
 #[test]
 fn a_disconnect_in_the_middle_of_a_message() {
-    let server = Watched::start(&[]);
+    let server = WitnessedServer::start(&[]);
     let mut listener = upgrade(&server, CHAT);
     let event = br#"{"event":"message","data":{"text":"half"}}"#;
     for cut in 1..event.len() {

@@ -10,7 +10,7 @@ mod support;
 
 use support::http::{Response, get, handshake};
 use support::table::{Cut, each_row};
-use support::watched::Watched;
+use support::watched::WitnessedServer;
 use support::{ACCEPT, KEY};
 use wirechat::tools::poke::case::{Case, End, Opening};
 use wirechat::tools::poke::catalogue;
@@ -147,7 +147,7 @@ impl Expected {
 
 /// Sends the request from one row of a test table, and checks the whole response. Then checks that other clients can
 /// still chat.
-fn play(server: &mut Watched, row: &Row, cut: Cut) {
+fn play(server: &mut WitnessedServer, row: &Row, cut: Cut) {
     let mut client = server.connect();
     server.send(&mut client, &row.request, cut);
     let mut response = Response::parse(client.read_head().as_bytes());
@@ -158,10 +158,10 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
         _ => String::from_utf8(client.read_to_clean_end()).unwrap(),
     };
     row.expected.check(&response);
-    server.still_chats();
+    server.check_chat();
 }
 
-fn run(mut server: Watched, rows: &[Row]) {
+fn run(mut server: WitnessedServer, rows: &[Row]) {
     let rows: Vec<(&Row, Cut)> = Cut::BOTH.iter().flat_map(|cut| rows.iter().map(|row| (row, *cut))).collect();
     each_row(&rows, |(row, cut)| format!("{} ({cut:?})", row.id), |(row, cut)| play(&mut server, row, *cut));
     server.finish(&["wrong-7f3a", "a-secret"]);
@@ -173,7 +173,7 @@ fn the_catalogue() {
     let url = Url::parse("ws://127.0.0.1/echo?token=dev-token").unwrap();
     let rows: Vec<Row> = catalogue::all_cases().filter_map(|case| row_of(case, &url)).collect();
     assert!(rows.len() >= 30, "{} cases", rows.len());
-    run(Watched::start(&[]), &rows);
+    run(WitnessedServer::start(&[]), &rows);
 }
 
 fn row_of(case: &Case, url: &Url) -> Option<Row> {
@@ -200,7 +200,7 @@ fn chapter(section: &'static str) -> &'static str {
 
 #[test]
 fn upgrade_headers() {
-    run(Watched::start(&[]), &upgrade_rows());
+    run(WitnessedServer::start(&[]), &upgrade_rows());
 }
 
 /// RFC 6455 §4.2.1, items 1, 3 and 4: the request line, `Upgrade` and `Connection`.
@@ -240,7 +240,7 @@ fn head_not_allowed() -> Expected {
 
 #[test]
 fn keys_and_versions() {
-    run(Watched::start(&[]), &key_and_version_rows());
+    run(WitnessedServer::start(&[]), &key_and_version_rows());
 }
 
 /// RFC 6455 §4.2.1, items 5 and 6: the key and the version.
@@ -270,7 +270,7 @@ fn key_and_version_rows() -> Vec<Row> {
 
 #[test]
 fn heads_that_are_not_http() {
-    run(Watched::start(&[]), &syntax_rows());
+    run(WitnessedServer::start(&[]), &syntax_rows());
 }
 
 /// RFC 9112 §2.2, §5: line endings, white space and control characters in the wrong places.
@@ -309,7 +309,7 @@ fn syntax_rows() -> Vec<Row> {
 
 #[test]
 fn bodies_and_what_follows() {
-    run(Watched::start(&[]), &body_rows());
+    run(WitnessedServer::start(&[]), &body_rows());
 }
 
 /// RFC 9112 §6: the server rejects a request that has a body, and never reads a second request on a connection.
@@ -335,7 +335,7 @@ fn body_rows() -> Vec<Row> {
 
 #[test]
 fn heads_that_are_too_long() {
-    run(Watched::start(&[]), &length_rows());
+    run(WitnessedServer::start(&[]), &length_rows());
 }
 
 /// A request head may have up to 8 KiB and 64 headers. The request from `handshake` already has five headers.
@@ -360,7 +360,7 @@ fn length_rows() -> Vec<Row> {
 /// Without a limit, a server that parses the request head again after each read would spend minutes on 20 MB.
 #[test]
 fn a_head_of_20_mb_is_rejected_after_8_kib() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     let mut client = server.connect();
     let mut writer = support::RawClient::new(client.stream.try_clone().unwrap());
     let flood = std::thread::spawn(move || {
@@ -372,7 +372,7 @@ fn a_head_of_20_mb_is_rejected_after_8_kib() {
     let response = client.read_response();
     rejects(&[431], &["RFC 6585", "§5"]).check(&response);
     flood.join().unwrap();
-    server.still_chats();
+    server.check_chat();
     server.finish(&[]);
 }
 
@@ -385,7 +385,7 @@ fn other_protocols_are_named_in_the_log() {
         ("SSH", b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
         ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()),
     ];
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     let name = |row: &(&str, Vec<u8>)| row.0.to_owned();
     each_row(&rows, name, |(protocol, bytes)| {
         let mut client = server.connect();
@@ -394,7 +394,7 @@ fn other_protocols_are_named_in_the_log() {
         let statuses: &[u16] = if *protocol == "HTTP/2" { &[400, 505] } else { &[400] };
         assert!(response.is_empty() || statuses.contains(&Response::parse(&response).status), "400, or no response");
         server.wait_for_log(protocol);
-        server.still_chats();
+        server.check_chat();
     });
     server.finish(&[]);
 }
@@ -402,7 +402,7 @@ fn other_protocols_are_named_in_the_log() {
 /// A client may send its first frame in the same write as the request head.
 #[test]
 fn a_frame_after_the_head_is_received() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     for cut in Cut::BOTH {
         let mut client = server.connect();
         let request = handshake().target("/echo?token=dev-token").followed_by(support::table::hex("81 82 M0 'hi'"));
@@ -420,7 +420,7 @@ fn a_frame_after_the_head_is_received() {
 
 #[test]
 fn subprotocols() {
-    run(Watched::start(&[]), &subprotocol_rows());
+    run(WitnessedServer::start(&[]), &subprotocol_rows());
 }
 
 /// RFC 6455 §4.2.2, §1.9: the server selects the endpoint's subprotocol if the client offers it, and otherwise none.
@@ -449,7 +449,7 @@ fn subprotocol_rows() -> Vec<Row> {
 
 #[test]
 fn extensions() {
-    run(Watched::start(&[]), &extension_rows());
+    run(WitnessedServer::start(&[]), &extension_rows());
 }
 
 /// RFC 6455 §9.1: without `--deflate`, the server declines every extension. The server rejects a malformed list.
@@ -475,7 +475,7 @@ fn extension_rows() -> Vec<Row> {
 
 #[test]
 fn targets() {
-    run(Watched::start(&[]), &target_rows());
+    run(WitnessedServer::start(&[]), &target_rows());
 }
 
 /// Request targets: paths, queries, and absolute-form (RFC 9112 §3.2.2).
@@ -521,12 +521,12 @@ fn target_rows() -> Vec<Row> {
 
 #[test]
 fn plain_requests() {
-    run(Watched::start(&[]), &plain_rows());
+    run(WitnessedServer::start(&[]), &non_upgrade_rows());
 }
 
 /// Requests that do not lead to an upgrade, such as page loads and health checks.
 #[rustfmt::skip]
-fn plain_rows() -> Vec<Row> {
+fn non_upgrade_rows() -> Vec<Row> {
     let health = || ok(Body::JsonObject);
     let needs_upgrade = || rejects(&[426], &["§"]);
     vec![
@@ -570,7 +570,7 @@ fn the_first_broken_rule_decides() {
     let wrong_token = "/?token=wrong-7f3a&username=%00";
     let no_key = || hs().without("Sec-WebSocket-Key");
     run(
-        Watched::start(&[]),
+        WitnessedServer::start(&[]),
         &[
             row("1 before 2: too long, no Host", hs().without("Host").add(long), rejects(&[431], &[])),
             row("1 before 2: a body, a foreign Host", body().set(foreign_host), rejects(&[400], &[])),
@@ -608,10 +608,10 @@ fn the_first_broken_rule_decides() {
 
 /// The server checks `--max-connections` last, in step 11 of the table in `src/chat/PROTOCOL.md`.
 #[test]
-fn full_is_checked_last() {
-    // `Watched` itself opens three connections. With `--max-connections 3`, the server is then full.
+fn max_connections_is_checked_last() {
+    // `WitnessedServer` itself opens three connections. With `--max-connections 3`, the server is then full.
     let full = || rejects(&[503], &[]);
-    let server = Watched::start(&["--max-connections", "3"]);
+    let server = WitnessedServer::start(&["--max-connections", "3"]);
     let rows = [
         row("full", handshake(), full()),
         row("full, /echo", handshake().target("/echo?token=dev-token"), full()),
@@ -624,7 +624,7 @@ fn full_is_checked_last() {
     run(server, &rows);
 }
 
-fn retry_after(server: &Watched) -> String {
+fn retry_after(server: &WitnessedServer) -> String {
     let mut client = server.connect();
     client.send(&handshake().bytes());
     client.read_response().header("Retry-After").to_owned()
@@ -632,11 +632,11 @@ fn retry_after(server: &Watched) -> String {
 
 #[test]
 fn hosts() {
-    run(Watched::start(&[]), &host_rows());
+    run(WitnessedServer::start(&[]), &host_rows());
     let host = |name: &str| handshake().set(&format!("Host: {name}"));
     let foreign = || rejects(&[403], &["other.example"]);
     run(
-        Watched::start(&["--allow-host", "chat.example", "--open"]),
+        WitnessedServer::start(&["--allow-host", "chat.example", "--open"]),
         &[
             row("allowed", host("chat.example"), upgrades()),
             row("allowed, any port", host("chat.example:8443"), upgrades()),
@@ -647,7 +647,7 @@ fn hosts() {
         ],
     );
     let any = [row("any host", host("other.example"), upgrades())];
-    run(Watched::start(&["--allow-host", "*", "--open"]), &any);
+    run(WitnessedServer::start(&["--allow-host", "*", "--open"]), &any);
 }
 
 /// A request needs exactly one `Host`. On a loopback listener, `Host` must be a loopback name, with any port.
@@ -676,11 +676,11 @@ fn host_rows() -> Vec<Row> {
 
 #[test]
 fn origins() {
-    run(Watched::start(&[]), &origin_rows());
+    run(WitnessedServer::start(&[]), &origin_rows());
     let origin = |origin: &str| handshake().add(format!("Origin: {origin}"));
     let rejected = || rejects(&[403], &["--allow-origin"]);
     run(
-        Watched::start(&["--allow-origin", "https://good.example", "--allow-origin", "http://also.example:81"]),
+        WitnessedServer::start(&["--allow-origin", "https://good.example", "--allow-origin", "http://also.example:81"]),
         &[
             row("allowed", origin("https://good.example"), upgrades()),
             row("allowed too", origin("http://also.example:81"), upgrades()),
@@ -694,7 +694,7 @@ fn origins() {
         ],
     );
     let any = [row("any", origin("https://evil.example"), upgrades()), row("any: null", origin("null"), upgrades())];
-    run(Watched::start(&["--allow-origin", "*"]), &any);
+    run(WitnessedServer::start(&["--allow-origin", "*"]), &any);
 }
 
 /// Test table for the `Origin` header. The server listens on a loopback address and requires a token.
@@ -728,7 +728,7 @@ fn origin_rows() -> Vec<Row> {
 /// By default, the server allows the origin `null` only on a loopback listener that requires a token: a page opened
 /// from disk has the origin `null`, but so does a sandboxed frame of any website.
 #[test]
-fn the_null_origin_elsewhere() {
+fn the_null_origin_on_open_and_public_servers() {
     let null = || handshake().target("/?token=a-secret").add("Origin: null");
     let rejected = || rejects(&[403], &["null", "--allow-origin"]);
     run_with("a-secret", "127.0.0.1:0", &["--open"], &[row("--open", null(), rejected())]);
@@ -751,7 +751,7 @@ fn the_null_origin_elsewhere() {
 
 fn run_with(token: &str, listen: &str, args: &[&str], rows: &[Row]) {
     let args = [args, &["--rate-limit", "0"]].concat();
-    run(Watched::new(support::Server::start_at(listen, &args), token), rows);
+    run(WitnessedServer::new(support::Server::start_at(listen, &args), token), rows);
 }
 
 /// A missing token and every wrong token get the same 401 response.
@@ -784,5 +784,5 @@ fn tokens() {
         row("the query's is wrong", token("wrong-7f3a").add("Authorization: Bearer dev-token"), unauthorized()),
         row("the query's is right", token("dev-token").add("Authorization: Bearer wrong-7f3a"), upgrades()),
     ];
-    run(Watched::start(&[]), &rows);
+    run(WitnessedServer::start(&[]), &rows);
 }

@@ -61,7 +61,7 @@ fn upgrade_from(server: &Server, address: &str, target: &str) -> RawClient {
 }
 
 /// Sends a request with the address `client` in `X-Forwarded-For`. Returns the complete response.
-fn forwarded(server: &Server, client: &str, request: Request) -> Response {
+fn forwarded_response(server: &Server, client: &str, request: Request) -> Response {
     rejection(server, &request.add(format!("X-Forwarded-For: {client}")))
 }
 
@@ -101,7 +101,7 @@ fn too_many_wrong_tokens() {
     let server = proxied(&[&UNLIMITED[..], &["--tokens", &file, "--max-wrong-tokens", "3"]].concat());
     let right = || handshake().target("/?token=right");
     for target in ["/", "/echo", "/ws/general", "/ws", "/"] {
-        let response = forwarded(&server, "192.0.2.1", handshake().target(target));
+        let response = forwarded_response(&server, "192.0.2.1", handshake().target(target));
         assert_eq!((response.status, response.body.as_str()), (401, "Unauthorized"), "a missing token does not count");
     }
     let wrong = [
@@ -111,23 +111,23 @@ fn too_many_wrong_tokens() {
     ];
     for request in wrong {
         assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=right"), 101, "below the limit");
-        assert_eq!(forwarded(&server, "192.0.2.1", request).status, 401);
+        assert_eq!(forwarded_response(&server, "192.0.2.1", request).status, 401);
     }
     for request in [right(), right().target("/echo?token=right"), right().target("/?token=wrong"), right().target("/")]
     {
-        let response = forwarded(&server, "192.0.2.1", request);
+        let response = forwarded_response(&server, "192.0.2.1", request);
         assert!(response.status == 429 && has_retry_after(&response), "{response:?}");
         assert!(response.body.contains("wrong tokens"), "the body names the limit: {response:?}");
     }
-    let page = forwarded(&server, "192.0.2.1", get("/health"));
+    let page = forwarded_response(&server, "192.0.2.1", get("/health"));
     assert_eq!(page.status, 200, "pages need no token");
-    assert_eq!(forwarded(&server, "192.0.2.2", handshake().target("/?token=wrong")).status, 401);
+    assert_eq!(forwarded_response(&server, "192.0.2.2", handshake().target("/?token=wrong")).status, 401);
     assert_eq!(forwarded_status(&server, "192.0.2.2", "/?token=right"), 101, "another address");
 }
 
 /// All addresses of an IPv6 /64 network share one limit on wrong tokens.
 #[test]
-fn an_ipv6_network_guesses_as_one_client() {
+fn an_ipv6_network_shares_one_limit_on_wrong_tokens() {
     let file = tokens("network", "right\n");
     let server = proxied(&[&UNLIMITED[..], &["--tokens", &file, "--max-wrong-tokens", "2"]].concat());
     for address in ["2001:db8::1", "2001:db8::ffff:2"] {
@@ -138,7 +138,7 @@ fn an_ipv6_network_guesses_as_one_client() {
 }
 
 #[test]
-fn no_limit_of_wrong_tokens() {
+fn no_limit_on_wrong_tokens() {
     let file = tokens("unlimited", "right\n");
     let server = proxied(&[&UNLIMITED[..], &["--tokens", &file, "--max-wrong-tokens", "0"]].concat());
     for _ in 0..40 {
@@ -178,7 +178,7 @@ fn too_many_connections_from_one_address() {
 #[test]
 fn an_address_gets_its_whole_share() {
     let server = public(&["--open", "--rate-limit", "0"]);
-    let mut clients = all_at_once(&server, 40, "/");
+    let mut clients = send_requests_at_once(&server, 40, "/");
     let rejected: Vec<_> = clients.iter_mut().filter(|(_, response)| response.status != 101).collect();
     assert_eq!(rejected.len(), 40 - 32);
     for (client, response) in rejected {
@@ -190,7 +190,7 @@ fn an_address_gets_its_whole_share() {
 
 /// Silent connections count towards `--max-per-address` of their own address, but not towards `--max-connections`.
 #[test]
-fn silent_clients_hold_no_other_place() {
+fn silent_connections_count_towards_their_address_only() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-connections", "50"]);
     let _silent: Vec<RawClient> = (0..52).map(|_| connect_from(&server, "127.0.0.2")).collect();
     for address in ["127.0.0.3", "127.0.0.4"] {
@@ -231,14 +231,14 @@ fn connections_through_a_proxy() {
             clients.push(client);
         }
     }
-    let surplus = forwarded(&server, "192.0.2.1", handshake().target("/"));
+    let surplus = forwarded_response(&server, "192.0.2.1", handshake().target("/"));
     assert!(surplus.status == 503 && surplus.body.contains("too many connections"), "{surplus:?}");
     drop(clients);
     wait_until("the clients have left", || upgrade("192.0.2.1").1 == 101);
 }
 
 #[test]
-fn no_limit_of_connections_per_address() {
+fn no_limit_on_connections_per_address() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "0"]);
     let _silent: Vec<RawClient> = (0..100).map(|_| connect_from(&server, "127.0.0.2")).collect();
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 101);
@@ -271,7 +271,7 @@ fn an_address_that_connects_too_fast() {
 }
 
 #[test]
-fn no_limit_of_connections_per_second() {
+fn no_limit_on_connections_per_second() {
     for args in [&["--connect-rate", "0"][..], &["--connect-rate", "10000"]] {
         let server = public(&[&["--open", "--max-per-address", "0"], args].concat());
         for _ in 0..300 {
@@ -296,7 +296,7 @@ fn the_slowest_rate_of_connections() {
 
 /// Pauses the server with SIGSTOP while `count` clients send a request, so that the server finds all requests at once.
 /// Returns the clients and their responses.
-fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, Response)> {
+fn send_requests_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, Response)> {
     server.signal("STOP");
     let mut clients: Vec<RawClient> = (0..count).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.send(&handshake().target(target).bytes()));
@@ -313,7 +313,7 @@ fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, R
 fn first_come_first_served() {
     for (target, extra) in [("/?token=dev-token", 0), ("/?token=dev-token", 6), ("/echo?token=dev-token", 60)] {
         let server = Server::start(&["--max-connections", "20"]);
-        let mut clients = all_at_once(&server, 20 + extra, target);
+        let mut clients = send_requests_at_once(&server, 20 + extra, target);
         let accepted = clients.iter().filter(|(_, response)| response.status == 101).count();
         let rejected: Vec<_> = clients.iter_mut().filter(|(_, response)| response.status != 101).collect();
         assert_eq!((accepted, rejected.len()), (20, extra));
@@ -327,7 +327,7 @@ fn first_come_first_served() {
 
 /// Upgraded connections count towards `--max-connections`. Unfinished handshakes and rejected requests do not count.
 #[test]
-fn only_clients_take_places() {
+fn only_upgraded_connections_count_towards_the_limit() {
     let server = Server::start(&["--max-connections", "2"]);
     let half = |_| {
         let mut client = server.connect();
@@ -350,7 +350,7 @@ fn only_clients_take_places() {
     for target in ["/", "/health"] {
         assert_eq!(rejection(&server, &get(target)).status, 200, "{target}");
     }
-    first.leaves();
+    first.leave();
     assert_eq!(server.status(&handshake()), 101);
     drop((handshaking, lingering));
 }
@@ -379,9 +379,9 @@ fn rejected_connections_that_stay() {
 // ---------------------------------------------------------------------------------------------- rate limit per user
 
 /// Options that limit each user to one message per 1,000 seconds.
-const ONE_MESSAGE: [&str; 6] = ["--rate-limit", "0.001", "--connect-rate", "0", "--history", "0"];
+const LOW_RATE_LIMIT: [&str; 6] = ["--rate-limit", "0.001", "--connect-rate", "0", "--history", "0"];
 
-fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
+fn is_join_rate_limited(server: &Server, address: &str, target: &str) -> bool {
     let (mut client, response) = request_from(server, address, &handshake().target(target));
     if response.status == 429 {
         assert!(has_retry_after(&response), "{response:?}");
@@ -396,7 +396,7 @@ fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
 #[test]
 fn joins_draw_from_the_rate_limit() {
     let file = tokens("joins", "one\ntwo\n");
-    let server = public(&[&ONE_MESSAGE[..], &["--tokens", &file]].concat());
+    let server = public(&[&LOW_RATE_LIMIT[..], &["--tokens", &file]].concat());
     let mut first = upgrade_from(&server, "127.0.0.2", "/?token=one&username=first");
     first.read_event("welcome");
     first.send_text(r#"{"event":"message","data":{"text":"too many"}}"#);
@@ -404,28 +404,28 @@ fn joins_draw_from_the_rate_limit() {
     drop(first);
     // One rate limit covers a user's joins with any username on any chat endpoint.
     for target in ["/?token=one&username=first", "/?token=one&username=other", "/ws/x?token=one"] {
-        assert!(is_slowed_join(&server, "127.0.0.2", target), "{target}");
+        assert!(is_join_rate_limited(&server, "127.0.0.2", target), "{target}");
     }
-    assert!(is_slowed_join(&server, "127.0.0.2", "/ws?token=one&username=first&client_id=1"));
+    assert!(is_join_rate_limited(&server, "127.0.0.2", "/ws?token=one&username=first&client_id=1"));
     (0..5).for_each(|_| drop(upgrade_from(&server, "127.0.0.2", "/echo?token=one")));
     // Rejected requests do not use up the rate limit.
     for _ in 0..3 {
         assert_eq!(status_from(&server, "127.0.0.3", "/?token=one&username=%00"), 400);
         assert_eq!(status_from(&server, "127.0.0.3", "/?token=wrong"), 401);
     }
-    assert!(!is_slowed_join(&server, "127.0.0.3", "/?token=one"), "another address");
-    assert!(is_slowed_join(&server, "127.0.0.3", "/?token=one"));
-    assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=two"), "another token");
+    assert!(!is_join_rate_limited(&server, "127.0.0.3", "/?token=one"), "another address");
+    assert!(is_join_rate_limited(&server, "127.0.0.3", "/?token=one"));
+    assert!(!is_join_rate_limited(&server, "127.0.0.2", "/?token=two"), "another token");
 }
 
 /// Rejected joins do not count as flooding. Otherwise a program that keeps retrying would get the user's other
 /// connections closed.
 #[test]
-fn rejected_joins_close_nobody() {
-    let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
+fn rejected_joins_do_not_count_as_flooding() {
+    let server = public(&[&LOW_RATE_LIMIT[..], &["--open"]].concat());
     let mut client = upgrade_from(&server, "127.0.0.2", "/");
     client.read_event("welcome");
-    (0..20).for_each(|_| assert!(is_slowed_join(&server, "127.0.0.2", "/")));
+    (0..20).for_each(|_| assert!(is_join_rate_limited(&server, "127.0.0.2", "/")));
     // With a burst of one message, the sixth rejected message counts as flooding.
     for _ in 0..5 {
         client.send_text(r#"{"event":"ping"}"#);
@@ -437,25 +437,25 @@ fn rejected_joins_close_nobody() {
 
 /// On a server without access tokens, all clients at one address are one user and share one rate limit.
 #[test]
-fn an_address_is_a_user_of_an_open_server() {
-    let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
-    assert!(!is_slowed_join(&server, "127.0.0.2", "/?username=a"));
-    assert!(is_slowed_join(&server, "127.0.0.2", "/?username=b"));
-    assert!(!is_slowed_join(&server, "127.0.0.3", "/?username=a"));
+fn an_address_is_one_user_on_an_open_server() {
+    let server = public(&[&LOW_RATE_LIMIT[..], &["--open"]].concat());
+    assert!(!is_join_rate_limited(&server, "127.0.0.2", "/?username=a"));
+    assert!(is_join_rate_limited(&server, "127.0.0.2", "/?username=b"));
+    assert!(!is_join_rate_limited(&server, "127.0.0.3", "/?username=a"));
 }
 
 /// All access tokens that are bound to the same username share one rate limit, whatever the client's address.
 #[test]
 fn a_bound_username_is_a_user_everywhere() {
     let file = tokens("bound", "phone ann\nlaptop ann\nother bob\n");
-    let server = public(&[&ONE_MESSAGE[..], &["--tokens", &file]].concat());
-    assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=phone"));
+    let server = public(&[&LOW_RATE_LIMIT[..], &["--tokens", &file]].concat());
+    assert!(!is_join_rate_limited(&server, "127.0.0.2", "/?token=phone"));
     for (address, target) in
         [("127.0.0.2", "/?token=phone"), ("127.0.0.3", "/ws/x?token=phone"), ("127.0.0.4", "/?token=laptop")]
     {
-        assert!(is_slowed_join(&server, address, target), "{address} {target}");
+        assert!(is_join_rate_limited(&server, address, target), "{address} {target}");
     }
-    assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=other"));
+    assert!(!is_join_rate_limited(&server, "127.0.0.2", "/?token=other"));
 }
 
 /// All connections of a user share one token bucket, for messages and for room switches.
@@ -493,14 +493,14 @@ fn connections_of_a_user_share_its_rate_limit() {
 
 /// The server counts rejected messages and `typing` commands per user, over all connections of the user.
 #[test]
-fn connections_of_a_user_share_the_rest_of_its_limits() {
+fn connections_of_a_user_share_its_other_limits() {
     let server = public(&["--open", "--rate-limit", "1", "--history", "0"]);
     let mut witness = User::new(upgrade_from(&server, "127.0.0.3", "/?username=witness"), Dialect::Events, "witness");
-    witness.receives_event("welcome", json!({}));
+    witness.expect_event("welcome", json!({}));
     let mut clients = ["a", "b"].map(|name| upgrade_from(&server, "127.0.0.2", &format!("/?username={name}")));
     for client in &mut clients {
         client.read_event("welcome");
-        witness.receives_event("joined", json!({}));
+        witness.expect_event("joined", json!({}));
     }
     let send_at_once = |clients: &mut [RawClient; 2], text: &str, count: usize| {
         server.signal("STOP");
@@ -508,10 +508,10 @@ fn connections_of_a_user_share_the_rest_of_its_limits() {
         server.signal("CONT");
     };
     send_at_once(&mut clients, r#"{"event":"typing"}"#, 1);
-    witness.receives_event("typing", json!({}));
+    witness.expect_event("typing", json!({}));
     // With a burst of two, the eleventh rejected message counts as flooding. Eight from one connection are too few.
     send_at_once(&mut clients, r#"{"event":"ping"}"#, 8);
-    let left = witness.receives_event("left", json!({}));
+    let left = witness.expect_event("left", json!({}));
     let [a, b] = &mut clients;
     let flooding = if left["username"] == "a" { a } else { b };
     let close = loop {
@@ -525,13 +525,13 @@ fn connections_of_a_user_share_the_rest_of_its_limits() {
 
 /// On a local server, each connection is a separate user, and joins do not use up the rate limit.
 #[test]
-fn joins_are_free_on_a_local_server() {
-    let server = Server::start(&ONE_MESSAGE);
+fn joins_on_a_local_server_are_not_rate_limited() {
+    let server = Server::start(&LOW_RATE_LIMIT);
     for _ in 0..5 {
         let mut user = User::events(&server, "ann", "general");
-        user.sends_message("first");
-        user.receives_event("message", json!({"text": "first"}));
-        user.leaves();
+        user.send_message("first");
+        user.expect_event("message", json!({"text": "first"}));
+        user.leave();
     }
 }
 
@@ -559,61 +559,61 @@ fn reserved_usernames() {
     assert_eq!(server.status(&handshake().target("/?token=any&username=alice2")), 101);
 
     let mut witness = User::at(&server, Dialect::Events, "/?token=hers&room=names", "alice");
-    witness.receives_event("welcome", json!({"username": "alice"}));
+    witness.expect_event("welcome", json!({"username": "alice"}));
     let mut also = User::at(&server, Dialect::Events, "/?token=also-hers&username=alice&room=names", "alice");
-    also.receives_event("welcome", json!({"username": "alice"}));
-    witness.receives_event("joined", json!({"username": "alice"}));
+    also.expect_event("welcome", json!({"username": "alice"}));
+    witness.expect_event("joined", json!({"username": "alice"}));
     let mut presence = User::at(&server, Dialect::Presence, "/ws?token=hers&client_id=1&room=names", "alice");
     assert_eq!(presence.receive()["username"], "alice");
-    witness.receives_event("joined", json!({"username": "alice"}));
+    witness.expect_event("joined", json!({"username": "alice"}));
     let mut rooms = User::at(&server, Dialect::Rooms, "/ws/names?token=hers", "");
     rooms.receive();
-    witness.receives_event("joined", json!({"username": "alice"}));
-    rooms.sends_message("a message without a name");
-    witness.receives_event("message", json!({"username": "alice"}));
-    rooms.receives(json!({"type": "message", "username": "alice", "text": "a message without a name"}));
+    witness.expect_event("joined", json!({"username": "alice"}));
+    rooms.send_message("a message without a name");
+    witness.expect_event("message", json!({"username": "alice"}));
+    rooms.expect_message(json!({"type": "message", "username": "alice", "text": "a message without a name"}));
     rooms.name = "bob".into();
-    rooms.sends_message("under another name");
-    rooms.receives_error();
+    rooms.send_message("under another name");
+    rooms.expect_error();
 
     let mut other = User::at(&server, Dialect::Rooms, "/ws/names?token=any", "");
     other.receive();
     other.receive();
-    witness.receives_event("joined", json!({"username": "Anonymous"}));
+    witness.expect_event("joined", json!({"username": "Anonymous"}));
     for name in ["alice", "ALICE", "ａｌｉｃｅ", "alice\u{fe0f}"] {
         other.name = name.into();
-        other.sends_message("not alice");
-        let error = other.receives_error();
+        other.send_message("not alice");
+        let error = other.expect_error();
         assert!(error.contains("reserved"), "{error}");
     }
     other.send(r#"{"type":"typing","username":"Alice"}"#);
-    other.receives_error();
+    other.expect_error();
     other.name = "bob".into();
-    other.sends_message("bob");
-    witness.receives_event("message", json!({"username": "bob", "text": "bob"}));
+    other.send_message("bob");
+    witness.expect_event("message", json!({"username": "bob", "text": "bob"}));
 }
 
 /// With `--unique-names`, a new client with a token bound to a username replaces the client that uses the username,
 /// even if the two clients have different addresses.
 #[test]
-fn a_bound_token_takes_its_username_over() {
+fn a_bound_token_takes_over_its_username() {
     let file = tokens("takeover", "phone ann\nlaptop ann\nfree\n");
     let server = public(&[&UNLIMITED[..], &["--unique-names", "--tokens", &file]].concat());
     let connect =
         |address: &str, target: &str| User::new(upgrade_from(&server, address, target), Dialect::Events, "ann");
     let mut first = connect("127.0.0.2", "/?token=phone");
-    first.receives_event("welcome", json!({"username": "ann"}));
+    first.expect_event("welcome", json!({"username": "ann"}));
     for (address, target) in [("127.0.0.3", "/?token=laptop"), ("127.0.0.2", "/?token=laptop&username=ann")] {
         let mut next = connect(address, target);
-        next.receives_event("welcome", json!({"username": "ann", "members": []}));
-        std::mem::replace(&mut first, next).receives_close(1008, "replaced by a newer connection");
+        next.expect_event("welcome", json!({"username": "ann", "members": []}));
+        std::mem::replace(&mut first, next).expect_close(1008, "replaced by a newer connection");
     }
     assert_eq!(status_from(&server, "127.0.0.2", "/?token=free&username=ann"), 403);
-    first.receives_nothing();
+    first.expect_nothing();
     // A client with an unbound token cannot take over a username, not even from a client with the same token.
     let mut bob = connect("127.0.0.2", "/?token=free&username=bob");
-    bob.receives_event("welcome", json!({}));
-    connect("127.0.0.2", "/?token=free&username=bob").receives_close(1008, "username already in use");
+    bob.expect_event("welcome", json!({}));
+    connect("127.0.0.2", "/?token=free&username=bob").expect_close(1008, "username already in use");
 }
 
 /// While a `client_id` is in use, the server rejects clients that use it with another token.
@@ -626,13 +626,13 @@ fn a_client_id_of_another_token() {
     first.receive();
     let response = rejection(&server, &handshake().target(target("two")));
     assert!(response.status == 403 && response.body.contains("client_id"), "{response:?}");
-    first.receives_nothing();
+    first.expect_nothing();
     let mut second = User::at(&server, Dialect::Presence, &target("one"), "one");
-    first.receives_close(1008, "replaced by a newer connection");
+    first.expect_close(1008, "replaced by a newer connection");
     second.receive();
     assert_eq!(server.status(&handshake().target(target("two"))), 403);
     assert_eq!(server.status(&handshake().target(target("two").replace("=7", "=8"))), 101, "another id");
-    second.leaves();
+    second.leave();
     assert_eq!(server.status(&handshake().target(target("two"))), 101, "the id is free");
 }
 
@@ -695,7 +695,7 @@ fn a_token_in_a_subprotocol() {
     server.signal("TERM");
     assert!(server.wait().success());
     wait_until("the log is complete", || server.log().matches("= over").count() == rows.len());
-    let recordings = recorded(&dir);
+    let recordings = read_recordings(&dir);
     assert!(server.log().contains("bearer.*") && recordings.len() > 1000, "both contain the requests");
     for (what, text) in [("log", server.log()), ("banner", server.printed()), ("recordings", recordings)] {
         assert_hidden(TOKEN, what, &text);
@@ -712,7 +712,7 @@ fn assert_hidden(secret: &str, what: &str, text: &str) {
 }
 
 /// The text of all recordings in a folder.
-fn recorded(dir: &Path) -> String {
+fn read_recordings(dir: &Path) -> String {
     let files = fs::read_dir(dir).expect("the folder").map(|entry| entry.unwrap().path());
     files.map(|path| fs::read_to_string(path).unwrap()).collect()
 }
@@ -813,11 +813,11 @@ fn tokens_are_reloaded() {
     let mut handshaking = server.connect();
     handshaking.send(b"GET /?token=gone HTTP/1.1\r\n");
     let mut witness = User::at(&server, Dialect::Events, "/?token=stays&username=witness", "witness");
-    witness.receives_event("welcome", json!({}));
+    witness.expect_event("welcome", json!({}));
     let mut echo = server.upgrade("/echo?token=stays");
     let mut member = User::at(&server, Dialect::Events, "/?token=gone&username=member", "member");
-    member.receives_event("welcome", json!({}));
-    witness.receives_event("joined", json!({"username": "member"}));
+    member.expect_event("welcome", json!({}));
+    witness.expect_event("joined", json!({"username": "member"}));
     let mut ann = User::at(&server, Dialect::Rooms, "/ws/other?token=moved", "");
     ann.receive();
     let revoked_echo = User::at(&server, Dialect::Events, "/echo?token=gone", "");
@@ -826,9 +826,9 @@ fn tokens_are_reloaded() {
     server.signal("HUP");
     server.wait_for_log("RELOAD");
     assert!(server.log().contains("RELOAD tokens added=2 removed=2 connections_closed=3"), "{}", server.log());
-    witness.receives_event("left", json!({"username": "member"}));
+    witness.expect_event("left", json!({"username": "member"}));
     for user in [member, ann, revoked_echo] {
-        user.receives_close(1008, "token revoked");
+        user.expect_close(1008, "token revoked");
     }
     handshaking.send(&handshake().bytes()[b"GET /?token=dev-token&username=bot&room=general HTTP/1.1\r\n".len()..]);
     assert!(handshaking.read_head().starts_with("HTTP/1.1 401 "));
@@ -864,14 +864,14 @@ fn tokens_are_reloaded() {
         assert!(!log.contains(secret), "{log}");
     }
     // The server has not closed the connections whose token is still valid.
-    witness.receives_nothing();
+    witness.expect_nothing();
     echo.send_text("still here");
     assert_eq!(echo.read_text(), "still here");
 
     // A reload succeeds again once the token file is valid.
     fs::write(&path, "gone\n").unwrap();
     server.signal("HUP");
-    witness.receives_close(1008, "token revoked");
+    witness.expect_close(1008, "token revoked");
     assert_eq!(status_from(&server, "127.0.0.2", "/?token=gone"), 101);
 }
 
@@ -883,7 +883,7 @@ fn a_reload_without_a_file() {
         let mut user = User::events(&server, "ann", "general");
         server.signal("HUP");
         server.wait_for_log("RELOAD");
-        user.receives_nothing();
+        user.expect_nothing();
         assert_eq!(server.status(&handshake()), 101);
     }
 }
@@ -918,32 +918,32 @@ fn privileges_of_a_local_server() {
 fn large_rooms() {
     let server = Server::start(&["--max-listed", "2", "--max-presence", "3"]);
     let mut first = User::events(&server, "a", "big");
-    let mut second = User::joins(&server, Dialect::Presence, "b", "big");
+    let mut second = User::join(&server, Dialect::Presence, "b", "big");
     let joined = |name: &str, users: Value| json!({"type": "user_joined", "username": name, "active_users": users});
-    second.receives(joined("b", json!(["a", "b"])));
-    let mut third = User::joins(&server, Dialect::Events, "c", "big");
-    third.receives_event("welcome", json!({"members": ["a", "b"], "member_count": 2}));
-    second.receives(joined("c", json!(["a", "b", "c"])));
-    let mut fourth = User::joins(&server, Dialect::Events, "d", "big");
-    fourth.receives_event("welcome", json!({"members": ["a", "b"], "member_count": 3}));
+    second.expect_message(joined("b", json!(["a", "b"])));
+    let mut third = User::join(&server, Dialect::Events, "c", "big");
+    third.expect_event("welcome", json!({"members": ["a", "b"], "member_count": 2}));
+    second.expect_message(joined("c", json!(["a", "b", "c"])));
+    let mut fourth = User::join(&server, Dialect::Events, "d", "big");
+    fourth.expect_event("welcome", json!({"members": ["a", "b"], "member_count": 3}));
     let large = |kind: &str, name: &str, count: usize| json!({"type": kind, "username": name, "active_users": [], "active_count": count});
-    second.receives(large("user_joined", "d", 4));
-    let mut fifth = User::joins(&server, Dialect::Presence, "e", "big");
-    fifth.receives(large("user_joined", "e", 5));
-    second.receives(large("user_joined", "e", 5));
+    second.expect_message(large("user_joined", "d", 4));
+    let mut fifth = User::join(&server, Dialect::Presence, "e", "big");
+    fifth.expect_message(large("user_joined", "e", 5));
+    second.expect_message(large("user_joined", "e", 5));
     let mut switcher = User::events(&server, "s", "small");
-    switcher.sends_event("switch_room", json!({"room": "big"}));
-    switcher.receives_event("switched", json!({"members": ["a", "b"], "member_count": 5}));
-    second.receives(large("user_joined", "s", 6));
-    switcher.sends_event("switch_room", json!({"room": "small"}));
-    switcher.receives_event("switched", json!({"members": [], "member_count": 0}));
-    second.receives(large("user_left", "s", 5));
-    fifth.leaves();
-    second.receives(large("user_left", "e", 4));
-    fourth.leaves();
-    second.receives(json!({"type": "user_left", "username": "d", "active_users": ["a", "b", "c"]}));
+    switcher.send_event("switch_room", json!({"room": "big"}));
+    switcher.expect_event("switched", json!({"members": ["a", "b"], "member_count": 5}));
+    second.expect_message(large("user_joined", "s", 6));
+    switcher.send_event("switch_room", json!({"room": "small"}));
+    switcher.expect_event("switched", json!({"members": [], "member_count": 0}));
+    second.expect_message(large("user_left", "s", 5));
+    fifth.leave();
+    second.expect_message(large("user_left", "e", 4));
+    fourth.leave();
+    second.expect_message(json!({"type": "user_left", "username": "d", "active_users": ["a", "b", "c"]}));
     for name in ["b", "c", "d", "e", "s"] {
-        first.receives_event("joined", json!({"username": name}));
+        first.expect_event("joined", json!({"username": name}));
     }
 }
 
@@ -972,15 +972,15 @@ fn lines_of_a_client_in_the_log() {
     let file = tokens("log", "# ours\nsecret-one\nsecret-two ann\n");
     let server = public(&[&UNLIMITED[..], &["--tokens", &file, "-v"]].concat());
     let mut ann = User::new(upgrade_from(&server, "127.0.0.2", "/?token=secret-two"), Dialect::Events, "ann");
-    ann.receives_event("welcome", json!({}));
+    ann.expect_event("welcome", json!({}));
     let rooms = upgrade_from(&server, "127.0.0.3", "/ws/other?token=secret-one");
-    ann.sends_event("switch_room", json!({"room": "other"}));
-    ann.receives_event("switched", json!({}));
+    ann.send_event("switch_room", json!({"room": "other"}));
+    ann.expect_event("switched", json!({}));
     server.wait_for_log("SWITCH from=general to=other user=ann connection=");
-    ann.sends_message("hello");
-    ann.receives_event("message", json!({}));
+    ann.send_message("hello");
+    ann.expect_event("message", json!({}));
     server.wait_for_log("MSG room=other user=ann connection=");
-    ann.leaves();
+    ann.leave();
     drop(rooms);
     server.wait_for_log("LEAVE room=other user=ann connection=");
     server.wait_for_log("LEAVE room=other user=Anonymous connection=");
@@ -1017,28 +1017,28 @@ fn rooms_of_one_user() {
     let join = |address: &str, room: &str| {
         let target = format!("/?username={room}&room={room}");
         let mut user = User::new(upgrade_from(&server, address, &target), Dialect::Events, room);
-        user.receives_event("welcome", json!({"room": room}));
+        user.expect_event("welcome", json!({"room": room}));
         user
     };
     let (one, mut two) = (join("127.0.0.2", "one"), join("127.0.0.2", "two"));
     let mut guest = join("127.0.0.2", "two");
-    two.receives_event("joined", json!({}));
+    two.expect_event("joined", json!({}));
     let target = "/?username=a&room=three";
     let (mut client, response) = request_from(&server, "127.0.0.2", &handshake().target(target));
     let body = String::from_utf8(client.read_to_clean_end()).unwrap();
     assert!(response.status == 503 && has_retry_after(&response) && body.contains("too many rooms"), "{body}");
-    guest.sends_event("switch_room", json!({"room": "three"}));
-    assert!(guest.receives_error().contains("too many rooms"));
+    guest.send_event("switch_room", json!({"room": "three"}));
+    assert!(guest.expect_error().contains("too many rooms"));
     // At the limit, the user can still join `general` and rooms that other users opened.
-    join("127.0.0.2", "general").leaves();
+    join("127.0.0.2", "general").leave();
     let _others = join("127.0.0.3", "three");
-    guest.sends_event("switch_room", json!({"room": "general"}));
-    guest.receives_event("switched", json!({"room": "general"}));
-    guest.sends_event("switch_room", json!({"room": "three"}));
-    guest.receives_event("switched", json!({"room": "three", "members": ["three"]}));
+    guest.send_event("switch_room", json!({"room": "general"}));
+    guest.expect_event("switched", json!({"room": "general"}));
+    guest.send_event("switch_room", json!({"room": "three"}));
+    guest.expect_event("switched", json!({"room": "three", "members": ["three"]}));
     // An empty room does not count towards the limit, so the user can now open another room.
-    one.leaves();
-    join("127.0.0.2", "four").leaves();
+    one.leave();
+    join("127.0.0.2", "four").leave();
 }
 
 /// When a user leaves behind more empty rooms than `--max-empty-rooms` allows, the server deletes the newest of that
@@ -1050,10 +1050,10 @@ fn rooms_of_one_user_evict_no_others() {
     let visit = |address: &str, room: &str| {
         let target = format!("/?username=a&room={room}");
         let mut user = User::new(upgrade_from(&server, address, &target), Dialect::Events, "a");
-        let last_id = user.receives_event("welcome", json!({}))["last_id"].as_u64();
-        user.sends_message("kept");
-        user.receives_event("message", json!({}));
-        user.leaves();
+        let last_id = user.expect_event("welcome", json!({}))["last_id"].as_u64();
+        user.send_message("kept");
+        user.expect_event("message", json!({}));
+        user.leave();
         last_id
     };
     for room in ["quiet1", "quiet2"] {
@@ -1068,18 +1068,18 @@ fn rooms_of_one_user_evict_no_others() {
 
 /// A local server ignores `--max-rooms-per-user`: one user opens four rooms, and the server keeps all four histories.
 #[test]
-fn rooms_of_one_user_of_a_local_server() {
+fn a_local_server_does_not_limit_rooms_per_user() {
     let server = Server::start(&[&UNLIMITED[..], &["--max-rooms-per-user", "2"]].concat());
     let mut tourist = User::events(&server, "tourist", "general");
     for room in ["a", "b", "c", "d"] {
-        tourist.sends_event("switch_room", json!({"room": room}));
-        tourist.receives_event("switched", json!({"room": room, "last_id": 0}));
-        tourist.sends_message("I was here");
-        tourist.receives_event("message", json!({"id": 1}));
+        tourist.send_event("switch_room", json!({"room": room}));
+        tourist.expect_event("switched", json!({"room": room, "last_id": 0}));
+        tourist.send_message("I was here");
+        tourist.expect_event("message", json!({"id": 1}));
     }
     for room in ["a", "b", "c", "d"] {
-        let mut reader = User::joins(&server, Dialect::Events, "reader", room);
-        reader.receives_event("welcome", json!({"room": room, "last_id": 1}));
+        let mut reader = User::join(&server, Dialect::Events, "reader", room);
+        reader.expect_event("welcome", json!({"room": room, "last_id": 1}));
     }
 }
 
@@ -1119,7 +1119,7 @@ fn clients_that_do_not_read_fill_the_buffers() {
     let end = Instant::now() + support::DEADLINE;
     while left.len() < 3 {
         assert!(Instant::now() < end, "closed: {left:?}");
-        chatter.sends_message(&text);
+        chatter.send_message(&text);
         loop {
             let mut event = chatter.receive();
             if event["event"] == "left" {
@@ -1138,6 +1138,6 @@ fn clients_that_do_not_read_fill_the_buffers() {
         };
         assert_eq!(close, (1013, "the server's buffers are full".to_owned()));
     }
-    chatter.sends_message("still here");
-    chatter.receives_event("message", json!({"text": "still here"}));
+    chatter.send_message("still here");
+    chatter.expect_event("message", json!({"text": "still here"}));
 }

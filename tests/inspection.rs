@@ -51,7 +51,7 @@ fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
 
 /// Returns how many records the server dropped because the inspector was too slow, according to a `missed` record.
 /// Frames from before the inspection do not count.
-fn missed_in(record: &Value) -> u64 {
+fn missed_count(record: &Value) -> u64 {
     if record["earlier"] == true { 0 } else { record["count"].as_u64().unwrap_or_default() }
 }
 
@@ -260,7 +260,7 @@ fn a_ticket_is_good_once_and_for_one_connection() {
 }
 
 #[test]
-fn the_origin_rules_are_those_of_every_endpoint() {
+fn an_inspector_from_another_origin_is_rejected() {
     let server = Server::start(&[]);
     let (_alice, ticket) = join(&server, "alice");
     let request = handshake().target(format!("/inspect?ticket={ticket}")).add("Origin: https://evil.example");
@@ -323,7 +323,7 @@ fn an_inspector_that_never_reads() {
         assert_eq!(alice.read_frame().first, 0x8a);
         let record = inspector.read_json();
         shown += u64::from(record["record"] == "frame");
-        missed += missed_in(&record);
+        missed += missed_count(&record);
     }
     assert!(missed > 0, "{shown} shown, and none missed");
 }
@@ -342,7 +342,7 @@ fn the_number_of_missed_records_comes_with_the_end() {
     loop {
         let record = inspector.read_json();
         shown += u64::from(record["record"] == "frame");
-        missed += missed_in(&record);
+        missed += missed_count(&record);
         if record["record"] == "end" {
             assert_eq!((&record["began"], &record["clean"]), (&"client".into(), &true.into()));
             break;
@@ -355,7 +355,7 @@ fn the_number_of_missed_records_comes_with_the_end() {
 /// Browsers open connections in advance, so the order of the requests may differ from the order in which the server
 /// accepted the connections. Each inspector must still receive the request of the inspected connection.
 #[test]
-fn the_handshake_is_kept_in_any_order_of_accepts() {
+fn handshakes_are_kept_whatever_the_order_of_requests() {
     let server = Server::start(&[]);
     let mut sockets: Vec<RawClient> = (0..6).map(|_| server.connect()).collect();
     for (number, socket) in sockets.iter_mut().enumerate().rev() {

@@ -49,7 +49,7 @@ fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
 }
 
 /// Shows the sidebar: opens the menu if the sidebar is hidden because the inspector is open.
-fn show_side(tab: &Tab) {
+fn show_sidebar(tab: &Tab) {
     if tab.eval("__button('Menu').checkVisibility()") == true {
         tab.press_button("Menu");
     }
@@ -69,7 +69,7 @@ fn wait_for_row(tab: &Tab, words: &[&str]) {
     tab.wait_for(&row(words));
 }
 
-fn choose(tab: &Tab, words: &[&str]) {
+fn select_row(tab: &Tab, words: &[&str]) {
     wait_for_row(tab, words);
     tab.click(&row(words));
     tab.wait_for(&format!("{}.ariaSelected === 'true'", row(words)));
@@ -184,7 +184,7 @@ fn the_next_connection_is_shown_below_a_line_and_the_last_is_ignored() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    show_side(&alice);
+    show_sidebar(&alice);
     alice.press_button("Leave");
     wait_for_row(&alice, &["client", "CLOSE", "1000"]);
     wait_for_row(&alice, &["TCP closed", "The client sent the first Close", "closed cleanly: both Closes passed"]);
@@ -213,13 +213,13 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     for (row, words) in first.iter().zip(["Connection ", "Request", "Response", "OPEN"]) {
         assert!(row.contains(words), "{first:?}");
     }
-    choose(&alice, &["Request"]);
+    select_row(&alice, &["Request"]);
     let head = alice.text(&format!("{DETAIL}.querySelector('.head').textContent"));
     assert!(head.starts_with("GET /?"), "{head}");
     assert!(head.ends_with("CRLFCRLF"), "the line ends are visible: {head}");
     assert!(!head.contains("dev-token"), "tokens are redacted: {head}");
     let key = head.split_once("Sec-WebSocket-Key: ").unwrap().1.split_once("CRLF").unwrap().0.to_owned();
-    choose(&alice, &["Response"]);
+    select_row(&alice, &["Response"]);
     let joined = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     let sha1 = Sha1::digest(joined.as_bytes());
     let accept = BASE64_STANDARD.encode(sha1);
@@ -268,7 +268,7 @@ fn times_are_in_utc() {
     wait_for_row(&alice, &["client", "when"]);
     let time = alice.text(&format!("{}.querySelector('time').textContent", row(&["client", "when"])));
     assert!(server.log().lines().any(|line| line.contains("when") && line.contains(&format!("T{time}  #1"))), "{time}");
-    choose(&alice, &["client", "when"]);
+    select_row(&alice, &["client", "when"]);
     let whole = alice.text(&format!("{DETAIL}.querySelector('time').textContent"));
     assert!(whole.ends_with(&format!("T{time}")) && whole.len() == "2026-11-22T12:00:01.204Z".len(), "{whole}");
 }
@@ -279,7 +279,7 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     type_message(&alice, "Hello");
-    choose(&alice, &["client", "TEXT", "Hello"]);
+    select_row(&alice, &["client", "TEXT", "Hello"]);
     let sent = sent(&alice);
     let [flags, length, key, masked] = ["flags", "length", "key", "payload"].map(|part| bytes(&alice, part));
     assert_eq!(flags, [0x81]);
@@ -320,14 +320,14 @@ fn assert_each_byte_can_be_unmasked(tab: &Tab, masked: &[u8], key: &[u8], text: 
 }
 
 #[test]
-fn the_longer_lengths_are_shown() {
+fn extended_payload_lengths_are_shown() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     for (button, short, size) in [("Send 300 bytes", 126, 300_usize), ("Send 65,536 bytes", 127, 65_536)] {
         alice.press_button(button);
         let grouped = if size > 999 { "65,536 B" } else { "300 B" };
-        choose(&alice, &["client", "TEXT", grouped]);
+        select_row(&alice, &["client", "TEXT", grouped]);
         assert_eq!(sent(&alice).len(), size);
         let extended = &size.to_be_bytes()[if size > 65_535 { 0 } else { 6 }..];
         assert_eq!(bytes(&alice, "length"), [0x80 | short]);
@@ -345,7 +345,7 @@ fn an_emoji_is_split_into_its_utf8_bytes() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Send an emoji");
-    choose(&alice, &["client", "TEXT", "🍌"]);
+    select_row(&alice, &["client", "TEXT", "🍌"]);
     let shown = alice.eval(
         "[...document.querySelectorAll('.characters li')].map((li) => ['.point', 'code', '.binary']
             .map((part) => li.querySelector(part).textContent))",
@@ -369,7 +369,7 @@ fn the_fragments_of_a_message_are_linked() {
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
-    choose(&alice, &["server", "TEXT ·1"]);
+    select_row(&alice, &["server", "TEXT ·1"]);
     assert_eq!(bits(&alice, "FIN"), "0");
     wait_for_status(&alice, "as the server sees it");
     alice.wait_for("document.querySelector('.chain')?.textContent.includes('FIN')");
@@ -393,10 +393,10 @@ fn a_ping_and_its_pong_are_frames_too() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for a PING");
-    choose(&alice, &["server", "PING"]);
+    select_row(&alice, &["server", "PING"]);
     assert_eq!(bytes(&alice, "flags"), [0x89]);
     let asked = bytes(&alice, "payload");
-    choose(&alice, &["client", "PONG"]);
+    select_row(&alice, &["client", "PONG"]);
     assert_eq!(bytes(&alice, "flags"), [0x8a]);
     let pong = alice.text("[...document.querySelectorAll('.byte .result')].map((b) => b.textContent).join(' ')");
     assert_eq!(unhex(&pong), asked);
@@ -444,7 +444,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     let inject =
         "window.inject = (record) => sockets[1].onmessage({ data: JSON.stringify({ connection: 1, ...record }) });";
     alice.eval(&format!("{inject} inject({{ record: 'missed', count: 37 }})"));
-    choose(&alice, &["37 frames are not shown"]);
+    select_row(&alice, &["37 frames are not shown"]);
     assert!(detail(&alice).contains("The chat itself is not affected."));
     alice.eval(
         "for (let number = 1; number <= 1200; number += 1)
@@ -464,7 +464,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
 // ---- Message excerpts in the list of records, notes on the handshake, and the frame diagram ----
 
 #[test]
-fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
+fn excerpts_are_readable_and_rows_are_colored_by_direction() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
@@ -488,7 +488,7 @@ fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
     let color = |words: &[&str]| alice.text(&format!("getComputedStyle({}).backgroundColor", row(words)));
     let [client, server, state] = [&["↑ client", "\"Hello\""][..], &["↓ server", "\"Hello\""], &["OPEN"]].map(color);
     assert!(client != server && client != state && server != state, "{client} {server} {state}");
-    choose(&alice, &["↑ client", "\"Hello\""]);
+    select_row(&alice, &["↑ client", "\"Hello\""]);
     assert!(alice.text(&format!("{DETAIL}.querySelector('.payload-text').textContent")).starts_with("{\"event\""));
 }
 
@@ -497,7 +497,7 @@ fn each_line_of_the_handshake_is_explained() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    choose(&alice, &["Request"]);
+    select_row(&alice, &["Request"]);
     let lines =
         "[...document.querySelectorAll('.lines > div')].map((line) => [...line.children].map((e) => e.textContent))";
     let explained = alice.eval(lines);
@@ -511,7 +511,7 @@ fn each_line_of_the_handshake_is_explained() {
     assert!(find(&explained, "Sec-WebSocket-Extensions").starts_with(declined));
     assert!(find(&explained, "Sec-WebSocket-Key").contains("16 random bytes"));
     assert!(explained.as_array().unwrap().iter().all(|line| line[1].as_str().unwrap().contains('§')), "{explained}");
-    choose(&alice, &["Response"]);
+    select_row(&alice, &["Response"]);
     let explained = alice.eval(lines);
     assert!(find(&explained, "No Sec-WebSocket-Extensions").starts_with(declined));
     assert!(find(&explained, "Sec-WebSocket-Accept").contains("§4.2.2"));
@@ -519,7 +519,7 @@ fn each_line_of_the_handshake_is_explained() {
 
 /// Returns three lists with the names of the highlighted items: those in the figure, those in the list of fields, and
 /// those in the bytes.
-fn lit(tab: &Tab) -> Value {
+fn highlighted_parts(tab: &Tab) -> Value {
     tab.eval(
         "[['.segment', (e) => e.dataset.field], ['.words > div', (e) => e.querySelector('b, .term').textContent],
             ['.group', (e) => e.dataset.part]].map(([parts, name]) =>
@@ -532,10 +532,10 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.view(1440, 1000, "light");
+    alice.set_screen(1440, 1000, "light");
     type_message(&alice, "Hello");
-    choose(&alice, &["client", "message \"Hello\""]);
-    let expect = |what: &str, expected: Value| wait_until(what, || lit(&alice) == expected);
+    select_row(&alice, &["client", "message \"Hello\""]);
+    let expect = |what: &str, expected: Value| wait_until(what, || highlighted_parts(&alice) == expected);
     let segment = |name: &str| format!("document.querySelector('.segment[data-field=\"{name}\"]')");
     let term = |name: &str| format!("__named('.term', '{name}')");
     let bytes = |part: &str| format!("document.querySelector('.group[data-part={part}] code')");
@@ -615,7 +615,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.click(&show_frame("too early"));
     alice.wait_for(&format!("{DETAIL}.innerText.includes('was sent before the Inspector opened')"));
     alice.eval(&format!("{}.remove()", message("from bob")));
-    choose(&alice, &["server", "from bob"]);
+    select_row(&alice, &["server", "from bob"]);
     assert_eq!(alice.eval("__button('Show its message').disabled"), true);
     assert!(detail(&alice).contains("This message is not on the page"));
     assert_eq!(browser.page_errors(), [""; 0]);
@@ -627,8 +627,8 @@ fn on_a_phone_a_frame_leads_to_its_message() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     type_message(&alice, "from alice");
-    choose(&alice, &["client", "from alice"]);
-    alice.view(390, 844, "light");
+    select_row(&alice, &["client", "from alice"]);
+    alice.set_screen(390, 844, "light");
     alice.press_button("Show its message");
     alice.wait_for("document.activeElement.classList.contains('shown-message')");
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
@@ -644,7 +644,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     let expect_pair = |words: &[&str], other: &[&str]| {
-        choose(&alice, words);
+        select_row(&alice, words);
         alice.wait_for(&format!("/Round trip: (less than 1|[0-9,]+) ms\\./.test({DETAIL}.innerText)"));
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(other)));
@@ -664,12 +664,12 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
         ping('client', 903, 'PONG', '62', 108), ping('client', 904, 'PONG', '61', 112);",
     );
     for (ping, pong, ms) in [("server 901", "client 904", "12 ms"), ("server 902", "client 903", "7 ms")] {
-        choose(&alice, &[ping]);
+        select_row(&alice, &[ping]);
         assert!(detail(&alice).contains(&format!("Round trip: {ms}.")), "{}", detail(&alice));
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&[pong])));
     }
-    show_side(&alice);
+    show_sidebar(&alice);
     alice.press_button("Leave");
     wait_for_row(&alice, &["↓ server", "CLOSE"]);
     alice.press_button("Inspector");
@@ -715,7 +715,7 @@ fn hello_is_echoed_without_json_around_it() {
     alice.hover("document.querySelector('.views .segment')");
     let expected = json!([["FIN"], ["FIN"], ["flags"]]);
     wait_until("only the fields of one frame are linked", || {
-        lit(&alice) == expected && alice.eval("document.querySelectorAll('.group[data-lit]').length") == 1
+        highlighted_parts(&alice) == expected && alice.eval("document.querySelectorAll('.group[data-lit]').length") == 1
     });
     assert_eq!(alice.eval("document.querySelectorAll('.group[data-lit]').length"), 1, "of one frame only");
     alice.screenshot("inspector-hello");
@@ -784,7 +784,7 @@ impl Script {
         self.inspector.send(Message::text(record.to_string())).unwrap();
     }
 
-    fn send_of(&mut self, connection: u64, record: Value) {
+    fn send_record(&mut self, connection: u64, record: Value) {
         let mut record = record;
         record["connection"] = connection.into();
         record["time"] = "2026-11-22T12:00:01.204Z".into();
@@ -793,14 +793,17 @@ impl Script {
 
     fn handshake(&mut self, connection: u64) {
         let parts = |head: &str| json!({"count": 1, "listed": [[1, head.len()]]});
-        self.send_of(connection, json!({"record": "request", "head": REQUEST, "parts": parts(REQUEST)}));
+        self.send_record(connection, json!({"record": "request", "head": REQUEST, "parts": parts(REQUEST)}));
         let accept = json!({"record": "answer", "head": RESPONSE, "status": 101, "body": "", "parts": parts(RESPONSE)});
-        self.send_of(connection, accept);
+        self.send_record(connection, accept);
         self.state(connection, "CONNECTING", "OPEN");
     }
 
     fn state(&mut self, connection: u64, from: &str, to: &str) {
-        self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
+        self.send_record(
+            connection,
+            json!({"record": "state", "from": from, "to": to, "because": "the script says so"}),
+        );
     }
 
     /// Sends the inspector the record of an unmasked frame. The server's first read is the HTTP request, and its first
@@ -809,7 +812,7 @@ impl Script {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };
         let place = if opcode == 8 { json!(null) } else { json!({"message": number, "fragment": 1, "last": true}) };
-        self.send_of(
+        self.send_record(
             connection,
             json!({"record": "frame", "from": from, "number": number, "name": name, "opcode": opcode,
             "header": format!("{:02x}{:02x}", 0x80 | opcode, payload.len()), "fin": true, "rsv": 0, "masked": false,
@@ -839,14 +842,14 @@ impl Script {
     fn play(&mut self) {
         self.handshake(9);
         self.frame(9, "client", 1, 1, b"Hello");
-        self.send_of(
+        self.send_record(
             9,
             json!({"record": "refusal", "by": "client", "frame": 1, "code": 1002, "section": "5.1",
             "because": "the frame is not masked"}),
         );
         self.frame(9, "server", 1, 8, &[&1002_u16.to_be_bytes()[..], REASON.as_bytes()].concat());
         self.state(9, "OPEN", "CLOSING");
-        self.send_of(
+        self.send_record(
             9,
             json!({"record": "end", "began": "server", "code": 1002, "reason": "", "clean": false,
             "how": "closed by the server"}),
@@ -900,7 +903,7 @@ fn a_case_is_played_below_its_own_heading() {
     ]
     .map(at);
     assert!(order.is_sorted(), "{order:?} {rows:?}");
-    choose(&alice, &["Case played"]);
+    select_row(&alice, &["Case played"]);
     let text = detail(&alice);
     assert!(
         ["Expected", "a Close with 1002", "Actual", "Rule", "a client masks every frame. §5.1"]
@@ -935,10 +938,10 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     script.chat.send(Message::text(event.clone())).unwrap();
     wait_for_log(&alice, "still here");
     script.frame(1, "server", 3, 1, event.as_bytes());
-    choose(&alice, &["server 3", "still here"]);
+    select_row(&alice, &["server 3", "still here"]);
     alice.press_button("Show its message");
     alice.wait_for("document.activeElement.innerText.includes('still here')");
-    choose(&alice, &["server 1", "CLOSE"]);
+    select_row(&alice, &["server 1", "CLOSE"]);
     assert!(detail(&alice).contains("The other side has not sent a Close frame."), "no Close of this connection");
     wait_for_status(&alice, "Showing connection 1 as the server sees it.");
 }
@@ -962,7 +965,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
     type_message(&alice, "Hello");
     wait_for_row(&alice, &["server", "\"Hello\""]);
     for (from, option) in [("client", ""), ("server", "--from-server ")] {
-        choose(&alice, &[from, "message \"Hello\""]);
+        select_row(&alice, &[from, "message \"Hello\""]);
         let parts = ["flags", "length", "extended", "key", "payload"].map(|part| bytes(&alice, part)).concat();
         alice.press_button("Copy as hex");
         alice.wait_for(&format!("{DETAIL}.innerText.includes('{} bytes copied.')", parts.len()));
@@ -976,7 +979,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
         assert!(is_valid && output.contains("One complete and valid frame."), "{output}");
     }
     alice.press_button("Send 65,536 bytes");
-    choose(&alice, &["client", "65,536 B"]);
+    select_row(&alice, &["client", "65,536 B"]);
     alice.press_button("Copy as hex");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('64,512 bytes are missing')"));
     alice.press_button("Copy “wirechat explain” command");
@@ -989,7 +992,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
             return true;
         }; 0",
     );
-    choose(&alice, &["server", "message \"Hello\""]);
+    select_row(&alice, &["server", "message \"Hello\""]);
     alice.press_button("Copy as hex");
     alice.wait_for("copied.startsWith('copy: 81 ')");
     alice.wait_for("document.activeElement === __button('Copy as hex')");
@@ -1004,7 +1007,7 @@ fn a_connection_is_saved_as_a_recording_that_replay_reads() {
     script.begin(&alice);
     script.play();
     script.finish();
-    choose(&alice, &["Case: unmasked-frame"]);
+    select_row(&alice, &["Case: unmasked-frame"]);
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('Saved unmasked-frame.wire.')"));
     let file = dir.join("unmasked-frame.wire");
@@ -1032,7 +1035,7 @@ fn the_connection_of_the_chat_is_saved_as_a_recording() {
     wait_for_row(&alice, &["↓ server", "message \"Hello\" from alice"]);
     alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["↑ client", "PONG"]);
-    choose(&alice, &["Connection "]);
+    select_row(&alice, &["Connection "]);
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('Saved connection-1.wire.')"));
     let file = dir.join("connection-1.wire");
@@ -1056,19 +1059,19 @@ fn a_recording_with_gaps_is_not_saved() {
     type_message(&alice, "before");
     wait_for_log(&alice, "before");
     alice.press_button("Inspector");
-    choose(&alice, &["Connection "]);
+    select_row(&alice, &["Connection "]);
     wait_for_row(&alice, &["earlier frames"]);
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('Not saved: frames are missing.')"));
     let (mut script, alice) = Script::start(&browser);
     script.frame(1, "client", 1, 1, b"Hello");
-    choose(&alice, &["\"Hello\""]);
+    select_row(&alice, &["\"Hello\""]);
     let refuses = |why: &str| {
-        choose(&alice, &["Connection 1"]);
+        select_row(&alice, &["Connection 1"]);
         alice.press_button("Save as recording");
         alice.wait_for(&format!("{DETAIL}.innerText.includes({})", json!(why)));
     };
-    script.send_of(
+    script.send_record(
         1,
         json!({"record": "frame", "from": "client", "number": 2, "header": "8288", "fin": true, "rsv": 0,
         "opcode": 2, "name": "BINARY", "masked": false, "key": null, "length_bits": 7, "length": 8, "wire": "0102",
@@ -1078,7 +1081,7 @@ fn a_recording_with_gaps_is_not_saved() {
     refuses("Not saved: the page has only the start of client frame 2.");
     script.frame(1, "server", 2, 1, b"later");
     wait_for_row(&alice, &["later"]);
-    script.send_of(1, json!({"record": "missed", "count": 3}));
+    script.send_record(1, json!({"record": "missed", "count": 3}));
     wait_for_row(&alice, &["3 frames are not shown"]);
     refuses("Not saved: frames are missing.");
 }
@@ -1090,7 +1093,7 @@ fn the_split_is_moved_by_mouse_and_keyboard_and_remembered() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.view(1440, 900, "light");
+    alice.set_screen(1440, 900, "light");
     let split = "document.querySelector('[role=separator]')";
     let width = || alice.eval("document.querySelector('#inspector').getBoundingClientRect().width").as_f64().unwrap();
     let now = || alice.text(&format!("{split}.ariaValueNow")).parse::<f64>().unwrap();
@@ -1123,13 +1126,13 @@ fn the_split_is_moved_by_mouse_and_keyboard_and_remembered() {
 }
 
 #[test]
-fn the_side_makes_room_for_the_inspector() {
+fn the_sidebar_makes_room_for_the_inspector() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     let boxes = |ids: &str| alice.eval(&format!("document.querySelector('{ids}').checkVisibility()")) == true;
     for (width, has_side) in [(800, false), (1200, false), (1440, true), (1920, true)] {
-        alice.view(width, 900, "light");
+        alice.set_screen(width, 900, "light");
         alice.wait_for(&format!("innerWidth === {width}"));
         assert_eq!(boxes("#side"), has_side, "{width}");
         assert!(boxes("#inspector"), "{width}");
@@ -1150,7 +1153,7 @@ fn the_side_makes_room_for_the_inspector() {
 }
 
 #[test]
-fn when_nothing_matches_the_filter_can_be_removed() {
+fn the_filter_can_be_removed_when_nothing_matches() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
@@ -1173,8 +1176,8 @@ fn on_a_phone_targets_are_large_and_fields_do_not_zoom() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for a PING");
-    choose(&alice, &["client", "PONG"]);
-    alice.view(390, 844, "light");
+    select_row(&alice, &["client", "PONG"]);
+    alice.set_screen(390, 844, "light");
     for view in ["detail", "list"] {
         let small = alice.eval(
             "[...document.querySelectorAll('#inspector :is(button, select, input, summary, .record)')]
@@ -1198,7 +1201,7 @@ fn on_a_phone_the_actions_are_closed_until_the_user_opens_them() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
-    alice.view(390, 844, "dark");
+    alice.set_screen(390, 844, "dark");
     let url = alice.text("location.href");
     alice.navigate(&url);
     alice.press_button("Connect");
@@ -1216,13 +1219,13 @@ fn on_a_phone_the_actions_are_closed_until_the_user_opens_them() {
 }
 
 #[test]
-fn forced_colours_keep_selection_and_links_visible() {
+fn forced_colors_keep_selection_and_links_visible() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.prefer(&[("forced-colors", "active")]);
+    alice.set_media_features(&[("forced-colors", "active")]);
     type_message(&alice, "Hello");
-    choose(&alice, &["client", "\"Hello\""]);
+    select_row(&alice, &["client", "\"Hello\""]);
     alice.hover("document.querySelector('.segment[data-field=opcode]')");
     alice.wait_for("document.querySelectorAll('[data-lit]').length === 3");
     let outline =
@@ -1292,7 +1295,7 @@ fn every_control_can_be_reached_by_keyboard() {
     let (mut script, alice) = Script::start(&browser);
     script.begin(&alice);
     script.frame(1, "server", 2, 1, br#"{"event":"message","data":{"username":"bob","text":"hi","id":1}}"#);
-    choose(&alice, &["\"hi\""]);
+    select_row(&alice, &["\"hi\""]);
     alice.eval("__button('Inspector').focus()");
     tab_to(&alice, "document.querySelector('[role=separator]')");
     let mut reached = Vec::new();
@@ -1341,25 +1344,25 @@ fn a_compressed_message_is_named_as_such() {
     script.begin(&alice);
     let head = RESPONSE
         .replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n\r\n");
-    script.send_of(9, json!({"record": "request", "head": REQUEST, "parts": {"count": 1, "listed": [[1, 152]]}}));
-    script.send_of(
+    script.send_record(9, json!({"record": "request", "head": REQUEST, "parts": {"count": 1, "listed": [[1, 152]]}}));
+    script.send_record(
         9,
         json!({"record": "answer", "head": head, "status": 101, "body": "",
         "parts": {"count": 1, "listed": [[1, head.len()]]}}),
     );
-    script.send_of(
+    script.send_record(
         9,
         json!({"record": "frame", "from": "server", "number": 1, "header": "c107", "fin": true, "rsv": 4,
         "opcode": 1, "name": "TEXT", "masked": false, "key": null, "length_bits": 7, "length": 7,
         "wire": "f248cdc9c90700", "payload": "f248cdc9c90700", "received": 7, "complete": true,
         "place": {"message": 1, "fragment": 1, "last": true}, "parts": {"count": 1, "listed": [[2, 9]]}}),
     );
-    choose(&alice, &["server 1", "compressed message"]);
+    select_row(&alice, &["server 1", "compressed message"]);
     assert!(detail(&alice).contains("RSV1 marks a message compressed with permessage-deflate."));
     assert!(!detail(&alice).contains("Payload as text"));
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('the compression state')"));
-    choose(&alice, &["Response"]);
+    select_row(&alice, &["Response"]);
     assert!(detail(&alice).contains("The extensions that the server accepted"));
 }
 
@@ -1370,7 +1373,7 @@ fn on_a_phone_escape_goes_back_step_by_step() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.view(360, 740, "light");
+    alice.set_screen(360, 740, "light");
     alice.wait_for("matchMedia('(max-width: 44.99rem)').matches");
     alice.eval("document.querySelector('#records [role=option]:last-child').click()");
     alice.wait_for("document.querySelector('#inspector').dataset.view === 'detail'");
@@ -1389,8 +1392,8 @@ fn every_width_scheme_and_contrast_fits_and_is_accessible() {
     for (width, height) in [(320, 568), (390, 844), (800, 600), (1440, 900), (1920, 1080)] {
         for (scheme, contrast) in [("light", "no-preference"), ("dark", "no-preference"), ("light", "more")] {
             let alice = inspect(&browser, &server);
-            alice.view(width, height, scheme);
-            alice.prefer(&[("prefers-color-scheme", scheme), ("prefers-contrast", contrast)]);
+            alice.set_screen(width, height, scheme);
+            alice.set_media_features(&[("prefers-color-scheme", scheme), ("prefers-contrast", contrast)]);
             let look = |what: &str| {
                 let name = format!("inspector-{width}-{scheme}-{contrast}-{what}");
                 alice.screenshot(&name);
@@ -1404,13 +1407,13 @@ fn every_width_scheme_and_contrast_fits_and_is_accessible() {
                 ("Ask for a PING", ["client", "PONG"], "pong"),
             ] {
                 alice.press_button(button);
-                choose(&alice, &words);
+                select_row(&alice, &words);
                 look(what);
                 if width < 720 {
                     alice.press_button("Back to the list");
                 }
             }
-            choose(&alice, &["Response"]);
+            select_row(&alice, &["Response"]);
             look("answer");
         }
     }
@@ -1418,15 +1421,15 @@ fn every_width_scheme_and_contrast_fits_and_is_accessible() {
 }
 
 #[test]
-fn the_picture_in_the_readme_can_be_renewed() {
+fn the_readme_picture_of_the_inspector_can_be_recreated() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.view(1280, 960, "light");
+    alice.set_screen(1280, 960, "light");
     let mut bob = guest(&server, "general", "bob");
     send_as_guest(&mut bob, &alice, "What does a word look like on the wire?");
     type_message(&alice, "Hello");
     wait_for_row(&alice, &["server", "Hello"]);
-    choose(&alice, &["client", "Hello"]);
+    select_row(&alice, &["client", "Hello"]);
     alice.screenshot("inspector");
 }

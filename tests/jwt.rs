@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use memory::{Client, World};
 use serde_json::{Value, json};
-use support::failure::{USAGE, fail_to_start};
+use support::failure::{USAGE, expect_start_failure};
 use support::http::{Request, Response, get, handshake};
 use support::table::each_row;
 use support::users::{Dialect, User, encode};
@@ -35,16 +35,16 @@ const START: u64 = 1 << 31;
 const UNLIMITED: [&str; 4] = ["--rate-limit", "0", "--max-wrong-tokens", "0"];
 
 /// A Python process that makes tokens with PyJWT, and the directory of its key files.
-struct Maker {
+struct TokenMaker {
     child: Child,
     requests: ChildStdin,
     replies: BufReader<ChildStdout>,
     directory: PathBuf,
 }
 
-impl Maker {
+impl TokenMaker {
     /// Returns `None` if PyJWT is not installed.
-    fn start(name: &str) -> Option<Maker> {
+    fn start(name: &str) -> Option<TokenMaker> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let python = std::env::var_os("WIRECHAT_JWT_PYTHON")
             .map_or_else(|| root.join("target/jwt-venv/bin/python"), PathBuf::from);
@@ -55,7 +55,7 @@ impl Maker {
         let command = command.arg(root.join("tests/jwt/maker.py")).arg(&directory);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python runs");
         let (requests, replies) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut maker = Maker { child, requests, replies, directory };
+        let mut maker = TokenMaker { child, requests, replies, directory };
         assert_eq!(maker.reply(), "ready");
         Some(maker)
     }
@@ -93,7 +93,7 @@ impl Maker {
     }
 }
 
-impl Drop for Maker {
+impl Drop for TokenMaker {
     fn drop(&mut self) {
         let _ = (self.child.kill(), self.child.wait(), fs::remove_dir_all(&self.directory));
     }
@@ -113,7 +113,7 @@ fn claims(subject: &str) -> Value {
 }
 
 /// Adds the fields of `more` to `claims`, replacing fields of the same name.
-fn and(mut claims: Value, more: Value) -> Value {
+fn merge(mut claims: Value, more: Value) -> Value {
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     claims
 }
@@ -126,7 +126,7 @@ fn request(target: &str, token: &str) -> Request {
 /// Joins in the `events` dialect. Returns the user and the data of the `welcome` event.
 fn join(server: &Server, token: &str, query: &str) -> (User, Value) {
     let mut user = User::at(server, Dialect::Events, &format!("/?token={token}{query}"), "");
-    let welcome = user.receives_event("welcome", json!({}));
+    let welcome = user.expect_event("welcome", json!({}));
     (user, welcome)
 }
 
@@ -134,10 +134,10 @@ fn join(server: &Server, token: &str, query: &str) -> (User, Value) {
 
 #[test]
 fn valid_tokens() {
-    let Some(mut maker) = Maker::start("valid") else { return };
+    let Some(mut maker) = TokenMaker::start("valid") else { return };
     let all = maker.server(&["hs", "rs", "es", "ed"], &[]);
     let strict = maker.server(&["hs"], &["--jwt-issuer", "https://id.example", "--jwt-audience", "chat"]);
-    let strict_claims = and(claims("alice"), json!({"iss": "https://id.example", "aud": "chat"}));
+    let strict_claims = merge(claims("alice"), json!({"iss": "https://id.example", "aud": "chat"}));
     let exp = now() + 600;
     let rows = [
         (&all, "hs", claims("alice")),
@@ -148,13 +148,13 @@ fn valid_tokens() {
         (&all, "hs", json!({"sub": "alice", "exp": exp as f64 + 0.5})),
         (&all, "hs", json!({"sub": "alice", "exp": 1e300})),
         (&all, "hs", json!({"sub": "alice", "exp": u64::MAX})),
-        (&all, "hs", and(claims("alice"), json!({"nbf": exp - 700}))),
-        (&all, "hs", and(claims("alice"), json!({"nbf": -1.5}))),
-        (&all, "hs", and(claims("alice"), json!({"iat": exp, "jti": "1", "name": {"a": [1]}}))),
-        (&all, "hs", and(claims("alice"), json!({"iss": "anybody", "aud": ["anything"]}))),
-        (&all, "hs", and(claims("alice"), json!({"rooms": ["other", " general "]}))),
+        (&all, "hs", merge(claims("alice"), json!({"nbf": exp - 700}))),
+        (&all, "hs", merge(claims("alice"), json!({"nbf": -1.5}))),
+        (&all, "hs", merge(claims("alice"), json!({"iat": exp, "jti": "1", "name": {"a": [1]}}))),
+        (&all, "hs", merge(claims("alice"), json!({"iss": "anybody", "aud": ["anything"]}))),
+        (&all, "hs", merge(claims("alice"), json!({"rooms": ["other", " general "]}))),
         (&strict, "hs", strict_claims.clone()),
-        (&strict, "hs", and(strict_claims.clone(), json!({"aud": ["other", "chat"]}))),
+        (&strict, "hs", merge(strict_claims.clone(), json!({"aud": ["other", "chat"]}))),
     ];
     for (server, key, claims) in rows {
         let token = maker.token(key, claims.clone());
@@ -174,7 +174,7 @@ fn valid_tokens() {
         json!({"aud": "chat other"}),
     ] {
         // PyJWT does not encode some of these claims, so the test builds the payload itself.
-        let payload = and(strict_claims.clone(), wrong).to_string();
+        let payload = merge(strict_claims.clone(), wrong).to_string();
         let token = maker.request(json!({"payload": payload}));
         assert_eq!(strict.status(&request("/", token.as_str().unwrap())), 401, "{payload}");
         assert_eq!(all.status(&request("/", token.as_str().unwrap())), 101, "any issuer and audience: {payload}");
@@ -193,7 +193,7 @@ fn valid_tokens() {
 
 #[test]
 fn a_token_in_every_place() {
-    let Some(mut maker) = Maker::start("places") else { return };
+    let Some(mut maker) = TokenMaker::start("places") else { return };
     let server = maker.server(&["ed"], &[]);
     let token = maker.token("ed", claims("alice"));
     let plain = handshake().target("/echo");
@@ -208,7 +208,7 @@ fn a_token_in_every_place() {
 
 #[test]
 fn hostile_tokens() {
-    let Some(mut maker) = Maker::start("hostile") else { return };
+    let Some(mut maker) = TokenMaker::start("hostile") else { return };
     let server = maker.server(&["hs", "rs", "es", "ed"], &["--max-head", "65536"]);
     let good = maker.token("hs", claims("witness"));
     let (mut witness, _) = join(&server, &good, "");
@@ -226,7 +226,7 @@ fn hostile_tokens() {
             assert_eq!(response.header("WWW-Authenticate"), "Bearer");
         },
     );
-    witness.receives_nothing();
+    witness.expect_nothing();
     // The log has the reason for each rejection, but neither a token nor a long part of a token.
     wait_until("each reason is logged", || server.log().matches("JWT rejected: ").count() == rows.len());
     let log = server.log();
@@ -237,7 +237,7 @@ fn hostile_tokens() {
 
 #[test]
 fn wrong_tokens_are_counted() {
-    let Some(mut maker) = Maker::start("counted") else { return };
+    let Some(mut maker) = TokenMaker::start("counted") else { return };
     let options = maker.options(&["hs"]);
     let server = Server::start(&with(&options, &["--allow-host", "chat.example", "--max-wrong-tokens", "2"]));
     let expired = maker.token("hs", json!({"sub": "alice", "exp": now() - 60}));
@@ -250,7 +250,7 @@ fn wrong_tokens_are_counted() {
 
 #[test]
 fn key_files() {
-    let Some(mut maker) = Maker::start("files") else { return };
+    let Some(mut maker) = TokenMaker::start("files") else { return };
     for (file, key) in [("hs-newline", "hs"), ("hs-crlf", "hs"), ("rs-pkcs1", "rs"), ("rs-text", "rs")] {
         let token = maker.token(key, claims("alice"));
         assert_eq!(maker.server(&[file], &[]).status(&request("/", &token)), 101, "{file}");
@@ -281,7 +281,7 @@ fn key_files() {
         ("missing", "cannot read"),
     ];
     for (name, words) in bad {
-        let failure = fail_to_start("127.0.0.1:0", &with(&maker.options(&["hs", name]), &[]));
+        let failure = expect_start_failure("127.0.0.1:0", &with(&maker.options(&["hs", name]), &[]));
         failure.check(USAGE, &["--jwt-key", &maker.key(name), words]);
     }
     // The server recognizes a public key in a UTF-16 file, and does not use the file as an HMAC secret.
@@ -294,7 +294,7 @@ fn key_files() {
 
 #[test]
 fn options_that_exclude_each_other() {
-    let Some(maker) = Maker::start("options") else { return };
+    let Some(maker) = TokenMaker::start("options") else { return };
     let key = maker.key("hs");
     let rows: [(&[&str], &[&str]); 3] = [
         (&["--open", "--jwt-key", &key], &["--open", "--jwt-key"]),
@@ -302,7 +302,7 @@ fn options_that_exclude_each_other() {
         (&["--jwt-audience", "a", "--open"], &["--jwt-audience", "--jwt-key FILE"]),
     ];
     for (args, words) in rows {
-        fail_to_start("127.0.0.1:0", args).check(USAGE, words);
+        expect_start_failure("127.0.0.1:0", args).check(USAGE, words);
     }
     // `--allow-host` makes this server public. A public server starts only if the demo tokens are disabled, and
     // `--jwt-key` disables them.
@@ -321,7 +321,7 @@ fn options_that_exclude_each_other() {
 
 #[test]
 fn a_token_names_the_user() {
-    let Some(mut maker) = Maker::start("user") else { return };
+    let Some(mut maker) = TokenMaker::start("user") else { return };
     let tokens = token_file("jwt", "plain\nbound Carol\n");
     let server = maker.server(&["hs", "es"], &["--tokens", tokens.to_str().unwrap(), "--unique-names"]);
     let (alice, alice2) = (maker.token("hs", claims("alice")), maker.token("es", claims("alice")));
@@ -339,17 +339,17 @@ fn a_token_names_the_user() {
     let (older, welcome) = join(&server, &alice, "&room=den");
     assert_eq!(welcome["username"], "alice");
     let (mut newer, _) = join(&server, &alice2, "&room=den");
-    older.receives_close(1008, "replaced by a newer connection");
-    newer.sends_message("hi");
-    newer.receives_event("message", json!({"username": "alice", "text": "hi"}));
+    older.expect_close(1008, "replaced by a newer connection");
+    newer.send_message("hi");
+    newer.expect_event("message", json!({"username": "alice", "text": "hi"}));
 
     // A client can resume its session with a fresh token of the same user.
     let (epoch, session) = (welcome["epoch"].as_str().unwrap(), welcome["session"].as_str().unwrap());
     let query = format!("&room=den&epoch={epoch}&since=0&session={session}");
-    let fresh = maker.token("es", and(claims("alice"), json!({"jti": "fresh"})));
+    let fresh = maker.token("es", merge(claims("alice"), json!({"jti": "fresh"})));
     let (_, resumed) = join(&server, &fresh, &query);
     assert_eq!((&resumed["resumed"], resumed["history"].as_array().unwrap().len()), (&json!(true), 1));
-    newer.receives_close(1008, "replaced by a newer connection");
+    newer.expect_close(1008, "replaced by a newer connection");
 
     // While a `client_id` is in use, the server accepts it only with a token of the same subject.
     let presence = |token: &str, room: &str| {
@@ -361,7 +361,7 @@ fn a_token_names_the_user() {
     assert_eq!(status("/ws?client_id=1&username=zoe", "plain"), 403);
     assert_eq!(status("/ws?client_id=1", &alice), 403);
     let mut second = presence(&maker.token("es", claims("bob")), "a");
-    first.receives_close(1008, "replaced by a newer connection");
+    first.expect_close(1008, "replaced by a newer connection");
     assert_eq!(second.receive()["username"], "bob");
 
     // In the `rooms` dialect, the server adds the token's username to a message without a username. A message with
@@ -369,17 +369,17 @@ fn a_token_names_the_user() {
     let mut rooms = User::at(&server, Dialect::Rooms, &format!("/ws/b?token={}", maker.token("hs", claims("rae"))), "");
     rooms.receive();
     rooms.send(r#"{"text":"hi"}"#);
-    rooms.receives(json!({"type": "message", "username": "rae", "text": "hi"}));
+    rooms.expect_message(json!({"type": "message", "username": "rae", "text": "hi"}));
     rooms.send(r#"{"username":"zoe","text":"hi"}"#);
-    assert!(rooms.receives_error().contains("another username"));
+    assert!(rooms.expect_error().contains("another username"));
 }
 
 #[test]
 fn a_token_lists_the_rooms() {
-    let Some(mut maker) = Maker::start("rooms") else { return };
+    let Some(mut maker) = TokenMaker::start("rooms") else { return };
     let server = maker.server(&["hs"], &[]);
-    let tea = maker.token("hs", and(claims("alice"), json!({"rooms": ["tea", "café"]})));
-    let none = maker.token("hs", and(claims("bob"), json!({"rooms": []})));
+    let tea = maker.token("hs", merge(claims("alice"), json!({"rooms": ["tea", "café"]})));
+    let none = maker.token("hs", merge(claims("bob"), json!({"rooms": []})));
     let rows = [
         (&tea, "/?room=tea", 101),
         (&tea, "/?room=cafe%CC%81", 101),
@@ -398,20 +398,20 @@ fn a_token_lists_the_rooms() {
         assert_eq!(server.status(&request(target, token)), status, "{target}");
     }
     let (mut alice, _) = join(&server, &tea, "&room=tea");
-    alice.sends_event("switch_room", json!({"room": "coffee"}));
-    assert_eq!(alice.receives_error(), "Not allowed in this room");
-    alice.sends_event("switch_room", json!({}));
-    assert_eq!(alice.receives_error(), "Not allowed in this room");
-    alice.sends_event("switch_room", json!({"room": " cafe\u{301}"}));
-    alice.receives_event("switched", json!({"room": "café"}));
-    alice.sends_event("switch_room", json!({"room": "café"}));
-    alice.receives_nothing();
+    alice.send_event("switch_room", json!({"room": "coffee"}));
+    assert_eq!(alice.expect_error(), "Not allowed in this room");
+    alice.send_event("switch_room", json!({}));
+    assert_eq!(alice.expect_error(), "Not allowed in this room");
+    alice.send_event("switch_room", json!({"room": " cafe\u{301}"}));
+    alice.expect_event("switched", json!({"room": "café"}));
+    alice.send_event("switch_room", json!({"room": "café"}));
+    alice.expect_nothing();
 }
 
 // ------------------------------------------------------------------------------------------------- expiry and renewal
 
 /// Advances the clock by `time` seconds and replies to Pings. Returns everything else that the client receives.
-fn pass(world: &mut World, client: &Client, time: f64) -> Vec<Value> {
+fn advance(world: &mut World, client: &Client, time: f64) -> Vec<Value> {
     let (mut texts, mut left) = (Vec::new(), Duration::from_secs_f64(time));
     loop {
         let step = left.min(Duration::from_secs(10));
@@ -457,43 +457,43 @@ fn enter(world: &mut World, target: &str, token: &str) -> Client {
 
 #[test]
 fn a_token_that_expires() {
-    let Some(mut maker) = Maker::start("end") else { return };
+    let Some(mut maker) = TokenMaker::start("end") else { return };
     let mut world = maker.world(&["hs"], &[]);
     let token = maker.token("hs", at(1000.25));
     let client = enter(&mut world, "/", &token);
-    assert_eq!(pass(&mut world, &client, 970.2), NOTHING);
-    assert_eq!(pass(&mut world, &client, 0.1), [expiring(30)]);
-    assert_eq!(pass(&mut world, &client, 29.9), NOTHING);
-    assert_eq!(pass(&mut world, &client, 0.1), [expired()]);
+    assert_eq!(advance(&mut world, &client, 970.2), NOTHING);
+    assert_eq!(advance(&mut world, &client, 0.1), [expiring(30)]);
+    assert_eq!(advance(&mut world, &client, 29.9), NOTHING);
+    assert_eq!(advance(&mut world, &client, 0.1), [expired()]);
     let token = maker.token("hs", at(1050.0));
     for target in ["/", "/ws/a", "/ws?client_id=1", "/echo"] {
         let token = if target == "/" { maker.token("hs", at(1049.5)) } else { token.clone() };
         let mut world = maker.world(&["hs"], &[]);
         world.jump(Duration::from_secs(1000));
         let client = enter(&mut world, target, &token);
-        let texts = pass(&mut world, &client, 49.4);
+        let texts = advance(&mut world, &client, 49.4);
         assert_eq!(texts, if target == "/" { vec![expiring(30)] } else { vec![] }, "{target}");
-        assert_eq!(pass(&mut world, &client, 0.7), [expired()], "{target}");
+        assert_eq!(advance(&mut world, &client, 0.7), [expired()], "{target}");
     }
 }
 
 #[test]
 fn a_token_that_expires_soon() {
-    let Some(mut maker) = Maker::start("late") else { return };
+    let Some(mut maker) = TokenMaker::start("late") else { return };
     // The token expires within 30 seconds, so the warning follows `welcome` at once.
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(9.5)));
-    assert_eq!(pass(&mut world, &client, 0.0), [expiring(10)]);
-    assert_eq!(pass(&mut world, &client, 9.4), NOTHING);
-    assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
+    assert_eq!(advance(&mut world, &client, 0.0), [expiring(10)]);
+    assert_eq!(advance(&mut world, &client, 9.4), NOTHING);
+    assert_eq!(advance(&mut world, &client, 0.2), [expired()]);
     // The handshake tolerates five seconds of clock skew, so it may accept an expired token. The server then closes
     // the connection because the token has expired.
     for (claims, status) in [
         (at(-4.9), 101),
         (at(-5.0), 401),
         (at(-6.0), 401),
-        (and(at(600.0), json!({"nbf": START as f64 + 5.0})), 101),
-        (and(at(600.0), json!({"nbf": START as f64 + 5.1})), 401),
+        (merge(at(600.0), json!({"nbf": START as f64 + 5.0})), 101),
+        (merge(at(600.0), json!({"nbf": START as f64 + 5.1})), 401),
     ] {
         let mut world = maker.world(&["hs"], &[]);
         let client = world.connect();
@@ -501,7 +501,7 @@ fn a_token_that_expires_soon() {
         world.settle();
         assert_eq!(Response::parse(client.read_head().as_bytes()).status, status, "{claims}");
         if claims == at(-4.9) {
-            let texts = pass(&mut world, &client, 0.5);
+            let texts = advance(&mut world, &client, 0.5);
             assert_eq!(texts.last(), Some(&expired()), "{texts:?}");
         }
     }
@@ -509,38 +509,38 @@ fn a_token_that_expires_soon() {
 
 #[test]
 fn a_token_that_expires_after_the_end_of_time() {
-    let Some(mut maker) = Maker::start("never") else { return };
+    let Some(mut maker) = TokenMaker::start("never") else { return };
     for exp in [json!(1e300), json!(u64::MAX), json!(253_402_300_800_u64)] {
         let mut world = maker.world(&["hs"], &[]);
         let token = maker.token("hs", json!({"sub": "alice", "exp": exp}));
         let client = enter(&mut world, "/", &token);
-        assert_eq!(pass(&mut world, &client, 3.0 * 86_400.0), NOTHING);
+        assert_eq!(advance(&mut world, &client, 3.0 * 86_400.0), NOTHING);
         client.send_text(&json!({"event": "token", "data": {"token": token}}).to_string());
         let accepted = json!({"event": "token_accepted", "data": {"expires": "9999-12-31T23:59:59.000Z"}});
-        assert_eq!(pass(&mut world, &client, 100.0), [accepted]);
+        assert_eq!(advance(&mut world, &client, 100.0), [accepted]);
     }
 }
 
 #[test]
 fn a_token_is_renewed() {
-    let Some(mut maker) = Maker::start("renewed") else { return };
+    let Some(mut maker) = TokenMaker::start("renewed") else { return };
     let mut world = maker.world(&["hs", "rs"], &[]);
     let client = enter(&mut world, "/?room=tea", &maker.token("hs", at(40.0)));
     let renew = |world: &mut World, data: Value| {
         client.send_text(&json!({"event": "token", "data": data}).to_string());
-        pass(world, &client, 0.0)
+        advance(world, &client, 0.0)
     };
     let accepted = |expires: &str| [json!({"event": "token_accepted", "data": {"expires": expires}})];
     let error = |message: &str| [json!({"event": "error", "data": {"message": message}})];
     let cannot = error("This token cannot renew the current one");
-    assert_eq!(pass(&mut world, &client, 10.0), [expiring(30)]);
+    assert_eq!(advance(&mut world, &client, 10.0), [expiring(30)]);
 
     // The server rejects a token that cannot renew the current one, and the current token stays in use.
     for bad in [
-        maker.token("hs", and(at(600.0), json!({"sub": "bob"}))),
-        maker.token("hs", and(at(600.0), json!({"sub": "Alice"}))),
-        maker.token("hs", and(at(600.0), json!({"rooms": ["general"]}))),
-        maker.token("hs", and(at(600.0), json!({"rooms": []}))),
+        maker.token("hs", merge(at(600.0), json!({"sub": "bob"}))),
+        maker.token("hs", merge(at(600.0), json!({"sub": "Alice"}))),
+        maker.token("hs", merge(at(600.0), json!({"rooms": ["general"]}))),
+        maker.token("hs", merge(at(600.0), json!({"rooms": []}))),
         maker.token("hs2", at(600.0)),
         maker.token("hs", at(0.0)),
         "nonsense".into(),
@@ -560,27 +560,27 @@ fn a_token_is_renewed() {
     assert_eq!(renew(&mut world, json!({"token": "x", "nonce": "n"})), [with_nonce]);
 
     // A fresh token may be signed with another key and allow fewer rooms.
-    let fresh = maker.token("rs", and(at(100.0), json!({"rooms": ["tea"]})));
+    let fresh = maker.token("rs", merge(at(100.0), json!({"rooms": ["tea"]})));
     assert_eq!(renew(&mut world, json!({"token": fresh})), accepted("2038-01-19T03:15:48.000Z"));
     client.send_text(r#"{"event":"switch_room","data":{"room":"general"}}"#);
-    assert_eq!(pass(&mut world, &client, 59.9), error("Not allowed in this room"));
-    assert_eq!(pass(&mut world, &client, 0.2), [expiring(30)]);
+    assert_eq!(advance(&mut world, &client, 59.9), error("Not allowed in this room"));
+    assert_eq!(advance(&mut world, &client, 0.2), [expiring(30)]);
     // A fresh token may expire before the current one.
     let fresh = maker.token("hs", at(75.5));
     assert_eq!(renew(&mut world, json!({"token": fresh}))[..1], accepted("2038-01-19T03:15:23.500Z"));
-    assert_eq!(pass(&mut world, &client, 5.3), NOTHING);
-    assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
+    assert_eq!(advance(&mut world, &client, 5.3), NOTHING);
+    assert_eq!(advance(&mut world, &client, 0.2), [expired()]);
 }
 
 /// A client renews its token while a slow broker delays the client's switch to another room. If the new token does
 /// not allow that room, the server closes the connection after the switch.
 #[test]
 fn a_token_is_renewed_during_a_switch() {
-    let Some(mut maker) = Maker::start("switch") else { return };
+    let Some(mut maker) = TokenMaker::start("switch") else { return };
     let options = maker.options(&["hs"]);
     let (mut world, control) = delayed_world::start(&with(&options, &UNLIMITED));
-    let both = maker.token("hs", and(at(600.0), json!({"rooms": ["tea", "coffee"]})));
-    let tea = maker.token("hs", and(at(600.0), json!({"rooms": ["tea"]})));
+    let both = maker.token("hs", merge(at(600.0), json!({"rooms": ["tea", "coffee"]})));
+    let tea = maker.token("hs", merge(at(600.0), json!({"rooms": ["tea"]})));
     let client = world.upgrade(&format!("/?room=tea&token={both}"));
     delayed_world::release(&mut world, &control);
     client.read_event("welcome");
@@ -597,53 +597,53 @@ fn a_token_is_renewed_during_a_switch() {
 /// while the token is in use.
 #[test]
 fn the_clock_is_set_while_a_token_is_in_use() {
-    let Some(mut maker) = Maker::start("clock") else { return };
+    let Some(mut maker) = TokenMaker::start("clock") else { return };
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(3600.0)));
     world.set_clock(Duration::from_secs(START + 4000));
-    assert_eq!(pass(&mut world, &client, 30.0), [expired()], "the server checks the clock every 30 s");
+    assert_eq!(advance(&mut world, &client, 30.0), [expired()], "the server checks the clock every 30 s");
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(60.0)));
     world.set_clock(Duration::from_secs(START - 100));
-    assert_eq!(pass(&mut world, &client, 129.0), NOTHING);
-    assert_eq!(pass(&mut world, &client, 2.0), [expiring(30)]);
-    assert_eq!(pass(&mut world, &client, 30.0), [expired()]);
+    assert_eq!(advance(&mut world, &client, 129.0), NOTHING);
+    assert_eq!(advance(&mut world, &client, 2.0), [expiring(30)]);
+    assert_eq!(advance(&mut world, &client, 30.0), [expired()]);
 }
 
 /// Tests with the real clock: on every endpoint, the server closes a connection when its token expires.
 #[test]
-fn a_short_life() {
-    let Some(mut maker) = Maker::start("short") else { return };
+fn token_expiry_with_the_real_clock() {
+    let Some(mut maker) = TokenMaker::start("short") else { return };
     let server = maker.server(&["es"], &[]);
     let token = maker.token("es", json!({"sub": "alice", "exp": now() + 3}));
     let mut users = ["/ws/a", "/ws?client_id=1&room=b", "/echo"]
         .map(|target| User::new(server.upgrade(request(target, &token).path()), Dialect::Events, ""));
     let (mut alice, _) = join(&server, &token, "");
-    let seconds = alice.receives_event("token_expiring", json!({}))["seconds"].as_u64().unwrap();
+    let seconds = alice.expect_event("token_expiring", json!({}))["seconds"].as_u64().unwrap();
     assert!((1..=3).contains(&seconds), "{seconds}");
     users[..2].iter_mut().for_each(|user| _ = user.receive());
-    alice.receives_close(1008, "token expired");
-    users.into_iter().for_each(|user| user.receives_close(1008, "token expired"));
+    alice.expect_close(1008, "token expired");
+    users.into_iter().for_each(|user| user.expect_close(1008, "token expired"));
     server.wait_for_log("token expired");
 }
 
 /// Traces and recordings contain no tokens, not even the tokens in renewals.
 #[test]
 fn tokens_are_not_traced_or_recorded() {
-    let Some(mut maker) = Maker::start("trace") else { return };
+    let Some(mut maker) = TokenMaker::start("trace") else { return };
     let records = maker.directory.join("records");
     let server = maker.server(&["es"], &["--trace=full", "--verbose", "--record", records.to_str().unwrap()]);
-    let tokens = ["a", "b", "c"].map(|id| maker.token("es", and(claims("alice"), json!({"jti": id}))));
+    let tokens = ["a", "b", "c"].map(|id| maker.token("es", merge(claims("alice"), json!({"jti": id}))));
     let (mut alice, _) = join(&server, &tokens[0], "");
-    alice.sends_event("token", json!({"token": tokens[1]}));
-    alice.receives_event("token_accepted", json!({}));
+    alice.send_event("token", json!({"token": tokens[1]}));
+    alice.expect_event("token_accepted", json!({}));
     // The next renewal arrives in two fragments, with whitespace in its JSON.
     let command = format!(r#"{{"event": "token", "data": {{"token" : "{}"}}}}"#, tokens[2]);
     let (first, second) = command.split_at(command.len() - 40);
     alice.client.send(&masked(0x01, first.as_bytes()));
     alice.client.send(&masked(0x80, second.as_bytes()));
-    alice.receives_event("token_accepted", json!({}));
-    alice.leaves();
+    alice.expect_event("token_accepted", json!({}));
+    alice.leave();
     server.wait_for_log("CLOSE");
     let files = fs::read_dir(&records).unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
     let recorded: String = files.collect();
@@ -664,9 +664,9 @@ fn tokens_are_not_traced_or_recorded() {
 
 #[test]
 fn keys_are_reloaded() {
-    let Some(mut maker) = Maker::start("reload") else { return };
+    let Some(mut maker) = TokenMaker::start("reload") else { return };
     let options = maker.options(&["first", "second"]);
-    let copy = |maker: &Maker, from: &str, to: &str| _ = fs::copy(maker.key(from), maker.key(to)).unwrap();
+    let copy = |maker: &TokenMaker, from: &str, to: &str| _ = fs::copy(maker.key(from), maker.key(to)).unwrap();
     copy(&maker, "hs", "first");
     copy(&maker, "es", "second");
     let server = Server::start(&with(&options, &UNLIMITED));
@@ -676,8 +676,8 @@ fn keys_are_reloaded() {
     let (by_first, _) = join(&server, &tokens[0], "&room=a");
     let (mut by_second, _) = join(&server, &tokens[1], "&room=b");
     let (mut renewed, _) = join(&server, &tokens[0], "&room=c");
-    renewed.sends_event("token", json!({"token": maker.token("es", claims("hs"))}));
-    renewed.receives_event("token_accepted", json!({}));
+    renewed.send_event("token", json!({"token": maker.token("es", claims("hs"))}));
+    renewed.expect_event("token_accepted", json!({}));
 
     // The first file gets the second key, and the second file gets a new key. No file has the first key any more.
     let mut reloads = 0;
@@ -690,10 +690,10 @@ fn keys_are_reloaded() {
     copy(&maker, "es", "first");
     copy(&maker, "es2", "second");
     reload("RELOAD tokens added=0 removed=0 jwt_keys_added=1 jwt_keys_removed=1 connections_closed=");
-    by_first.receives_close(1008, "token revoked");
+    by_first.expect_close(1008, "token revoked");
     assert_eq!(statuses(&server), [401, 101, 101]);
-    by_second.receives_nothing();
-    renewed.receives_nothing();
+    by_second.expect_nothing();
+    renewed.expect_nothing();
 
     // If the server cannot load a key file, the old key of that file stays valid. The server still loads the other
     // file.
@@ -702,20 +702,20 @@ fn keys_are_reloaded() {
     reload("jwt_keys_added=1 jwt_keys_removed=1");
     assert!(server.log().contains("RELOAD failed, the old key stays in force: --jwt-key"), "{}", server.log());
     assert_eq!(statuses(&server), [101, 101, 401]);
-    by_second.receives_nothing();
+    by_second.expect_nothing();
     fs::remove_file(maker.key("first")).unwrap();
     reload("RELOAD tokens added=0 removed=0 connections_closed=0");
     assert_eq!(statuses(&server), [101, 101, 401]);
     copy(&maker, "hs", "first");
     reload("jwt_keys_removed=1 connections_closed=");
-    by_second.receives_close(1008, "token revoked");
-    renewed.receives_close(1008, "token revoked");
+    by_second.expect_close(1008, "token revoked");
+    renewed.expect_close(1008, "token revoked");
     assert_eq!(statuses(&server), [101, 401, 401]);
 }
 
 #[test]
 fn tokens_and_keys_are_reloaded_together() {
-    let Some(mut maker) = Maker::start("both") else { return };
+    let Some(mut maker) = TokenMaker::start("both") else { return };
     let file = token_file("jwt-both", "one\ntwo\n");
     let server = maker.server(&["hs"], &["--tokens", file.to_str().unwrap()]);
     let jwt = maker.token("hs", claims("alice"));
@@ -723,14 +723,14 @@ fn tokens_and_keys_are_reloaded_together() {
     let (one, _) = join(&server, "one", "&username=bob&room=x");
     fs::write(&file, "two\n").unwrap();
     server.signal("HUP");
-    one.receives_close(1008, "token revoked");
+    one.expect_close(1008, "token revoked");
     assert!(becomes_true(|| server.log().contains("RELOAD tokens added=0 removed=1 connections_closed=1")));
-    alice.receives_nothing();
+    alice.expect_nothing();
     // If the token file is invalid, the server still reloads the key files.
     fs::write(&file, "").unwrap();
     fs::copy(maker.key("hs2"), maker.key("hs")).unwrap();
     server.signal("HUP");
-    alice.receives_close(1008, "token revoked");
+    alice.expect_close(1008, "token revoked");
     assert_eq!(server.status(&request("/", "two&username=zoe")), 401);
     assert_eq!(server.status(&request("/?username=zoe", "two")), 101);
     assert_eq!(server.status(&request("/", &jwt)), 401);
@@ -738,13 +738,13 @@ fn tokens_and_keys_are_reloaded_together() {
 
 /// Without `--jwt-key`, the server rejects the `token` command as unknown.
 #[test]
-fn without_the_option() {
+fn the_token_command_without_jwt_key() {
     let mut world = World::new(&UNLIMITED);
     let client = enter(&mut world, "/", "dev-token");
     for data in [json!({"token": "x"}), json!(1), json!({"token": 1})] {
         client.send_text(&json!({"event": "token", "data": data}).to_string());
         assert_eq!(
-            pass(&mut world, &client, 0.0),
+            advance(&mut world, &client, 0.0),
             [json!({"event": "error", "data": {"message": "Unknown event: token"}})]
         );
     }

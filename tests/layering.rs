@@ -15,7 +15,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Each module with the modules that it may use. `lib.rs` is exempt, because it declares all modules.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 16] = [
     ("main", &["net", "tools", "config", "config_file", "http", "systemd"]),
     ("net", &["server", "inspect", "config", "broker", "chat", "http", "operator", "systemd", "proxy_protocol"]),
     ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
@@ -35,7 +35,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
 ];
 
 /// Files whose code runs in a tool, at startup or on a separate thread, so it may use blocking I/O and clocks.
-const BLOCKING: [&str; 5] = [
+const BLOCKING_FILES: [&str; 5] = [
     "broker/redis/link.rs",
     "broker/sqlite/database.rs",
     "broker/sqlite/file.rs",
@@ -220,24 +220,26 @@ impl<'ast> Visit<'ast> for Names {
 }
 
 /// Describes each place where a source file breaks the rules on dependencies between modules.
-fn wall_faults(source: &Source) -> Vec<String> {
+fn find_forbidden_dependencies(source: &Source) -> Vec<String> {
     let module = source.name.split(['/', '.']).next().unwrap_or_default();
     // Skip `lib.rs`, which declares all modules, and `pictures.rs`, which only unit tests use.
     if ["lib", "pictures"].contains(&module) {
         return Vec::new();
     }
-    let Some((_, allowed)) = ARROWS.iter().find(|(from, _)| *from == module) else {
+    let Some((_, allowed)) = ALLOWED_DEPENDENCIES.iter().find(|(from, _)| *from == module) else {
         return vec![format!("src/{}: no arrow leads from or to {module}", source.name)];
     };
     let mut faults = BTreeSet::new();
     for (line, path) in Names::of(source).paths {
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         let named = match path[..] {
-            ["crate" | "wirechat", other, ..] => ARROWS.iter().map(|(name, _)| *name).find(|name| *name == other),
+            ["crate" | "wirechat", other, ..] => {
+                ALLOWED_DEPENDENCIES.iter().map(|(name, _)| *name).find(|name| *name == other)
+            }
             _ => None,
         };
         let is_walled = named.is_some_and(|other| other != module && !allowed.contains(&other));
-        let is_blocking = BLOCKING.contains(&source.name.as_str());
+        let is_blocking = BLOCKING_FILES.contains(&source.name.as_str());
         // `inspect` may use `server::observer`, but no other part of `server`.
         let is_past_the_seam =
             module == "inspect" && path.starts_with(&["crate", "server"]) && !path.contains(&"observer");
@@ -284,7 +286,7 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-fn word_faults(source: &Source) -> Vec<String> {
+fn find_forbidden_words(source: &Source) -> Vec<String> {
     let stem = source.name.trim_end_matches(".rs").replace('/', "_");
     let names = Names::of(source).items.into_iter().chain([(0, stem)]);
     let mut faults = Vec::new();
@@ -298,18 +300,18 @@ fn word_faults(source: &Source) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_none(faults: Vec<String>) {
+fn assert_no_violations(faults: Vec<String>) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
 #[test]
-fn the_sources_keep_the_walls() {
-    assert_none(sources().iter().flat_map(wall_faults).collect());
+fn modules_have_only_allowed_dependencies() {
+    assert_no_violations(sources().iter().flat_map(find_forbidden_dependencies).collect());
 }
 
 #[test]
 fn names_use_the_words_of_the_field() {
-    assert_none(sources().iter().flat_map(word_faults).collect());
+    assert_no_violations(sources().iter().flat_map(find_forbidden_words).collect());
 }
 
 #[test]
@@ -351,11 +353,12 @@ fn each_check_can_fail() {
     ];
     for (name, text, expected) in cases {
         let source = Source { name: (*name).to_owned(), file: syn::parse_file(text).unwrap() };
-        let faults = wall_faults(&source);
+        let faults = find_forbidden_dependencies(&source);
         assert_eq!(faults.len(), expected.len(), "{text}: {faults:#?}");
         assert!(faults.iter().zip(*expected).all(|(fault, part)| fault.contains(part)), "{faults:#?}");
     }
-    let named = |text: &str| word_faults(&Source { name: "a.rs".into(), file: syn::parse_file(text).unwrap() }).len();
+    let named =
+        |text: &str| find_forbidden_words(&Source { name: "a.rs".into(), file: syn::parse_file(text).unwrap() }).len();
     assert_eq!(named("struct PaceMaker { told: u8 } fn f() {}"), 2);
     assert_eq!(named("struct Space; fn tellurium() {} #[cfg(test)] mod tests { fn tell() {} }"), 0);
 }

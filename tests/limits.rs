@@ -9,7 +9,7 @@ use serde_json::json;
 use support::http::handshake;
 use support::table::each_row;
 use support::users::{DIALECTS, Dialect, End, User, chat, path};
-use support::watched::Watched;
+use support::watched::WitnessedServer;
 use support::{Frame, RawClient, Server, masked, wait_until};
 
 const ECHO: &str = "/echo?token=dev-token";
@@ -18,7 +18,7 @@ const CHAT: &str = "/?token=dev-token";
 /// The server echoes the largest message that `--max-echo` allows by default.
 #[test]
 fn an_echo_of_16_mib() {
-    let server = Watched::start(&[]);
+    let server = WitnessedServer::start(&[]);
     let mut client = server.upgrade(ECHO);
     let mut writer = RawClient::new(client.stream.try_clone().unwrap());
     let payload: Vec<u8> = (0..=255).cycle().take(16 << 20).collect();
@@ -33,17 +33,17 @@ fn an_echo_of_16_mib() {
 
 /// Allows each client one message every ten seconds, with a burst of one. Turns the history off, so that a
 /// client receives no messages when it joins.
-const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
+const SLOW_RATE_OPTIONS: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
 /// Sends all texts in one write, so that they reach the server at almost the same time.
-fn send_at_once(user: &mut User, texts: &[&str]) {
+fn send_in_one_write(user: &mut User, texts: &[&str]) {
     let frames: Vec<u8> = texts.iter().flat_map(|text| masked(0x81, text.as_bytes())).collect();
     user.client.send(&frames);
 }
 
 /// Joins a room, and reads the event with which the server confirms the join.
 fn member(server: &Server, dialect: Dialect, name: &str, room: &str) -> User {
-    let mut user = User::joins(server, dialect, name, room);
+    let mut user = User::join(server, dialect, name, room);
     user.receive();
     user
 }
@@ -52,27 +52,27 @@ fn member(server: &Server, dialect: Dialect, name: &str, room: &str) -> User {
 /// error.
 #[test]
 fn one_message_too_many() {
-    let server = Server::start(&SLOW);
+    let server = Server::start(&SLOW_RATE_OPTIONS);
     for dialect in DIALECTS {
         let room = format!("{dialect:?}");
         let mut witness = member(&server, Dialect::Events, "witness", &room);
         let mut bot = member(&server, dialect, "bot", &room);
-        witness.receives_event("joined", json!({}));
+        witness.expect_event("joined", json!({}));
         let [first, second] = ["first", "second"].map(|text| bot.message(text));
-        send_at_once(&mut bot, &[&first, &second]);
-        bot.receives(bot.room_message("bot", "first", 1));
-        bot.receives(bot.error("Slow down"));
-        witness.receives(witness.room_message("bot", "first", 1));
-        bot.receives_nothing();
+        send_in_one_write(&mut bot, &[&first, &second]);
+        bot.expect_message(bot.room_message("bot", "first", 1));
+        bot.expect_message(bot.error("Slow down"));
+        witness.expect_message(witness.room_message("bot", "first", 1));
+        bot.expect_nothing();
         // Each client has its own rate limit.
-        witness.sends_message("I may");
-        witness.receives(witness.room_message("witness", "I may", 2));
+        witness.send_message("I may");
+        witness.expect_message(witness.room_message("witness", "I may", 2));
     }
 }
 
 #[test]
-fn every_text_counts_for_the_rate_limit() {
-    let server = Server::start(&SLOW);
+fn every_text_message_counts_toward_the_rate_limit() {
+    let server = Server::start(&SLOW_RATE_OPTIONS);
     let message = r#"{"event":"message","data":{"text":"hello"}}"#;
     let rows = [
         (Dialect::Events, message, true),
@@ -99,22 +99,22 @@ fn every_text_counts_for_the_rate_limit() {
         |(dialect, sent, has_reply)| {
             let mut bot = member(&server, *dialect, "bot", "general");
             let next = bot.message("too many");
-            send_at_once(&mut bot, &[sent, &next]);
+            send_in_one_write(&mut bot, &[sent, &next]);
             if *has_reply {
                 let reply = bot.receive().to_string();
                 assert!(!reply.contains("Slow down"), "the first is allowed: {reply}");
             }
-            bot.receives(bot.error("Slow down"));
-            bot.receives_nothing();
-            bot.leaves();
+            bot.expect_message(bot.error("Slow down"));
+            bot.expect_nothing();
+            bot.leave();
         },
     );
     // Ping frames and messages to `/echo` do not count towards the rate limit.
     let mut bot = member(&server, Dialect::Events, "bot", "elsewhere");
     bot.client.send(&masked(0x89, b"").repeat(100));
     (0..100).for_each(|_| assert_eq!(bot.frame().first, 0x8a));
-    send_at_once(&mut bot, &[message]);
-    bot.receives_event("message", json!({}));
+    send_in_one_write(&mut bot, &[message]);
+    bot.expect_event("message", json!({}));
     let mut echo = server.upgrade(ECHO);
     echo.send(&masked(0x81, b"x").repeat(100));
     (0..100).for_each(|_| assert_eq!(echo.read_text(), "x"));
@@ -124,21 +124,21 @@ fn every_text_counts_for_the_rate_limit() {
 /// nonce.
 #[test]
 fn slow_down_carries_the_nonce() {
-    let server = Server::start(&SLOW);
+    let server = Server::start(&SLOW_RATE_OPTIONS);
     let mut bot = member(&server, Dialect::Events, "bot", "general");
     let message = |event: &str, nonce: &str| {
         json!({"event": event, "data": {"text": "hello", "to": "bot", "nonce": nonce}}).to_string()
     };
-    send_at_once(&mut bot, &[&message("message", "n1"), &message("message", "n2"), &message("private", "n3")]);
-    bot.receives_event("message", json!({"id": 1, "nonce": "n1"}));
+    send_in_one_write(&mut bot, &[&message("message", "n1"), &message("message", "n2"), &message("private", "n3")]);
+    bot.expect_event("message", json!({"id": 1, "nonce": "n1"}));
     for nonce in ["n2", "n3"] {
-        bot.receives(json!({"event": "error", "data": {"message": "Slow down", "nonce": nonce}}));
+        bot.expect_message(json!({"event": "error", "data": {"message": "Slow down", "nonce": nonce}}));
     }
     let mut again = member(&server, Dialect::Events, "bot", "general");
-    bot.receives_event("joined", json!({}));
-    send_at_once(&mut again, &[&message("message", "n2")]);
+    bot.expect_event("joined", json!({}));
+    send_in_one_write(&mut again, &[&message("message", "n2")]);
     for user in [&mut bot, &mut again] {
-        user.receives_event("message", json!({"id": 2, "nonce": "n2"}));
+        user.expect_event("message", json!({"id": 2, "nonce": "n2"}));
     }
 }
 
@@ -149,9 +149,9 @@ fn no_rate_limit() {
     for dialect in DIALECTS {
         let mut bot = member(&server, dialect, "bot", &format!("{dialect:?}"));
         let message = bot.message("hello");
-        send_at_once(&mut bot, &vec![message.as_str(); 1000]);
+        send_in_one_write(&mut bot, &vec![message.as_str(); 1000]);
         for id in 1..=1000 {
-            bot.receives(bot.room_message("bot", "hello", id));
+            bot.expect_message(bot.room_message("bot", "hello", id));
         }
     }
 }
@@ -161,11 +161,11 @@ fn no_rate_limit() {
 /// Once `--max-rooms` rooms have members, the server creates no more rooms. A client that tries to switch to a new room
 /// receives an error, and a handshake for a new room fails with a 503.
 #[test]
-fn limit_of_rooms() {
+fn room_limit() {
     let server = chat(&["--max-rooms", "2"]);
     let mut first = member(&server, Dialect::Events, "first", "a");
     let mut switcher = member(&server, Dialect::Events, "switcher", "a");
-    first.receives_event("joined", json!({"username": "switcher"}));
+    first.expect_event("joined", json!({"username": "switcher"}));
     let second = member(&server, Dialect::Rooms, "", "b");
     for dialect in DIALECTS {
         let mut client = server.connect();
@@ -175,61 +175,61 @@ fn limit_of_rooms() {
         assert!(rejection.header("Retry-After").parse::<u32>().is_ok_and(|seconds| seconds > 0), "{rejection:?}");
         for room in ["a", "b"] {
             let guest = member(&server, dialect, "guest", room);
-            guest.leaves();
+            guest.leave();
             if room == "a" {
                 for event in ["joined", "left"] {
-                    first.receives_event(event, json!({}));
-                    switcher.receives_event(event, json!({}));
+                    first.expect_event(event, json!({}));
+                    switcher.expect_event(event, json!({}));
                 }
             }
         }
     }
-    switcher.sends_event("switch_room", json!({"room": "c"}));
-    switcher.receives_error();
-    first.receives_nothing();
+    switcher.send_event("switch_room", json!({"room": "c"}));
+    switcher.expect_error();
+    first.expect_nothing();
     // After the error, the client `switcher` is still in its old room.
-    switcher.sends_message("still here");
+    switcher.send_message("still here");
     for user in [&mut first, &mut switcher] {
         let expected = user.room_message("switcher", "still here", 1);
-        user.receives(expected);
+        user.expect_message(expected);
     }
     // A client may switch to an existing room. Empty rooms do not count towards the limit, even if they have a history.
-    switcher.sends_event("switch_room", json!({"room": "b"}));
-    switcher.receives_event("switched", json!({"room": "b", "members": ["Anonymous"]}));
-    first.receives_event("left", json!({"username": "switcher"}));
-    second.leaves();
-    switcher.receives_event("left", json!({}));
-    first.leaves();
-    switcher.sends_event("switch_room", json!({"room": "c"}));
-    switcher.receives_event("switched", json!({"room": "c", "members": [], "last_id": 0, "history": []}));
-    let mut back = User::joins(&server, Dialect::Events, "first", "a");
-    back.receives_event("welcome", json!({"members": [], "last_id": 1}));
+    switcher.send_event("switch_room", json!({"room": "b"}));
+    switcher.expect_event("switched", json!({"room": "b", "members": ["Anonymous"]}));
+    first.expect_event("left", json!({"username": "switcher"}));
+    second.leave();
+    switcher.expect_event("left", json!({}));
+    first.leave();
+    switcher.send_event("switch_room", json!({"room": "c"}));
+    switcher.expect_event("switched", json!({"room": "c", "members": [], "last_id": 0, "history": []}));
+    let mut back = User::join(&server, Dialect::Events, "first", "a");
+    back.expect_event("welcome", json!({"members": [], "last_id": 1}));
 }
 
 /// A client can switch rooms 300 times, because the empty rooms that it leaves do not count towards `--max-rooms`.
 /// Another member of its first room receives all of the client's `joined` and `left` events in order.
 #[test]
-fn many_switches() {
+fn many_room_switches() {
     let server = chat(&["--max-rooms", "3"]);
     let mut host = member(&server, Dialect::Events, "host", "home");
     let mut switcher = member(&server, Dialect::Events, "switcher", "home");
-    host.receives_event("joined", json!({}));
+    host.expect_event("joined", json!({}));
     for i in 0..300 {
         let room = if i % 3 == 2 { "home".to_owned() } else { format!("room {i}") };
-        switcher.sends_event("switch_room", json!({"room": room}));
+        switcher.send_event("switch_room", json!({"room": room}));
     }
     for i in 0..300 {
         let room = if i % 3 == 2 { "home".to_owned() } else { format!("room {i}") };
         let members = if i % 3 == 2 { json!(["host"]) } else { json!([]) };
-        switcher.receives_event("switched", json!({"room": room, "members": members}));
+        switcher.expect_event("switched", json!({"room": room, "members": members}));
         match i % 3 {
-            0 => drop(host.receives_event("left", json!({"username": "switcher"}))),
+            0 => drop(host.expect_event("left", json!({"username": "switcher"}))),
             1 => {}
-            _ => drop(host.receives_event("joined", json!({"username": "switcher"}))),
+            _ => drop(host.expect_event("joined", json!({"username": "switcher"}))),
         }
     }
-    host.receives_nothing();
-    switcher.receives_nothing();
+    host.expect_nothing();
+    switcher.expect_nothing();
 }
 
 // --------------------------------------------------------------------------------------------------------- addresses
@@ -282,10 +282,10 @@ fn connections_are_counted_while_they_last() {
     for how in [End::Close, End::Eof, End::Reset] {
         for dialect in DIALECTS {
             let guest = member(&server, dialect, "guest", "general");
-            host.receives_event("joined", json!({}));
+            host.expect_event("joined", json!({}));
             assert_eq!(server.status(&handshake().target("/?token=wrong")), 401);
-            guest.disconnects(how);
-            host.receives_event("left", json!({}));
+            guest.disconnect(how);
+            host.expect_event("left", json!({}));
         }
     }
     wait_until("the server accepts another connection", || server.status(&handshake()) == 101);

@@ -213,7 +213,7 @@ fn the_umask_decides_who_may_connect() {
 }
 
 #[test]
-fn the_file_disappears_at_a_stop() {
+fn the_socket_file_is_removed_on_shutdown() {
     let folder = Folder::new("stop");
     let path = folder.path("socket");
     for name in ["TERM", "INT"] {
@@ -240,7 +240,7 @@ fn the_file_disappears_at_a_stop() {
 }
 
 #[test]
-fn the_file_of_a_dead_server_is_replaced() {
+fn a_stale_socket_file_is_replaced() {
     let folder = Folder::new("dead");
     let path = folder.path("socket");
     let mut dead = Process::run(&path, &["--open"]);
@@ -252,7 +252,7 @@ fn the_file_of_a_dead_server_is_replaced() {
 }
 
 #[test]
-fn the_file_of_a_live_server_stays() {
+fn the_socket_file_of_a_live_server_is_kept() {
     let folder = Folder::new("live");
     let path = folder.path("socket");
     let _server = Process::run(&path, &["--open"]);
@@ -318,7 +318,7 @@ fn no_other_file_is_deleted() {
 /// A new server binds the path of a Unix socket before the old server stops. The old server must not delete the new
 /// server's socket file.
 #[test]
-fn a_stop_leaves_the_file_of_another_server() {
+fn shutdown_keeps_the_socket_file_of_another_server() {
     let folder = Folder::new("another");
     let path = folder.path("socket");
     let mut old = Process::run(&path, &["--open"]);
@@ -381,7 +381,7 @@ fn hosts_on_a_unix_socket() {
 
 /// Returns a command that passes `descriptor` to the server as file descriptor 3, as systemd does. `pid` is the value
 /// of `LISTEN_PID`, as a shell expression: `$$` is the server's process id, because the shell's `exec` keeps it.
-fn activated(descriptor: OwnedFd, pid: &str, args: &[&str]) -> Command {
+fn activated_command(descriptor: OwnedFd, pid: &str, args: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("exec 3<&0 </dev/null; LISTEN_PID={pid} LISTEN_FDS=1 exec \"$0\" \"$@\"");
     shell.args(["-c", &script, PROGRAM]).args(args).stdin(Stdio::from(descriptor));
@@ -394,7 +394,7 @@ fn an_inherited_socket_replaces_the_address() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let never = listen_option(&folder.path("never"));
-    let process = Process::launch(&mut activated(listener.into(), "$$", &[&never]));
+    let process = Process::launch(&mut activated_command(listener.into(), "$$", &[&never]));
     assert!(process.banner.contains(&format!("http://{address}/")), "{}", process.banner);
     let mut client = RawClient::new(TcpStream::connect(address).unwrap());
     assert_eq!(status(&mut client, &handshake().target("/?token=dev-token")), 101, "the server is local");
@@ -402,7 +402,7 @@ fn an_inherited_socket_replaces_the_address() {
 
     let path = folder.path("socket");
     let listener = UnixListener::bind(&path).unwrap();
-    let mut process = Process::launch(&mut activated(listener.into(), "$$", &["--open"]));
+    let mut process = Process::launch(&mut activated_command(listener.into(), "$$", &["--open"]));
     assert!(process.banner.contains(&format!("unix:{}", path.display())), "{}", process.banner);
     assert_eq!(unix_status(&path, &handshake()), 101);
     assert!(process.stop("TERM").success());
@@ -414,7 +414,7 @@ fn an_inherited_socket_replaces_the_address() {
 #[test]
 fn an_inherited_socket_can_make_the_server_public() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-    run_to_failure(&mut activated(listener.into(), "$$", &[])).check(USAGE, &["demo tokens"]);
+    run_to_failure(&mut activated_command(listener.into(), "$$", &[])).check(USAGE, &["demo tokens"]);
 }
 
 #[test]
@@ -433,7 +433,7 @@ fn descriptors_that_do_not_listen() {
     ];
     for (name, descriptor) in rows {
         println!("{name}");
-        run_to_failure(&mut activated(descriptor, "$$", &[])).check(USAGE, &["descriptor 3"]);
+        run_to_failure(&mut activated_command(descriptor, "$$", &[])).check(USAGE, &["descriptor 3"]);
     }
 }
 
@@ -442,7 +442,7 @@ fn descriptors_for_another_process() {
     for pid in ["1", "", "$(($$ + 1))"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let process = Process::launch(&mut activated(listener.into(), pid, &["--listen", "127.0.0.1:0"]));
+        let process = Process::launch(&mut activated_command(listener.into(), pid, &["--listen", "127.0.0.1:0"]));
         assert!(!process.banner.contains(&address.to_string()), "LISTEN_PID={pid}: {}", process.banner);
     }
 }
@@ -466,14 +466,14 @@ fn a_restart_loses_no_client() {
         }
         for _ in 0..5 {
             let descriptor = listener.try_clone().unwrap().into();
-            let mut process = Process::launch(&mut activated(descriptor, "$$", &["--drain", "10"]));
+            let mut process = Process::launch(&mut activated_command(descriptor, "$$", &["--drain", "10"]));
             let before = served.load(Ordering::Relaxed);
             wait_until("clients are served", || served.load(Ordering::Relaxed) > before + 50);
             assert!(process.stop("TERM").success());
         }
         // Some client threads may still be waiting for a response. Start one more server, so that all of them finish.
         let descriptor = listener.try_clone().unwrap().into();
-        last = Some(Process::launch(&mut activated(descriptor, "$$", &[])));
+        last = Some(Process::launch(&mut activated_command(descriptor, "$$", &[])));
         is_over.store(true, Ordering::Relaxed);
     });
     drop(last);

@@ -40,7 +40,7 @@ const fn millis(millis: u64) -> Duration {
 /// Options that keep pings and the rate limit from interfering with a test.
 const CALM: [&str; 6] = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
 
-fn calm(args: &[&str]) -> World {
+fn quiet_world(args: &[&str]) -> World {
     World::new(&[args, &CALM].concat())
 }
 
@@ -115,7 +115,7 @@ fn requests_that_never_end() {
         ("half a request", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", "HTTP/1.1 408 "),
         ("all but the last byte", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r", "HTTP/1.1 408 "),
     ];
-    let mut world = calm(&[]);
+    let mut world = quiet_world(&[]);
     let mut witnesses = Witnesses::join(&mut world);
     let clients = rows.map(|(_, sent, _)| {
         let client = world.connect();
@@ -136,7 +136,7 @@ fn requests_that_never_end() {
 /// One byte per second does not extend the handshake timeout.
 #[test]
 fn a_request_that_trickles() {
-    let mut world = calm(&[]);
+    let mut world = quiet_world(&[]);
     let mut witnesses = Witnesses::join(&mut world);
     let client = world.connect();
     let request = handshake().padded_to(8192).bytes();
@@ -156,7 +156,7 @@ fn a_request_that_trickles() {
 /// timeout.
 #[test]
 fn a_request_that_waits_for_its_turn_is_not_late() {
-    let mut world = calm(&[]);
+    let mut world = quiet_world(&[]);
     let clients: Vec<Client> = (0..60).map(|_| world.connect()).collect();
     world.advance(millis(9_900));
     clients.iter().for_each(|client| client.send(upgrade_request(ECHO).as_bytes()));
@@ -281,7 +281,7 @@ fn a_silent_peer_in_a_busy_room() {
 /// The time during which the machine is suspended does not count as silence. The server pings the peer, and keeps the
 /// connection if the peer replies.
 #[test]
-fn a_suspended_machine_does_not_cut_its_peers() {
+fn a_suspended_machine_does_not_disconnect_its_peers() {
     let mut world = World::new(&[]);
     let client = world.upgrade(ECHO);
     world.jump(seconds(3600));
@@ -296,7 +296,7 @@ fn a_suspended_machine_does_not_cut_its_peers() {
 /// the silence before that time, here 10 seconds. It therefore sends the Ping 20 seconds later, when the client has
 /// been silent for 30 seconds, the default `--ping-interval`.
 #[test]
-fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
+fn a_suspended_machine_does_not_ping_its_peers_early() {
     let mut world = World::new(&[]);
     let client = world.upgrade(ECHO);
     world.advance(seconds(20));
@@ -314,7 +314,7 @@ fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
 /// One turn of the event loop performs at most 2,048 reads. A connection whose bytes wait for the next turn does not
 /// count as silent.
 #[test]
-fn bytes_that_wait_for_their_turn_end_the_silence() {
+fn a_peer_with_unread_bytes_is_not_silent() {
     let mut world = World::new(&["--max-connections", "3000"]);
     let clients: Vec<Client> = (0..2100).map(|_| world.upgrade(ECHO)).collect();
     world.advance(seconds(30));
@@ -327,7 +327,7 @@ fn bytes_that_wait_for_their_turn_end_the_silence() {
 
 /// PROTOCOL.md, "Limits and timeouts": received bytes postpone the next ping. A readiness event without bytes does not.
 #[test]
-fn spurious_edges_postpone_no_ping() {
+fn spurious_edges_do_not_postpone_pings() {
     for spurious in [NO_EDGE, Readiness { is_readable: true, is_writable: true, ..NO_EDGE }] {
         let mut world = World::observed(&["--ping-interval", "10", "--idle-timeout", "60"]);
         world.spurious = spurious;
@@ -364,7 +364,7 @@ fn peers_that_do_not_reply_to_a_close() {
         &rows,
         |row| row.0.to_owned(),
         |(_, at, sent, code, then)| {
-            let mut world = calm(&[]);
+            let mut world = quiet_world(&[]);
             let mut witnesses = Witnesses::join(&mut world);
             let client = world.upgrade(at);
             client.send(sent);
@@ -387,8 +387,8 @@ fn peers_that_do_not_reply_to_a_close() {
 /// After a rejection, the server keeps the connection open, so that the peer can read the response. If the peer does
 /// not close the connection, the server cuts it after `--close-timeout`.
 #[test]
-fn a_rejected_peer_that_stays_is_cut() {
-    let mut world = calm(&[]);
+fn a_rejected_peer_that_stays_is_disconnected() {
+    let mut world = quiet_world(&[]);
     let client = world.connect();
     client.send(&handshake().target("/").bytes());
     world.settle();
@@ -407,7 +407,7 @@ fn a_rejected_peer_that_stays_is_cut() {
 #[test]
 fn both_close_at_once() {
     for (turn, codes) in [(-1, &[1000][..]), (0, &[1000, 1001]), (1, &[1001])] {
-        let mut world = calm(&[]);
+        let mut world = quiet_world(&[]);
         let client = world.upgrade(ECHO);
         if turn <= 0 {
             client.send(&close_frame(1000));
@@ -431,7 +431,7 @@ fn both_close_at_once() {
 /// messages that it has received from the client.
 #[test]
 fn a_message_that_arrives_with_the_signal_is_acknowledged() {
-    let mut world = calm(&[]);
+    let mut world = quiet_world(&[]);
     let mut witnesses = Witnesses::join(&mut world);
     witnesses.chat(&mut world);
     send_message(&witnesses.0[0], "last words");
@@ -444,10 +444,10 @@ fn a_message_that_arrives_with_the_signal_is_acknowledged() {
 
 /// Server options for tests that send messages of 16,000 letters. `--history 0` turns off the history, because a
 /// backlog of such messages would exceed `--max-outbox`.
-const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
+const BIG_TEXT_OPTIONS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
 /// Sends messages of 16,000 letters until the server disconnects a slow consumer. Returns that client's username.
-fn talk_until_left(world: &mut World, talker: &Client) -> Value {
+fn send_until_left_event(world: &mut World, talker: &Client) -> Value {
     let text = "x".repeat(16_000);
     for _ in 0..100 {
         send_message(talker, &text);
@@ -466,8 +466,8 @@ fn talk_until_left(world: &mut World, talker: &Client) -> Value {
 /// If a slow consumer never reads again, the server cuts the connection after `--close-timeout`. The server does not
 /// put a Close into the middle of a half-sent frame.
 #[test]
-fn a_slow_consumer_that_never_reads_again_is_cut() {
-    let mut world = calm(&BIG_TEXTS);
+fn a_slow_consumer_that_never_reads_again_is_disconnected() {
+    let mut world = quiet_world(&BIG_TEXT_OPTIONS);
     let mut witnesses = Witnesses::join(&mut world);
     let talker = member(&mut world, "talker");
     for capacity in [1, 100, 4096, 16_000, 16_100, 40_000] {
@@ -475,7 +475,7 @@ fn a_slow_consumer_that_never_reads_again_is_cut() {
         let slow = member(&mut world, "slow");
         talker.read_event("joined");
         slow.set_reading(false);
-        assert_eq!(talk_until_left(&mut world, &talker), "slow");
+        assert_eq!(send_until_left_event(&mut world, &talker), "slow");
         for _ in 0..5 {
             assert!(!slow.is_cut());
             slow.send(&masked(0x8a, b""));
@@ -514,7 +514,7 @@ fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
 /// must still receive them, and then a Close.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
-    let mut world = calm(&["--max-outbox", "1024", "--max-text", "20000"]);
+    let mut world = quiet_world(&["--max-outbox", "1024", "--max-text", "20000"]);
     world.capacity = 1000;
     let slow = member(&mut world, "slow");
     let talker = member(&mut world, "talker");
@@ -534,7 +534,7 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
 /// receive the dropped ones.
 #[test]
 fn a_client_that_is_closed_receives_no_message_after_a_gap() {
-    let mut world = calm(&["--max-buffered", "65536", "--max-echo", "1000"]);
+    let mut world = quiet_world(&["--max-buffered", "65536", "--max-echo", "1000"]);
     let talker = member(&mut world, "talker");
     world.capacity = 1000;
     let slow = member(&mut world, "slow");
@@ -558,13 +558,13 @@ fn a_client_that_is_closed_receives_no_message_after_a_gap() {
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
     for capacity in [1, 100, 4096, 16_000, 16_100, 40_000] {
-        let mut world = calm(&BIG_TEXTS);
+        let mut world = quiet_world(&BIG_TEXT_OPTIONS);
         world.capacity = capacity;
         let slow = member(&mut world, "slow");
         let talker = member(&mut world, "talker");
         slow.read_event("joined");
         slow.set_reading(false);
-        assert_eq!(talk_until_left(&mut world, &talker), "slow");
+        assert_eq!(send_until_left_event(&mut world, &talker), "slow");
         slow.set_reading(true);
         world.settle();
         let mut frames = slow.read_frames();
@@ -582,7 +582,7 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
 /// client does not become a slow consumer.
 #[test]
 fn a_client_that_requests_pages_without_reading() {
-    let mut world = calm(&["--max-outbox", "16384", "--history", "100"]);
+    let mut world = quiet_world(&["--max-outbox", "16384", "--history", "100"]);
     world.capacity = 100;
     let reader = member(&mut world, "reader");
     for id in 1..=100 {
@@ -611,7 +611,7 @@ fn a_client_that_requests_pages_without_reading() {
 
 /// After a client half-closes its connection, it has `--close-timeout` to read the events in its outbox.
 #[test]
-fn a_client_that_is_behind_and_ends_its_side() {
+fn a_slow_client_that_half_closes() {
     for returns in [false, true] {
         let args = ["--max-outbox", "67108864", "--max-text", "20000", "--history", "0"];
         let mut world = World::observed(&[&args[..], &CALM].concat());
@@ -678,15 +678,15 @@ impl Peer {
     }
 }
 
-const CLEAN: &str = "both Closes passed; the server ended TCP (§7.1.1)";
+const CLEAN_CLOSE: &str = "both Closes passed; the server ended TCP (§7.1.1)";
 const NO_REPLY: &str = "the peer did not reply to the Close in time";
-const NO_END: &str = "the peer did not end the stream in time";
+const NO_EOF: &str = "the peer did not end the stream in time";
 const NO_CLOSE: &str = "the peer ended the stream without a Close";
 const RESET: &str = "connection reset";
 
 #[test]
 #[rustfmt::skip]
-fn every_end_has_its_reason() {
+fn every_closed_connection_has_its_reason() {
     let page = get("/health").bytes();
     let nowhere = get("/nowhere").bytes();
     let half = b"GET / HTTP/1.1\r\n".to_vec();
@@ -694,27 +694,27 @@ fn every_end_has_its_reason() {
     // Columns: path ("": no upgrade), bytes that the client sends, the client's next action, seconds until the server
     // removes the connection, expected reason.
     let rows = [
-        (ECHO, close_frame(1000), Waits, 0, CLEAN),
-        (ECHO, masked(0x88, b""), Waits, 0, CLEAN),
-        (ECHO, close_and_more, Ends, 0, CLEAN),
-        (CHAT, hex("82 81 M0 'x'"), Replies, 0, CLEAN),
+        (ECHO, close_frame(1000), Waits, 0, CLEAN_CLOSE),
+        (ECHO, masked(0x88, b""), Waits, 0, CLEAN_CLOSE),
+        (ECHO, close_and_more, Ends, 0, CLEAN_CLOSE),
+        (CHAT, hex("82 81 M0 'x'"), Replies, 0, CLEAN_CLOSE),
         (CHAT, hex("82 81 M0 'x'"), Ends, 0, NO_CLOSE),
         (CHAT, hex("82 81 M0 'x'"), Waits, 5, NO_REPLY),
         (CHAT, hex("82 81 M0 'x'"), Resets, 0, RESET),
         (ECHO, hex("81 7f"), Ends, 0, "the peer ended the stream after the server's Close"),
-        (ECHO, hex("81 7f"), Replies, 5, NO_END),
+        (ECHO, hex("81 7f"), Replies, 5, NO_EOF),
         (ECHO, vec![], Waits, 60, "the peer was silent for 60 seconds"),
         (ECHO, vec![], Ends, 0, NO_CLOSE),
         (ECHO, vec![], Resets, 0, RESET),
         ("", page.clone(), Ends, 0, "the response was sent"),
-        ("", page, Waits, 5, NO_END),
+        ("", page, Waits, 5, NO_EOF),
         ("", nowhere.clone(), Ends, 0, "the request was rejected"),
-        ("", nowhere.clone(), Waits, 5, NO_END),
+        ("", nowhere.clone(), Waits, 5, NO_EOF),
         ("", nowhere, Resets, 0, RESET),
         ("", vec![], Waits, 10, "no request arrived in time"),
         ("", half.clone(), Ends, 0, "the peer ended the stream before its request was complete"),
         ("", half.clone(), Resets, 0, RESET),
-        ("", half, Waits, 15, NO_END),
+        ("", half, Waits, 15, NO_EOF),
     ];
     each_row(
         &rows,
@@ -737,10 +737,10 @@ fn every_end_has_its_reason() {
 }
 
 #[test]
-fn every_end_in_a_shutdown_has_its_reason() {
+fn every_connection_closed_in_a_shutdown_has_its_reason() {
     let rows = [
-        (ECHO, Replies, 0, CLEAN),
-        (CHAT, Replies, 0, CLEAN),
+        (ECHO, Replies, 0, CLEAN_CLOSE),
+        (CHAT, Replies, 0, CLEAN_CLOSE),
         (ECHO, Ends, 0, NO_CLOSE),
         (ECHO, Resets, 0, RESET),
         (ECHO, Waits, 2, "the server stopped"),
@@ -758,12 +758,14 @@ fn every_end_in_a_shutdown_has_its_reason() {
 }
 
 #[test]
-fn the_end_of_a_slow_consumer_has_its_reason() {
-    for (peer, time, reason) in [(Waits, 5, NO_REPLY), (Replies, 0, CLEAN), (Ends, 0, NO_CLOSE), (Resets, 0, RESET)] {
-        let mut world = World::observed(&[&BIG_TEXTS[..], &CALM].concat());
+fn every_closed_slow_consumer_has_its_reason() {
+    for (peer, time, reason) in
+        [(Waits, 5, NO_REPLY), (Replies, 0, CLEAN_CLOSE), (Ends, 0, NO_CLOSE), (Resets, 0, RESET)]
+    {
+        let mut world = World::observed(&[&BIG_TEXT_OPTIONS[..], &CALM].concat());
         let (slow, talker) = (member(&mut world, "slow"), member(&mut world, "talker"));
         slow.set_reading(false);
-        talk_until_left(&mut world, &talker);
+        send_until_left_event(&mut world, &talker);
         peer.act(&slow);
         if time == 0 {
             slow.set_reading(true);
@@ -789,7 +791,7 @@ fn request_upgrade(world: &mut World) -> (Client, u16) {
 /// A rejected connection that lingers does not count towards `--max-connections`.
 #[test]
 fn a_rejected_connection_is_not_counted() {
-    let mut world = calm(&["--max-connections", "8"]);
+    let mut world = quiet_world(&["--max-connections", "8"]);
     let mut members: Vec<Client> = (0..8).map(|_| world.upgrade(ECHO)).collect();
     let (rejected, code) = request_upgrade(&mut world);
     assert_eq!(code, 503);
@@ -828,10 +830,10 @@ fn rejected_connections_are_bounded_in_number_and_time() {
 /// At `--max-connections`, the server rejects a new client until another one leaves with a Close, a half-close or a
 /// reset.
 #[test]
-fn limit_of_connections() {
+fn connection_limit() {
     let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
     for leave in leave {
-        let mut world = calm(&["--max-connections", "2"]);
+        let mut world = quiet_world(&["--max-connections", "2"]);
         let (first, _second) = (world.upgrade(CHAT), world.upgrade(ECHO));
         assert_eq!(request_upgrade(&mut world).1, 503);
         assert_eq!(status(&connect_and_send(&mut world, &get("/health").bytes())), 200);
@@ -846,7 +848,7 @@ fn limit_of_connections() {
 /// Each address except loopback may have at most `--max-per-address` connections.
 #[test]
 fn each_address_has_its_share() {
-    let mut world = calm(&["--max-per-address", "2"]);
+    let mut world = quiet_world(&["--max-per-address", "2"]);
     let mut from = |address: &str| {
         let client = world.connect_from(address.parse().unwrap());
         client.send(upgrade_request(ECHO).as_bytes());
@@ -863,7 +865,7 @@ fn each_address_has_its_share() {
 /// A rejected connection that lingers does not count towards `--max-per-address`.
 #[test]
 fn a_rejected_connection_is_not_counted_for_its_address() {
-    let mut world = calm(&["--max-per-address", "2"]);
+    let mut world = quiet_world(&["--max-per-address", "2"]);
     let from = |world: &mut World| {
         let client = world.connect_from("192.0.2.1".parse().unwrap());
         client.send(upgrade_request(ECHO).as_bytes());
@@ -885,7 +887,7 @@ fn a_rejected_connection_is_not_counted_for_its_address() {
 /// were.
 #[test]
 fn repeated_rejections_are_summarised() {
-    let mut world = calm(&["--connect-rate", "0"]);
+    let mut world = quiet_world(&["--connect-rate", "0"]);
     let rejected_from = |world: &mut World, address: &str| {
         let client = world.connect_from(address.parse().unwrap());
         client.send(&get("/nope").bytes());
@@ -926,7 +928,7 @@ type Limit<'a> = (&'a str, &'a [&'a str], &'a str, Vec<u8>, Outcome);
 
 /// Tests each limit with input exactly at the limit and just over it.
 #[test]
-fn limits_of_messages() {
+fn message_limits() {
     let fragments = |count: usize| [hex("01 80 M0"), hex("00 80 M0").repeat(count - 1)].concat();
     let whole = |count: usize| [fragments(count - 1), hex("80 83 M0 'end'")].concat();
     let ping = |len: usize| masked(0x81, format!("{PING:len$}").as_bytes());
@@ -951,7 +953,7 @@ fn limits_of_messages() {
         &rows,
         |row| row.0.to_owned(),
         |(_, args, at, sent, outcome)| {
-            let mut world = calm(args);
+            let mut world = quiet_world(args);
             let client = world.upgrade(at);
             if *at == CHAT {
                 client.read_event("welcome");
@@ -972,7 +974,7 @@ fn limits_of_messages() {
 }
 
 #[test]
-fn limits_of_request_heads() {
+fn request_head_limits() {
     let with = |count| (0..count).fold(handshake(), |request, i| request.add(format!("X-{i}: y")));
     let head = ["--max-head", "512"];
     let headers = ["--max-headers", "8"];
@@ -986,19 +988,19 @@ fn limits_of_request_heads() {
         &rows,
         |row| row.0.to_owned(),
         |(_, args, sent, expected)| {
-            let mut world = calm(args);
+            let mut world = quiet_world(args);
             assert_eq!(status(&connect_and_send(&mut world, &sent.bytes())), *expected);
         },
     );
 }
 
-const BUFFERED: [&str; 4] = ["--max-buffered", "200000", "--max-echo", "200000"];
+const BUFFER_OPTIONS: [&str; 4] = ["--max-buffered", "200000", "--max-echo", "200000"];
 
 /// `--max-buffered` limits the bytes that the server buffers for all clients together, such as unfinished messages.
 /// Above the limit, it closes the connection with the most buffered bytes, or the newest one if several tie.
 #[test]
-fn limit_of_buffered_bytes() {
-    let mut world = calm(&BUFFERED);
+fn buffered_bytes_limit() {
+    let mut world = quiet_world(&BUFFER_OPTIONS);
     let mut witnesses = Witnesses::join(&mut world);
     let half = masked(0x02, &[b'x'; 60_000]);
     for _ in 0..2 {
@@ -1023,7 +1025,7 @@ fn limit_of_buffered_bytes() {
 /// Incomplete request heads count towards `--max-buffered`.
 #[test]
 fn request_heads_fill_the_buffers() {
-    let mut world = World::observed(&[&["--max-head", "8192"], &BUFFERED[..], &CALM].concat());
+    let mut world = World::observed(&[&["--max-head", "8192"], &BUFFER_OPTIONS[..], &CALM].concat());
     let mut witnesses = Witnesses::join(&mut world);
     let head = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(8000));
     let clients: Vec<Client> = (0..30).map(|_| connect_and_send(&mut world, head.as_bytes())).collect();
@@ -1036,7 +1038,7 @@ fn request_heads_fill_the_buffers() {
 /// A queued `welcome` with a long history counts towards `--max-buffered` until the client reads it.
 #[test]
 fn long_welcomes_fill_the_buffers() {
-    let mut world = calm(&[&["--max-outbox", "100000", "--max-text", "20000"], &BUFFERED[..]].concat());
+    let mut world = quiet_world(&[&["--max-outbox", "100000", "--max-text", "20000"], &BUFFER_OPTIONS[..]].concat());
     let mut witnesses = Witnesses::join(&mut world);
     let talker = member(&mut world, "talker");
     for _ in 0..10 {
@@ -1063,7 +1065,7 @@ fn long_welcomes_fill_the_buffers() {
 /// Close.
 #[test]
 fn too_much_after_the_request() {
-    let mut world = calm(&["--max-buffered", "2000", "--max-echo", "2000", "--max-message", "2000"]);
+    let mut world = quiet_world(&["--max-buffered", "2000", "--max-echo", "2000", "--max-message", "2000"]);
     let half = masked(0x02, &[b'x'; 1500]);
     let first = upgrade_and_send(&mut world, ECHO, &half);
     let client = connect_and_send(&mut world, &[upgrade_request(ECHO).as_bytes(), &half].concat());
@@ -1075,7 +1077,7 @@ fn too_much_after_the_request() {
 /// When `--max-buffered` is exceeded, the server closes the connection that holds the most bytes, not the newest one.
 #[test]
 fn the_largest_holder_is_closed_when_buffers_are_full() {
-    let mut world = calm(&BUFFERED);
+    let mut world = quiet_world(&BUFFER_OPTIONS);
     let mut witnesses = Witnesses::join(&mut world);
     let largest = upgrade_and_send(&mut world, ECHO, &masked(0x02, &[b'x'; 190_000]));
     largest.expect_nothing();
@@ -1092,14 +1094,18 @@ fn the_largest_holder_is_closed_when_buffers_are_full() {
 // -------------------------------------------------------------------------------------------------------- rate limit
 
 /// Options for a rate limit of one message every ten seconds.
-const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
+const SLOW_RATE_OPTIONS: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
 /// With `--rate-limit N`, a client may send a burst of 2 N messages, or one message if 2 N is less than one. After the
 /// burst, the server accepts one message every 1 / N seconds.
 #[test]
 fn bursts() {
-    let rows: [(&[&str], usize, f64); 4] =
-        [(&[], 10, 5.0), (&["--rate-limit", "1"], 2, 1.0), (&["--rate-limit", "20"], 40, 20.0), (&SLOW, 1, 0.1)];
+    let rows: [(&[&str], usize, f64); 4] = [
+        (&[], 10, 5.0),
+        (&["--rate-limit", "1"], 2, 1.0),
+        (&["--rate-limit", "20"], 40, 20.0),
+        (&SLOW_RATE_OPTIONS, 1, 0.1),
+    ];
     each_row(
         &rows,
         |row| row.0.join(" "),
@@ -1128,8 +1134,8 @@ fn bursts() {
 
 /// After rejecting five bursts of messages, the server disconnects a flooding client. The room receives `left` once.
 #[test]
-fn a_flood_is_closed() {
-    let mut world = World::new(&SLOW);
+fn a_flooding_client_is_disconnected() {
+    let mut world = World::new(&SLOW_RATE_OPTIONS);
     let listener = member(&mut world, "listener");
     for dialect in DIALECTS {
         let bot = join(&mut world, dialect, "bot", "general");
@@ -1182,7 +1188,7 @@ fn a_flood_of_five_bursts() {
 /// When the batch of a room is full, the server stops reading from the members of that room until the next turn of
 /// the event loop. It keeps reading from the members of other rooms.
 #[test]
-fn a_full_batch_stops_its_own_room() {
+fn a_full_batch_pauses_only_its_own_room() {
     let mut world = World::new(&[]);
     world.capacity = 1 << 20; // large enough that no write blocks
     let crowd: Vec<Client> = (0..8).map(|i| member(&mut world, &format!("member{i}"))).collect();
@@ -1230,7 +1236,7 @@ fn a_burst_of_handshakes_does_not_delay_others() {
 
 #[test]
 fn a_turn_handles_a_bounded_number_of_handshakes() {
-    let mut world = calm(&[]);
+    let mut world = quiet_world(&[]);
     let visitors: Vec<Client> = (0..40)
         .map(|number| {
             let client = world.connect();
@@ -1250,7 +1256,7 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
 #[test]
 fn members_that_drop_together_leave_before_any_broadcast() {
     for (has_presence, is_reset) in [(true, true), (false, false)] {
-        let mut world = calm(&["--max-presence", "10"]);
+        let mut world = quiet_world(&["--max-presence", "10"]);
         let survivor = member(&mut world, "survivor");
         // Use long names, so that the `left` events fill more than one batch.
         let name = "\u{1f600}".repeat(28);
@@ -1283,8 +1289,8 @@ fn broadcasts_are_held_during_a_mass_disconnect() {
     const GROUPS: usize = 4;
     let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
     for leave in leave {
-        let mut world = calm(&[]);
-        let crowd = crowd_with_witness(&mut world, GROUPS * 150);
+        let mut world = quiet_world(&[]);
+        let crowd = join_crowd(&mut world, GROUPS * 150);
         let (witness, other) = (&crowd[0], join(&mut world, Dialect::Events, "other", "elsewhere"));
         for group in crowd[1..].chunks(150) {
             group.iter().for_each(leave);
@@ -1311,8 +1317,8 @@ fn broadcasts_are_held_during_a_mass_disconnect() {
 fn a_stop_during_a_mass_disconnect() {
     let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
     for (leave, turns) in leave.into_iter().flat_map(|leave| [(leave, 0), (leave, 1)]) {
-        let mut world = calm(&[]);
-        let crowd = crowd_with_witness(&mut world, 300);
+        let mut world = quiet_world(&[]);
+        let crowd = join_crowd(&mut world, 300);
         crowd[1..].iter().for_each(leave);
         (0..turns).for_each(|_| world.turn());
         world.shut_down();
@@ -1325,8 +1331,8 @@ fn a_stop_during_a_mass_disconnect() {
 /// Even if many members leave in every turn, the server delays broadcasts by at most 250 ms.
 #[test]
 fn broadcasts_are_held_for_a_bounded_time() {
-    let mut world = calm(&[]);
-    let crowd = crowd_with_witness(&mut world, 5 * 150);
+    let mut world = quiet_world(&[]);
+    let crowd = join_crowd(&mut world, 5 * 150);
     let groups = crowd[1..].chunks(150).zip([0, 100, 149, 1, 50]);
     let held = groups.map(|(group, wait)| {
         world.jump(millis(wait));
@@ -1338,7 +1344,7 @@ fn broadcasts_are_held_for_a_bounded_time() {
 }
 
 /// Makes `count` + 1 clients join a room, and discards the bytes that they receive. The first client is the witness.
-fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
+fn join_crowd(world: &mut World, count: usize) -> Vec<Client> {
     let mut crowd = Vec::new();
     for first in (0..=count).step_by(50) {
         for number in first..=count.min(first + 49) {
@@ -1364,10 +1370,10 @@ fn count_events(client: &Client) -> BTreeMap<String, usize> {
 /// Hundreds of slow consumers exceed `--max-outbox` in the same turn. Each receives one Close, and nothing after it.
 #[test]
 fn many_slow_consumers_in_one_turn() {
-    let mut world = calm(&["--max-outbox", "4096"]);
+    let mut world = quiet_world(&["--max-outbox", "4096"]);
     let talker = member(&mut world, "talker");
     world.capacity = 600;
-    let crowd = crowd_with_witness(&mut world, 299);
+    let crowd = join_crowd(&mut world, 299);
     talker.read_frames();
     crowd.iter().for_each(|client| client.set_reading(false));
     let messages = 20;

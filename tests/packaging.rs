@@ -198,7 +198,7 @@ fn the_unit_is_valid_and_hardened() {
 
 /// wirechat.service uses the socket of wirechat.socket, and reports to systemd when it is ready.
 #[test]
-fn the_units_belong_together() {
+fn the_service_unit_matches_the_socket_unit() {
     assert_eq!((setting("Type"), setting("Sockets")), ("notify", "wirechat.socket"));
     let families = setting("RestrictAddressFamilies");
     assert!(families.contains("AF_UNIX"), "the server reports to systemd through a Unix socket: {families}");

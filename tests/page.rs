@@ -76,7 +76,7 @@ fn times_are_in_the_zone_of_the_reader() {
 }
 
 #[test]
-fn the_member_list_is_right_with_several_connections_of_one_name() {
+fn the_member_list_counts_connections_per_name() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -316,10 +316,10 @@ fn fields_are_checked_before_connecting() {
 
 /// While the server is unreachable, the page retries forever, with backoff.
 #[test]
-fn attempts_never_end_and_become_rare() {
+fn the_page_retries_forever_with_backoff() {
     let browser = browser!();
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let script = format!("{COUNT_SOCKETS};{SHORT_WAITS}");
+    let script = format!("{COUNT_SOCKETS};{SKIP_WAITS}");
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
     alice.wait_for("sockets >= 12"); // no more, because Chromium delays new connections after failures
@@ -342,7 +342,7 @@ fn a_network_or_a_tab_that_becomes_active_ends_the_wait() {
     let browser = browser!();
     let mut server = Server::start(&[]);
     let port = server.port();
-    let alice = join_with(&browser, port, "alice", ENDLESS_WAITS);
+    let alice = join_with(&browser, port, "alice", DISABLE_TIMERS);
     let listen = format!("127.0.0.1:{port}");
     for came_back in ["online", "visible"] {
         server.signal("KILL");
@@ -398,7 +398,7 @@ fn close_reasons_that_a_retry_cannot_fix_stop_the_retries() {
     for (reason, advice, state) in cases {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = page(&format!("server={}", ws(listener.local_addr().unwrap().port())));
-        let tab = browser.open_with(&url, ENDLESS_WAITS);
+        let tab = browser.open_with(&url, DISABLE_TIMERS);
         tab.press_button("Connect");
         let mut peer = accept(&listener);
         peer.close(Some(CloseFrame { code: CloseCode::Policy, reason: reason.into() })).unwrap();
@@ -613,7 +613,7 @@ fn over_tls_the_token_is_a_subprotocol() {
 }
 
 #[test]
-fn two_tabs_of_a_first_visitor_have_two_names() {
+fn two_tabs_of_a_new_visitor_have_different_names() {
     let browser = browser!();
     let server = Server::start(&[]);
     let first = browser.open_with(&page(""), "Math.random = () => 0.1");

@@ -25,7 +25,7 @@ fn texts(tab: &Tab) -> Vec<String> {
 }
 
 /// Returns the text and the status (such as "Sending…") of each message that the server has not acknowledged.
-fn unsent(tab: &Tab) -> Value {
+fn unsent_messages(tab: &Tab) -> Value {
     let parts = "['.text', '.remark'].map((part) => row.querySelector(part).textContent)";
     tab.eval(&format!("[...document.querySelectorAll('.unsent')].map((row) => {parts})"))
 }
@@ -58,7 +58,7 @@ fn wait_for_texts(tab: &Tab, expected: &[String]) {
 }
 
 /// Waits until smooth scrolling has ended, because it would override the page's jump to the latest message.
-fn wait_until_still(tab: &Tab) {
+fn wait_until_scrolling_stops(tab: &Tab) {
     let top = format!("{LOG}.scrollTop");
     wait_until("the log has stopped scrolling", || {
         tab.eval(&format!(
@@ -105,7 +105,7 @@ fn history_is_above_the_welcome_and_new_messages_below_a_line() {
 }
 
 #[test]
-fn a_message_of_another_user_with_the_same_name_is_not_ones_own() {
+fn a_message_from_a_namesake_is_not_shown_as_own() {
     let browser = browser!();
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -153,12 +153,12 @@ fn messages_written_offline_are_sent_in_order_within_the_rate_limit() {
         type_message(&alice, text);
     }
     let waiting: Vec<_> = written.iter().map(|text| json!([text, "Waiting for the connection."])).collect();
-    assert_eq!(unsent(&alice), json!(waiting));
+    assert_eq!(unsent_messages(&alice), json!(waiting));
     assert_eq!(texts(&alice), [""; 0], "the page shows no message as sent");
     alice.screenshot("offline-queue");
     restore(&alice, &proxy);
     wait_for_texts(&alice, &written);
-    assert_eq!(unsent(&alice), json!([]));
+    assert_eq!(unsent_messages(&alice), json!([]));
     assert!(!notices(&alice).iter().any(|notice| notice.contains("Slow down")), "within the rate limit");
     for text in &written {
         assert_eq!(bob.read_event("message")["text"], *text);
@@ -181,7 +181,7 @@ fn the_number_of_waiting_messages_is_bounded() {
         "Not sent. 50 messages are already waiting to be sent. Your text is still in the message box.",
     );
     assert_eq!(field(&alice, "Message"), "50");
-    assert_eq!(unsent(&alice).as_array().unwrap().len(), 50);
+    assert_eq!(unsent_messages(&alice).as_array().unwrap().len(), 50);
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
                 proxy.drop_responses();
                 type_message(&alice, &both[1]);
                 assert_eq!(bob.read_event("message")["text"], both[1]);
-                assert_eq!(unsent(&alice), json!([[both[1], "Sending…"]]));
+                assert_eq!(unsent_messages(&alice), json!([[both[1], "Sending…"]]));
                 lose_connection(&alice, &proxy);
             }
             // The connection breaks before the page sends alice's message.
@@ -233,7 +233,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
         restore(&alice, &proxy);
         received.extend(both);
         wait_for_texts(&alice, &received);
-        assert_eq!(unsent(&alice), json!([]));
+        assert_eq!(unsent_messages(&alice), json!([]));
     }
     let sent: Vec<String> = received.iter().filter(|text| text.starts_with("alice")).cloned().collect();
     let own = alice.eval("[...document.querySelectorAll('.own .text')].map((text) => text.textContent)");
@@ -263,7 +263,7 @@ fn a_gap_longer_than_the_history_has_a_notice() {
 }
 
 #[test]
-fn a_lost_history_has_a_notice() {
+fn a_history_reset_shows_a_notice() {
     let browser = browser!();
     let mut server = start(&[]);
     let port = server.port();
@@ -285,13 +285,13 @@ fn a_lost_history_has_a_notice() {
     wait_for_texts(&alice, &["in the old life", "not even sent"].map(String::from));
     let remark =
         "The connection was lost before the server confirmed this message. The message may still have arrived.";
-    assert_eq!(unsent(&alice), json!([["into the void", remark]]));
+    assert_eq!(unsent_messages(&alice), json!([["into the void", remark]]));
     alice.screenshot("doubtful");
     alice.click("document.querySelector('.unsent .edit')");
     assert_eq!(field(&alice, "Message"), "into the void");
     alice.press_key("Enter", false);
     wait_for_texts(&alice, &["in the old life", "not even sent", "into the void"].map(String::from));
-    assert_eq!(unsent(&alice), json!([]));
+    assert_eq!(unsent_messages(&alice), json!([]));
     drop(server);
 }
 
@@ -305,7 +305,7 @@ fn messages_over_the_rate_limit_are_sent_later() {
         type_message(&alice, text);
     }
     wait_for_texts(&alice, &written);
-    assert_eq!(unsent(&alice), json!([]));
+    assert_eq!(unsent_messages(&alice), json!([]));
 }
 
 #[test]
@@ -320,12 +320,15 @@ fn a_failed_message_shows_its_reason_and_can_be_edited() {
     alice.type_text("draft");
     restore(&alice, &proxy);
     wait_for_texts(&alice, &["short".into()]);
-    assert_eq!(unsent(&alice), json!([["is it you?", "Not sent. The server reported: “No such user: nobody”."]]));
+    assert_eq!(
+        unsent_messages(&alice),
+        json!([["is it you?", "Not sent. The server reported: “No such user: nobody”."]])
+    );
     alice.screenshot("failed");
     assert_eq!(field(&alice, "Message"), "draft");
     alice.click("document.querySelector('.unsent .edit')");
     assert_eq!((field(&alice, "Message"), recipient(&alice)), ("is it you?\ndraft".into(), "To nobody only".into()));
-    assert_eq!(unsent(&alice), json!([]));
+    assert_eq!(unsent_messages(&alice), json!([]));
 }
 
 #[test]
@@ -343,7 +346,7 @@ fn a_message_is_never_sent_to_another_server() {
     alice.press_button("Connect");
     wait_for_log(&alice, "Welcome to #general, alice!");
     let remark = "Not sent: this message was written for another server or under another name.";
-    assert_eq!(unsent(&alice), json!([["for this server alone", remark]]));
+    assert_eq!(unsent_messages(&alice), json!([["for this server alone", remark]]));
     type_message(&alice, "for everybody");
     assert_eq!(bob.read_event("message")["text"], "for everybody");
 }
@@ -501,7 +504,7 @@ fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     let wheel = json!({"type": "mouseWheel", "x": 600, "y": 200, "deltaX": 0, "deltaY": -800});
     alice.call("Input.dispatchMouseEvent", wheel);
     alice.wait_for(&format!("{from_end} > 400 && __button('Jump to latest')?.hidden === false"));
-    wait_until_still(&alice);
+    wait_until_scrolling_stops(&alice);
     send_as_guest(&mut bob, &alice, "further down");
     alice.wait_for("document.title === '(1) #general · wirechat'");
     assert!(alice.eval(&from_end).as_f64().unwrap() > 400.0, "the page has not scrolled");
@@ -575,7 +578,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     switch_room(&alice, "tea");
     proxy.restore();
     wait_for_log(&alice, "Welcome to #tea, alice!");
-    assert_eq!(unsent(&alice), json!([["for general", "Waiting until you are in #general."]]));
+    assert_eq!(unsent_messages(&alice), json!([["for general", "Waiting until you are in #general."]]));
     type_message(&alice, "for tea");
     assert_eq!(carol.read_event("message")["text"], "for tea");
     alice.press_button("#general");
@@ -588,7 +591,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     }
     alice.press_button("#tea");
     wait_for_log(&alice, "You are now in #tea.");
-    let waiting = unsent(&alice);
+    let waiting = unsent_messages(&alice);
     assert!(waiting.as_array().unwrap().iter().all(|row| row[1] == "Waiting until you are in #general."), "{waiting}");
     wait_for_texts(&alice, &["for tea".into()]);
     switch_room(&alice, &"x".repeat(65));
@@ -602,7 +605,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
 }
 
 #[test]
-fn a_switch_over_the_rate_limit_is_made_later() {
+fn a_room_switch_over_the_rate_limit_is_delayed() {
     let browser = browser!();
     let server = start(&["--rate-limit", "0.5"]);
     let alice = join(&browser, server.port(), "alice");
@@ -641,7 +644,7 @@ fn members_rooms_and_the_latest_message_are_reached_by_keyboard() {
     tab_to(&alice, LOG);
     alice.press_key("PageUp", false);
     alice.wait_for("__button('Jump to latest')?.hidden === false");
-    wait_until_still(&alice);
+    wait_until_scrolling_stops(&alice);
     press(&alice, "__button('Jump to latest')");
     alice.wait_for(&format!("{LOG}.scrollHeight - {LOG}.scrollTop - {LOG}.clientHeight < 2"));
     assert_eq!(alice.eval(&format!("document.activeElement === {LOG}")), true);

@@ -15,7 +15,7 @@ use support::{Server, wait_until};
 use visitor::*;
 
 /// A message text with markup, a backslash, several scripts, and an emoji that consists of several code points.
-const SPECIAL: &str = r#"<b>&amp; "q" \n</b> Grüße, 日本語, שלום, 🦀👩🏽‍💻 é"#;
+const SPECIAL_TEXT: &str = r#"<b>&amp; "q" \n</b> Grüße, 日本語, שלום, 🦀👩🏽‍💻 é"#;
 
 /// Returns a JavaScript expression for the last inspector row whose text contains all these words.
 fn row(words: &[&str]) -> String {
@@ -44,12 +44,12 @@ fn opened_from_disk_the_page_chats_both_ways() {
     let alice = join(&browser, server.port(), "alice");
     let mut bob = guest(&server, "general", "bob");
     wait_for_members(&alice, &["alice you", "bob"]);
-    send_as_guest(&mut bob, &alice, SPECIAL);
+    send_as_guest(&mut bob, &alice, SPECIAL_TEXT);
     bob.read_event("message");
-    type_message(&alice, SPECIAL);
+    type_message(&alice, SPECIAL_TEXT);
     let received = bob.read_event("message");
-    assert_eq!((&received["username"], &received["text"]), (&json!("alice"), &json!(SPECIAL)));
-    wait_for_messages(&alice, &json!([["bob", SPECIAL], ["alice", SPECIAL]]));
+    assert_eq!((&received["username"], &received["text"]), (&json!("alice"), &json!(SPECIAL_TEXT)));
+    wait_for_messages(&alice, &json!([["bob", SPECIAL_TEXT], ["alice", SPECIAL_TEXT]]));
     assert_eq!(words(&alice).trim(), "Connected as alice.");
     assert_eq!(field(&alice, "Message"), "", "the box is empty again");
     drop(bob);
@@ -105,8 +105,8 @@ fn served_over_http_the_page_works_within_its_policy() {
     alice.fill("Name", "alice");
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
-    type_message(&alice, SPECIAL);
-    wait_for_messages(&alice, &json!([["alice", SPECIAL]]));
+    type_message(&alice, SPECIAL_TEXT);
+    wait_for_messages(&alice, &json!([["alice", SPECIAL_TEXT]]));
     assert_eq!(browser.page_errors(), [""; 0]);
     // Violate the content security policy on purpose: the browser must enforce it, and `page_errors` must report the
     // violation.

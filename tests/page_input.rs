@@ -64,7 +64,7 @@ fn a_text_over_the_limits_is_not_sent() {
 /// If the server closes the connection because of a message, the page marks the message as not sent and does not
 /// resend it.
 #[test]
-fn a_message_that_the_server_closes_for_has_failed() {
+fn a_message_that_makes_the_server_close_is_marked_unsent() {
     let browser = browser!();
     for (code, meaning) in [
         (CloseCode::Invalid, "1007 (invalid UTF-8)"),
@@ -83,7 +83,7 @@ fn a_message_that_the_server_closes_for_has_failed() {
             welcome(&mut second, "general");
             read_message(&mut second)
         });
-        let alice = join_with(&browser, port, "alice", SHORT_WAITS);
+        let alice = join_with(&browser, port, "alice", SKIP_WAITS);
         type_message(&alice, "too much");
         wait_for_log(&alice, "Reconnected to #general.");
         let remark = format!("Not sent. The server closed the connection with code {meaning}.");
@@ -110,7 +110,7 @@ fn a_short_connection_does_not_reset_the_backoff() {
             while peer.read().is_ok() {}
         }
     });
-    let alice = browser.open_with(&page(&format!("server={}&username=alice", ws(port))), SHORT_WAITS);
+    let alice = browser.open_with(&page(&format!("server={}&username=alice", ws(port))), SKIP_WAITS);
     alice.press_button("Connect");
     alice.wait_for("waits.length >= 6");
     assert_eq!(alice.eval("waits.slice(0, 6)"), json!([1800, 3600, 7200, 14400, 27000, 27000]));
@@ -250,7 +250,7 @@ fn an_invisible_message_is_not_sent() {
 /// While an IME composes text, Enter does not send the message. In Safari, only `keyCode` 229 marks such an
 /// Enter.
 #[test]
-fn enter_of_an_ime_does_not_send() {
+fn enter_during_ime_composition_does_not_send() {
     let browser = browser!();
     let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -268,13 +268,13 @@ fn enter_of_an_ime_does_not_send() {
 
 /// A touch keyboard has no Shift+Enter, so Enter starts a new line, and only the Send button sends the message.
 #[test]
-fn enter_of_a_touch_keyboard_starts_a_line() {
+fn enter_on_a_touch_keyboard_starts_a_new_line() {
     let browser = browser!();
     let server = start_unlimited(&[]);
     let alice = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
     alice.call("Emulation.setTouchEmulationEnabled", json!({"enabled": true}));
     alice.call("Emulation.setEmitTouchEventsForMouse", json!({"enabled": true, "configuration": "mobile"}));
-    alice.view(390, 844, "light");
+    alice.set_screen(390, 844, "light");
     alice.wait_for("matchMedia('(pointer: coarse)').matches");
     alice.eval("__button('Connect').click()");
     wait_for_state(&alice, "joined");
@@ -369,7 +369,7 @@ fn a_waiting_message_can_be_canceled() {
     let browser = browser!();
     let mut server = start_unlimited(&[]);
     let port = server.port();
-    let alice = join_with(&browser, port, "alice", ENDLESS_WAITS);
+    let alice = join_with(&browser, port, "alice", DISABLE_TIMERS);
     server.signal("KILL");
     server.wait();
     wait_for_state(&alice, "waiting");
@@ -462,7 +462,7 @@ fn code_and_mentions_stand_out() {
 /// Stacked diacritics do not spill out of a message's row. A member's initial is a whole grapheme cluster, which may be
 /// several code points (for example, a flag emoji).
 #[test]
-fn texts_stay_in_their_rows() {
+fn message_text_stays_in_its_row() {
     let browser = browser!();
     let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");

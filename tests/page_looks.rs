@@ -75,8 +75,8 @@ fn visit_every_state(
     let proxy = Proxy::to(server.addr());
     let room = format!("{width}-{}", features.iter().map(|(_, value)| *value).collect::<Vec<_>>().join("-"));
     let alice = browser.open(&page(&format!("server={}&username=alice&room={room}", ws(proxy.port()))));
-    alice.view(width, height, "light");
-    alice.prefer(features);
+    alice.set_screen(width, height, "light");
+    alice.set_media_features(features);
     audit(&alice, "start");
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
@@ -124,8 +124,8 @@ fn forced_colours_and_reduced_motion_are_respected() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = browser.open(&page(&format!("server={}&username=alice&room=forced", ws(server.port()))));
-    alice.view(1440, 900, "dark");
-    alice.prefer(&[
+    alice.set_screen(1440, 900, "dark");
+    alice.set_media_features(&[
         ("prefers-color-scheme", "dark"),
         ("forced-colors", "active"),
         ("prefers-reduced-motion", "reduce"),
@@ -154,7 +154,7 @@ fn the_layout_is_legible_at_every_width_and_scheme() {
                 "server={}&token=dev-token&username=alice&room=r{width}{scheme}",
                 ws(server.port())
             )));
-            alice.view(width, height, scheme);
+            alice.set_screen(width, height, scheme);
             let name = |what: &str| format!("{width}-{scheme}-{what}");
             alice.screenshot(&name("start"));
             assert_fits(&alice, &name("start"));
@@ -184,7 +184,7 @@ fn the_picture_in_the_readme_can_be_recreated() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = browser.open(&page(&format!("server={}&username=alice&room=general", ws(server.port()))));
-    alice.view(1000, 680, "light");
+    alice.set_screen(1000, 680, "light");
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     let mut bob = guest(&server, "general", "bob");
@@ -251,20 +251,21 @@ fn stress_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
 fn assert_names_are_legible(tab: &Tab) {
     let worst = tab.eval(
         "(() => {
-            const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-            const light = (color) => {
-                pen.fillStyle = color;
-                pen.fillRect(0, 0, 1, 1);
+            const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+            const luminance = (color) => {
+                context.fillStyle = color;
+                context.fillRect(0, 0, 1, 1);
                 const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-                const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));
+                const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));
                 return 0.2126 * r + 0.7152 * g + 0.0722 * b;
             };
             const name = document.querySelector('.message .name'), before = name.style.getPropertyValue('--hue');
-            const paper = light(getComputedStyle(document.body).backgroundColor);
+            const backgroundLuminance = luminance(getComputedStyle(document.body).backgroundColor);
             const ratios = Array.from({ length: 360 }, (_, hue) => {
                 name.style.setProperty('--hue', hue);
-                const ink = light(getComputedStyle(name).color);
-                return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+                const textLuminance = luminance(getComputedStyle(name).color);
+                const [darker, lighter] = [textLuminance, backgroundLuminance].sort((one, other) => one - other);
+                return (lighter + 0.05) / (darker + 0.05);
             });
             name.style.setProperty('--hue', before);
             return Math.min(...ratios);

@@ -19,7 +19,7 @@ use support::{RawClient, Server, wait_until};
 use tungstenite::{Message, WebSocket};
 use visitor::*;
 
-fn scripted<'a>(browser: &'a browser::Browser, script: &str) -> (Tab<'a>, WebSocket<TcpStream>) {
+fn open_connected_tab<'a>(browser: &'a browser::Browser, script: &str) -> (Tab<'a>, WebSocket<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = page(&format!("server={}&username=alice", ws(listener.local_addr().unwrap().port())));
     let tab = browser.open_with(&url, script);
@@ -72,9 +72,9 @@ fn older_messages_are_loaded_at_the_top() {
 
 /// One author's consecutive messages share a header for five minutes. The oldest row on the page always has a header.
 #[test]
-fn runs_show_their_author_and_their_time() {
+fn consecutive_messages_share_a_header() {
     let browser = browser!();
-    let (alice, mut peer) = scripted(&browser, "");
+    let (alice, mut peer) = open_connected_tab(&browser, "");
     let message = |n: u64, user: &str, minute: u64| {
         let time = format!("2026-01-01T12:{minute:02}:00.000Z");
         json!({"username": user, "text": format!("line {n}"), "id": n, "time": time})
@@ -187,9 +187,9 @@ fn the_list_of_people_keeps_the_focus() {
 
 /// In a large room, the list shows 100 people, and a search finds the rest. Thousands of joins change few rows.
 #[test]
-fn a_large_room_stays_small() {
+fn the_member_list_of_a_large_room_stays_small() {
     let browser = browser!();
-    let (alice, mut peer) = scripted(&browser, "");
+    let (alice, mut peer) = open_connected_tab(&browser, "");
     let members: Vec<String> = (0..1000).map(|n| format!("member {n:04}")).collect();
     send(
         &mut peer,
@@ -253,7 +253,7 @@ fn a_full_server_is_tried_again() {
 /// A response to `GET /check` without the server's `status` field may come from a proxy. The page then retries,
 /// whatever the HTTP status.
 #[test]
-fn a_proxy_that_answers_is_not_final() {
+fn the_page_retries_after_a_proxy_response() {
     let browser = browser!();
     for body in ["HTTP/1.1 502 Bad Gateway", "HTTP/1.1 404 Not Found", "HTTP/1.1 403 Forbidden", "HTTP/1.1 200 OK"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -293,7 +293,7 @@ fn the_backoff_stays_short_while_the_server_would_accept() {
             );
         }
     });
-    let tab = browser.open_with(&page(&format!("server={}", ws(port))), SHORT_WAITS);
+    let tab = browser.open_with(&page(&format!("server={}", ws(port))), SKIP_WAITS);
     tab.press_button("Connect");
     tab.wait_for("waits.length >= 6");
     assert_eq!(tab.eval("waits.slice(0, 6)"), json!([1800, 3600, 7200, 7200, 7200, 7200]));
@@ -401,7 +401,7 @@ fn the_chat_is_dense_and_has_one_column() {
     wait_for_log(&alice, "carol 24");
     for (width, height) in [(390, 844), (1440, 900), (1920, 1080)] {
         for scheme in ["light", "dark"] {
-            alice.view(width, height, scheme);
+            alice.set_screen(width, height, scheme);
             alice.eval(&format!("{LOG}.scrollTop = 1e9; __frame().then(__frame)"));
             alice.screenshot(&format!("dense-{width}-{scheme}"));
         }
@@ -417,8 +417,8 @@ fn the_chat_is_dense_and_has_one_column() {
         let edges = alice.eval(
             "['.top', '#rows', '.compose'].map((selector) => {
                 const element = document.querySelector(selector), style = getComputedStyle(element), box = element.getBoundingClientRect();
-                const bar = element.offsetWidth - element.clientWidth;
-                return [box.left + parseFloat(style.paddingLeft), box.right - bar - parseFloat(style.paddingRight)].map(Math.round);
+                const scrollbar = element.offsetWidth - element.clientWidth;
+                return [box.left + parseFloat(style.paddingLeft), box.right - scrollbar - parseFloat(style.paddingRight)].map(Math.round);
             })",
         );
         assert_eq!(edges[0], edges[1], "{width}: {edges}");
@@ -433,7 +433,7 @@ fn controls_on_a_phone_are_large() {
     let server = start_unlimited(&[]);
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let tab = browser.open(&page(&format!("server={}&username=alice", ws(unused))));
-    tab.view(390, 844, "light");
+    tab.set_screen(390, 844, "light");
     let top = "__field('Name').getBoundingClientRect().top";
     let before = tab.eval(top);
     tab.press_button("Connect");
@@ -461,7 +461,7 @@ fn controls_on_a_phone_are_large() {
     assert!(tab.eval(&format!("{title}.getBoundingClientRect().height")).as_f64().unwrap() < 40.0, "one line");
     // In landscape orientation, and at 200 % zoom, the list of messages is still usable.
     for (width, height) in [(844, 390), (720, 450)] {
-        tab.view(width, height, "light");
+        tab.set_screen(width, height, "light");
         assert_fits(&tab, "landscape");
         let height = tab.eval(&format!("{LOG}.getBoundingClientRect().height")).as_f64().unwrap();
         assert!(height > 150.0, "{width}: {height}");
@@ -531,7 +531,7 @@ fn every_control_is_reached_by_keyboard() {
     alice.press_key("Enter", false);
     wait_for_state(&alice, "joined");
     // On a phone, the menu has tabs, and the arrow keys move between them.
-    alice.view(390, 844, "light");
+    alice.set_screen(390, 844, "light");
     press("__button('Menu')");
     let tab = |name: &str| {
         format!("[...document.querySelectorAll('[role=tab]')].find((tab) => tab.textContent === '{name}')")

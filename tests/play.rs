@@ -12,7 +12,7 @@ use support::http::handshake;
 use support::{RawClient, Server, masked, token_file};
 
 /// A chat client and the inspector of its connection.
-struct Inspected {
+struct InspectedClient {
     client: RawClient,
     inspector: RawClient,
     number: u64,
@@ -20,8 +20,8 @@ struct Inspected {
     catalogue: Value,
 }
 
-impl Inspected {
-    fn join(server: &Server, query: &str) -> Inspected {
+impl InspectedClient {
+    fn join(server: &Server, query: &str) -> InspectedClient {
         let mut client = server.upgrade(&format!("/?{query}"));
         let ticket = client.read_event("welcome")["ticket"].as_str().expect("a ticket").to_owned();
         let mut inspector = server.upgrade(&format!("/inspect?ticket={ticket}"));
@@ -29,11 +29,11 @@ impl Inspected {
         assert_eq!(catalogue["record"], "cases");
         let records: Vec<Value> = (0..4).map(|_| inspector.read_json()).collect();
         assert_eq!(kinds(&records), ["request", "answer", "state", "missed"]);
-        Inspected { client, inspector, number: records[0]["connection"].as_u64().unwrap(), catalogue }
+        InspectedClient { client, inspector, number: records[0]["connection"].as_u64().unwrap(), catalogue }
     }
 
-    fn start(server: &Server) -> Inspected {
-        Inspected::join(server, "token=dev-token&username=alice")
+    fn start(server: &Server) -> InspectedClient {
+        InspectedClient::join(server, "token=dev-token&username=alice")
     }
 
     fn send_play(&mut self, case: &str) {
@@ -82,7 +82,7 @@ fn message(text: &str) -> String {
 #[test]
 fn the_first_record_lists_the_cases() {
     let server = Server::start(&[]);
-    let inspected = Inspected::start(&server);
+    let inspected = InspectedClient::start(&server);
     let cases = inspected.catalogue["cases"].as_array().unwrap();
     assert!(cases.len() > 60, "{}", cases.len());
     let unmasked = json!({ "name": "unmasked-frame", "title": "A text frame whose mask bit is 0", "rule": "§5.1" });
@@ -92,7 +92,7 @@ fn the_first_record_lists_the_cases() {
 #[test]
 fn a_case_with_an_invalid_frame() {
     let server = Server::start(&[]);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     let records = alice.play("unmasked-frame");
     // The server reads no frames after an invalid one, so the records do not include the client's Close.
     let expected = ["request", "answer", "state", "frame", "refusal", "frame", "state", "state", "end", "played"];
@@ -117,7 +117,7 @@ fn a_case_with_an_invalid_frame() {
 #[test]
 fn a_case_that_is_valid() {
     let server = Server::start(&[]);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     let records = alice.play("hello");
     assert_eq!(records[1]["accept"]["accept"], support::ACCEPT);
     let texts: Vec<&Value> = records.iter().filter(|record| record["name"] == "TEXT").collect();
@@ -129,14 +129,14 @@ fn a_case_that_is_valid() {
 
 #[test]
 fn every_case_passes() {
-    passes_every_case(&[]);
+    assert_every_case_passes(&[]);
     #[cfg(feature = "deflate")]
-    passes_every_case(&["--deflate"]);
+    assert_every_case_passes(&["--deflate"]);
 }
 
-fn passes_every_case(options: &[&str]) {
+fn assert_every_case_passes(options: &[&str]) {
     let server = Server::start(options);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     let cases = alice.catalogue["cases"].take();
     let (mut connections, start) = (Vec::new(), Instant::now());
     for case in cases.as_array().unwrap() {
@@ -158,11 +158,11 @@ fn passes_every_case(options: &[&str]) {
 /// With `--trace` or `--record`, the server observes every connection from its start. An inspector must still receive
 /// each frame of a test case only once.
 #[test]
-fn with_a_trace_and_recordings() {
+fn frames_are_sent_once_with_a_trace_or_recordings() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("play-{}", std::process::id()));
     for options in [&["--trace"][..], &["--record", folder.to_str().unwrap()]] {
         let server = Server::start(options);
-        let mut alice = Inspected::start(&server);
+        let mut alice = InspectedClient::start(&server);
         let records = alice.play("ping");
         let names: Vec<&str> = records.iter().filter_map(|record| record["name"].as_str()).collect();
         assert_eq!(names, ["PING", "PONG", "PING", "PONG", "CLOSE", "CLOSE"], "{records:#?}");
@@ -173,9 +173,9 @@ fn with_a_trace_and_recordings() {
 }
 
 #[test]
-fn a_name_that_is_no_case() {
+fn an_unknown_case_name() {
     let server = Server::start(&[]);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     alice.send_play("no-such-case");
     assert!(alice.read_error().contains("no case \"no-such-case\""));
     for command in [r#"{"do":"play"}"#, r#"{"do":"play","case":1}"#] {
@@ -188,7 +188,8 @@ fn a_name_that_is_no_case() {
 #[test]
 fn one_case_at_a_time() {
     let server = Server::start(&[]);
-    let (mut alice, mut bob) = (Inspected::start(&server), Inspected::join(&server, "token=dev-token&username=bob"));
+    let (mut alice, mut bob) =
+        (InspectedClient::start(&server), InspectedClient::join(&server, "token=dev-token&username=bob"));
     alice.send_play("slow-reader");
     alice.send_play("hello");
     assert!(alice.read_error().contains("being played already"));
@@ -198,10 +199,10 @@ fn one_case_at_a_time() {
 }
 
 #[test]
-fn a_few_cases_for_all_inspectors_together() {
+fn inspectors_share_one_limit_of_running_cases() {
     let server = Server::start(&[]);
-    let mut inspected: Vec<Inspected> = (0..5)
-        .map(|number| Inspected::join(&server, &format!("token=dev-token&username=u{number}&room=r{number}")))
+    let mut inspected: Vec<InspectedClient> = (0..5)
+        .map(|number| InspectedClient::join(&server, &format!("token=dev-token&username=u{number}&room=r{number}")))
         .collect();
     let (last, others) = inspected.split_last_mut().unwrap();
     for other in others.iter_mut() {
@@ -222,7 +223,7 @@ fn a_few_cases_for_all_inspectors_together() {
 fn the_inspected_connection_closes_while_a_case_is_played() {
     let mut server = Server::start(&[]);
     for _ in 0..6 {
-        let Inspected { client, mut inspector, .. } = Inspected::start(&server);
+        let InspectedClient { client, mut inspector, .. } = InspectedClient::start(&server);
         inspector.send_text(&json!({ "do": "play", "case": "hello" }).to_string());
         drop(client);
         loop {
@@ -234,17 +235,17 @@ fn the_inspected_connection_closes_while_a_case_is_played() {
         }
     }
     for _ in 0..3 {
-        Inspected::start(&server).send_play("slow-request"); // drops both connections immediately
+        InspectedClient::start(&server).send_play("slow-request"); // drops both connections immediately
     }
-    let mut alice = Inspected::start(&server);
-    while !alice_plays(&mut alice) {
+    let mut alice = InspectedClient::start(&server);
+    while !try_play(&mut alice) {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(server.is_running());
 }
 
 /// Plays a test case. Returns `false` if the server rejects the command because too many other cases are running.
-fn alice_plays(alice: &mut Inspected) -> bool {
+fn try_play(alice: &mut InspectedClient) -> bool {
     alice.send_play("hello");
     loop {
         let record = alice.inspector.read_json();
@@ -259,7 +260,7 @@ fn alice_plays(alice: &mut Inspected) -> bool {
 #[test]
 fn the_server_serves_others_while_a_case_is_played() {
     let server = Server::start(&["--rate-limit", "0"]);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     let mut bob = server.upgrade("/?token=dev-token&username=bob&room=busy");
     alice.send_play("slow-reader");
     alice.read_up_to("request");
@@ -275,9 +276,9 @@ fn the_server_serves_others_while_a_case_is_played() {
 /// The case sends 100,001 frames. The inspector receives records of the first 20 frames, the number of records that it
 /// missed, and records of how the connection ended.
 #[test]
-fn a_played_connection_has_few_records() {
+fn a_long_test_case_has_few_records() {
     let server = Server::start(&[]);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     let records = alice.play("too-many-fragments");
     let frames: Vec<&Value> = records.iter().filter(|record| record["record"] == "frame").collect();
     assert_eq!(frames.iter().filter(|frame| frame["name"] != "CLOSE").count(), 20);
@@ -293,10 +294,10 @@ fn a_played_connection_has_few_records() {
 
 /// With `--tokens`, the connection of a test case needs no token, but every other connection does.
 #[test]
-fn with_tokens_of_its_own() {
+fn only_test_cases_need_no_token() {
     let tokens = token_file("play", "secret-of-alice alice\n");
     let server = Server::start(&["--tokens", tokens.to_str().unwrap()]);
-    let mut alice = Inspected::join(&server, "token=secret-of-alice");
+    let mut alice = InspectedClient::join(&server, "token=secret-of-alice");
     for case in ["hello", "binary-on-the-chat", "wrong-token", "foreign-origin", "foreign-host", "long-target"] {
         assert_eq!(alice.play(case).last().unwrap()["passed"], true, "{case}");
     }
@@ -310,9 +311,9 @@ fn with_tokens_of_its_own() {
 }
 
 #[test]
-fn on_a_public_server() {
+fn cases_run_on_a_public_server() {
     let server = Server::start_at("0.0.0.0:0", &["--open", "--inspect", "--allow-host", "chat.example"]);
-    let mut alice = Inspected::join(&server, "username=alice");
+    let mut alice = InspectedClient::join(&server, "username=alice");
     for case in ["hello", "unmasked-frame", "foreign-origin", "foreign-host"] {
         assert_eq!(alice.play(case).last().unwrap()["passed"], true, "{case}");
     }
@@ -322,15 +323,15 @@ fn on_a_public_server() {
 }
 
 #[test]
-fn on_ipv6() {
+fn cases_run_over_ipv6() {
     let server = Server::start_at("[::1]:0", &[]);
-    assert_eq!(Inspected::start(&server).play("hello").last().unwrap()["passed"], true);
+    assert_eq!(InspectedClient::start(&server).play("hello").last().unwrap()["passed"], true);
 }
 
 #[test]
-fn a_played_connection_counts_towards_the_limits() {
+fn a_test_case_counts_towards_the_connection_limits() {
     let server = Server::start_at("0.0.0.0:0", &["--open", "--inspect", "--max-per-address", "2"]);
-    let mut alice = Inspected::join(&server, "username=alice");
+    let mut alice = InspectedClient::join(&server, "username=alice");
     let records = alice.play("hello");
     assert_eq!(kinds(&records), ["answer", "state", "end", "played"]);
     let played = &records[3];
@@ -341,7 +342,7 @@ fn a_played_connection_counts_towards_the_limits() {
 #[test]
 fn a_server_stops_while_a_case_is_played() {
     let mut server = Server::start(&[]);
-    let mut alice = Inspected::start(&server);
+    let mut alice = InspectedClient::start(&server);
     alice.send_play("slow-reader");
     alice.read_up_to("request");
     server.signal("TERM");
@@ -356,7 +357,7 @@ fn behind_a_proxy_on_this_machine() {
     let tokens = token_file("play-proxy", "secret\n");
     let options = ["--tokens", tokens.to_str().unwrap(), "--inspect", "--trusted-proxy", "127.0.0.1"];
     let server = Server::start(&options);
-    let mut alice = Inspected::join(&server, "token=secret&username=alice");
+    let mut alice = InspectedClient::join(&server, "token=secret&username=alice");
     assert_eq!(alice.play("hello").last().unwrap()["passed"], true);
     assert_eq!(alice.play("wrong-token").last().unwrap()["passed"], true);
 }

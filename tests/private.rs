@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use support::http::handshake;
 use support::table::each_row;
-use support::users::{DIALECTS, Dialect, TIME, User, chat, encode, events_path, path, presence_path};
+use support::users::{ANY_TIME, DIALECTS, Dialect, User, chat, encode, events_path, path, presence_path};
 use support::{Server, masked, token_file, wait_until};
 
 use Dialect::{Events, Presence, Rooms};
@@ -31,64 +31,64 @@ fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
 
 /// Only the sender and the recipient receive a private message, even if they are in different rooms.
 #[test]
-fn a_private_message_is_for_two() {
+fn only_sender_and_recipient_receive_a_private_message() {
     let server = chat(&[]);
     let mut ann = User::events(&server, "ann", "general");
     let mut bob = User::events(&server, "bob", "elsewhere");
-    let mut others = DIALECTS.map(|dialect| User::joins(&server, dialect, "carol", "general"));
+    let mut others = DIALECTS.map(|dialect| User::join(&server, dialect, "carol", "general"));
     others.iter_mut().for_each(|other| drop(other.receive()));
-    (0..3).for_each(|_| drop(ann.receives_event("joined", json!({}))));
-    others[0].receives_event("joined", json!({}));
-    others[0].receives_event("joined", json!({}));
+    (0..3).for_each(|_| drop(ann.expect_event("joined", json!({}))));
+    others[0].expect_event("joined", json!({}));
+    others[0].expect_event("joined", json!({}));
     others[1].receive();
 
-    ann.sends_message("/msg bob psst");
-    bob.sends_event("private", json!({"to": "ann", "text": "  what? \n"}));
+    ann.send_message("/msg bob psst");
+    bob.send_event("private", json!({"to": "ann", "text": "  what? \n"}));
     // Both ann and bob receive both private messages, in either order.
     for user in [&mut ann, &mut bob] {
         let mut received = [user.receive(), user.receive()];
         received.sort_by_key(|event| event["data"]["from"].to_string());
         for (event, [from, to, text]) in received.iter().zip([["ann", "bob", "psst"], ["bob", "ann", "what?"]]) {
-            assert!(support::users::same(&user.private(from, to, text), event), "{event}");
+            assert!(support::users::same(&user.private_message(from, to, text), event), "{event}");
         }
-        user.receives_nothing();
+        user.expect_nothing();
     }
-    others.iter_mut().for_each(User::receives_nothing);
+    others.iter_mut().for_each(User::expect_nothing);
     // A private message has no id and is not part of the history.
-    ann.sends_message("to all");
-    ann.receives(ann.room_message("ann", "to all", 1));
-    let mut late = User::joins(&server, Events, "bob", "general");
-    let welcome = late.receives_event("welcome", json!({"last_id": 1}));
+    ann.send_message("to all");
+    ann.expect_message(ann.room_message("ann", "to all", 1));
+    let mut late = User::join(&server, Events, "bob", "general");
+    let welcome = late.expect_event("welcome", json!({"last_id": 1}));
     assert_eq!(welcome["history"].as_array().unwrap().len(), 1, "{welcome}");
 }
 
 /// The sender and every connection with the recipient's name receive a private message once, even if the sender and
 /// the recipient have the same name.
 #[test]
-fn each_connection_of_a_name_receives_it_once() {
+fn each_connection_with_a_name_receives_a_private_message_once() {
     let server = chat(&[]);
     let [mut ann, mut other_ann, mut bob, mut other_bob] = users(&server, ["ann", "ann", "bob", "bob"]);
     let mut pat = User::presence(&server, "bob", "a room of presence");
-    ann.sends_message("/msg bob to all of you");
+    ann.send_message("/msg bob to all of you");
     for user in [&mut ann, &mut bob, &mut other_bob, &mut pat] {
-        let private = user.private("ann", "bob", "to all of you");
-        user.receives(private);
+        let private = user.private_message("ann", "bob", "to all of you");
+        user.expect_message(private);
     }
-    ann.sends_message("/msg ann a note");
+    ann.send_message("/msg ann a note");
     for user in [&mut ann, &mut other_ann] {
-        let private = user.private("ann", "ann", "a note");
-        user.receives(private);
+        let private = user.private_message("ann", "ann", "a note");
+        user.expect_message(private);
     }
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
     // The client `pat` has the username bob, like two other clients. After those two leave, `pat` sends a private
     // message to bob. `pat` is then both the sender and the only recipient, and must receive the message only once.
-    bob.leaves();
-    other_bob.leaves();
-    pat.sends_message("/msg bob a note");
-    pat.receives(pat.private("bob", "bob", "a note"));
-    pat.receives_nothing();
+    bob.leave();
+    other_bob.leave();
+    pat.send_message("/msg bob a note");
+    pat.expect_message(pat.private_message("bob", "bob", "a note"));
+    pat.expect_nothing();
 }
 
 #[test]
@@ -99,16 +99,16 @@ fn a_private_message_with_a_nonce() {
         ("private", json!({"to": "bob", "text": "psst", "nonce": "n1"})),
         ("message", json!({"text": "/msg bob psst", "nonce": "n1"})),
     ] {
-        ann.sends_event(event, data);
-        let data = json!({"from": "ann", "to": "bob", "text": "psst", "time": TIME, "nonce": "n1"});
+        ann.send_event(event, data);
+        let data = json!({"from": "ann", "to": "bob", "text": "psst", "time": ANY_TIME, "nonce": "n1"});
         for user in [&mut ann, &mut bob] {
-            user.receives(json!({"event": "private", "data": data}));
-            user.receives_nothing();
+            user.expect_message(json!({"event": "private", "data": data}));
+            user.expect_nothing();
         }
     }
     // The history does not contain the private message, so a room message may use the same nonce.
-    ann.sends_event("message", json!({"text": "hello", "nonce": "n1"}));
-    ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
+    ann.send_event("message", json!({"text": "hello", "nonce": "n1"}));
+    ann.expect_event("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
 }
 
 enum Reply {
@@ -177,24 +177,24 @@ fn names_in_a_private_message() {
         PRIVATE_MESSAGES,
         |row| row.0.to_owned(),
         |(sent, reply)| {
-            bot.sends_message(sent);
+            bot.send_message(sent);
             match reply {
                 Private(to, text) => {
-                    bot.receives(bot.private("bot", to, text));
+                    bot.expect_message(bot.private_message("bot", to, text));
                     let at = names.iter().position(|name| name == to).unwrap();
-                    let private = present[at].private("bot", to, text);
-                    present[at].receives(private);
+                    let private = present[at].private_message("bot", to, text);
+                    present[at].expect_message(private);
                 }
-                NoSuchUser(name) => drop(bot.receives(bot.error(&format!("No such user: {name}")))),
+                NoSuchUser(name) => drop(bot.expect_message(bot.error(&format!("No such user: {name}")))),
                 Text(text) => {
                     id += 1;
-                    bot.receives(bot.room_message("bot", text, id));
+                    bot.expect_message(bot.room_message("bot", text, id));
                 }
-                NothingToSend => drop(bot.receives(bot.error("Nothing to send"))),
+                NothingToSend => drop(bot.expect_message(bot.error("Nothing to send"))),
                 Silence => {}
             }
-            bot.receives_nothing();
-            present.iter_mut().for_each(User::receives_nothing);
+            bot.expect_nothing();
+            present.iter_mut().for_each(User::expect_nothing);
         },
     );
 }
@@ -204,27 +204,27 @@ fn only_connected_users_are_reached() {
     let server = chat(&[]);
     let [mut ann, long] = users(&server, ["ann", "ann lee"]);
     let mut bot = User::events(&server, "bot", "general");
-    long.leaves();
-    bot.sends_message("/msg \"ann lee\" hi");
-    bot.receives(bot.error("No such user: ann lee"));
-    bot.sends_message("/msg ann hi");
-    bot.receives(bot.private("bot", "ann", "hi"));
-    ann.receives(ann.private("bot", "ann", "hi"));
-    ann.leaves();
-    bot.sends_message("/msg ann hi");
-    bot.receives(bot.error("No such user: ann"));
+    long.leave();
+    bot.send_message("/msg \"ann lee\" hi");
+    bot.expect_message(bot.error("No such user: ann lee"));
+    bot.send_message("/msg ann hi");
+    bot.expect_message(bot.private_message("bot", "ann", "hi"));
+    ann.expect_message(ann.private_message("bot", "ann", "hi"));
+    ann.leave();
+    bot.send_message("/msg ann hi");
+    bot.expect_message(bot.error("No such user: ann"));
     // In a `private` event, `to` is always the whole name, without quotes.
     let [mut ann, mut long] = users(&server, ["ann", "ann lee"]);
     for (to, user) in [("ann", &mut ann), ("ann lee", &mut long)] {
-        bot.sends_event("private", json!({"to": to, "text": "lee hi"}));
-        bot.receives(bot.private("bot", to, "lee hi"));
-        user.receives(user.private("bot", to, "lee hi"));
+        bot.send_event("private", json!({"to": to, "text": "lee hi"}));
+        bot.expect_message(bot.private_message("bot", to, "lee hi"));
+        user.expect_message(user.private_message("bot", to, "lee hi"));
     }
-    bot.sends_event("private", json!({"to": "ann lee ray", "text": "hi"}));
-    bot.receives(bot.error("No such user: ann lee ray"));
+    bot.send_event("private", json!({"to": "ann lee ray", "text": "hi"}));
+    bot.expect_message(bot.error("No such user: ann lee ray"));
     // In a `private` event, the text may start with a slash.
-    bot.sends_event("private", json!({"to": "ann", "text": "/msg bot hi"}));
-    bot.receives(bot.private("bot", "ann", "/msg bot hi"));
+    bot.send_event("private", json!({"to": "ann", "text": "/msg bot hi"}));
+    bot.expect_message(bot.private_message("bot", "ann", "/msg bot hi"));
 }
 
 /// In every dialect, `--max-text` limits only TEXT, not the whole `/msg NAME TEXT`.
@@ -235,31 +235,31 @@ fn the_length_of_a_private_message() {
     assert_eq!(name.len(), 32);
     let mut long = User::events(&server, name, "elsewhere");
     for dialect in DIALECTS {
-        let mut bot = User::joins(&server, dialect, "bot", "general");
+        let mut bot = User::join(&server, dialect, "bot", "general");
         bot.receive();
         for (text, fits) in [("0123456789", true), ("éééééééééé", true), ("0123456789x", false), ("01234 6789x", false)]
         {
-            bot.sends_message(&format!("/msg \"{name}\" {text}"));
+            bot.send_message(&format!("/msg \"{name}\" {text}"));
             if fits {
-                bot.receives(bot.private("bot", name, text));
-                long.receives(long.private("bot", name, text));
+                bot.expect_message(bot.private_message("bot", name, text));
+                long.expect_message(long.private_message("bot", name, text));
             } else {
-                bot.receives(bot.error("Message too long"));
+                bot.expect_message(bot.error("Message too long"));
             }
             if dialect == Events {
-                bot.sends_event("private", json!({"to": name, "text": format!("  {text}  ")}));
+                bot.send_event("private", json!({"to": name, "text": format!("  {text}  ")}));
                 if fits {
-                    bot.receives(bot.private("bot", name, text));
-                    long.receives(long.private("bot", name, text));
+                    bot.expect_message(bot.private_message("bot", name, text));
+                    long.expect_message(long.private_message("bot", name, text));
                 } else {
-                    bot.receives(bot.error("Message too long"));
+                    bot.expect_message(bot.error("Message too long"));
                 }
             }
-            bot.receives_nothing();
+            bot.expect_nothing();
         }
-        bot.leaves();
+        bot.leave();
     }
-    long.receives_nothing();
+    long.expect_nothing();
 }
 
 #[test]
@@ -283,13 +283,13 @@ fn private_events_with_odd_data() {
         |row| row.0.to_owned(),
         |(data, word)| {
             bot.send(&format!(r#"{{"event":"private","data":{data}}}"#));
-            let message = bot.receives_error();
+            let message = bot.expect_error();
             assert!(message.contains(word), "{message:?} contains {word:?}");
         },
     );
     for data in [r#"{"to":"bot"}"#, r#"{"to":"bot","text":""}"#, r#"{"to":"bot","text":" \t "}"#] {
         bot.send(&format!(r#"{{"event":"private","data":{data}}}"#));
-        assert_eq!(bot.receives_error(), "Nothing to send");
+        assert_eq!(bot.expect_error(), "Nothing to send");
     }
 }
 
@@ -299,16 +299,16 @@ fn the_log_contains_no_private_text() {
     let server = chat(&["-v"]);
     let mut bob = User::events(&server, "bob", "general");
     for dialect in DIALECTS {
-        let mut ann = User::joins(&server, dialect, "ann", &format!("{dialect:?}"));
+        let mut ann = User::join(&server, dialect, "ann", &format!("{dialect:?}"));
         ann.receive();
-        ann.sends_message("/msg bob the treasure is buried");
-        ann.receives(ann.private("ann", "bob", "the treasure is buried"));
-        bob.receives(bob.private("ann", "bob", "the treasure is buried"));
-        ann.sends_message("/msg carol the treasure is buried");
-        ann.receives(ann.error("No such user: carol"));
-        ann.sends_message("in the open");
-        ann.receives(ann.room_message("ann", "in the open", 1));
-        ann.leaves();
+        ann.send_message("/msg bob the treasure is buried");
+        ann.expect_message(ann.private_message("ann", "bob", "the treasure is buried"));
+        bob.expect_message(bob.private_message("ann", "bob", "the treasure is buried"));
+        ann.send_message("/msg carol the treasure is buried");
+        ann.expect_message(ann.error("No such user: carol"));
+        ann.send_message("in the open");
+        ann.expect_message(ann.room_message("ann", "in the open", 1));
+        ann.leave();
         server.wait_for_log("in the open");
         assert!(!server.log().contains("treasure"), "{dialect:?}: {}", server.log());
         assert!(!server.log().contains("dev-token"), "{dialect:?}: {}", server.log());
@@ -325,32 +325,32 @@ fn typing(dialect: Dialect, name: &str) -> Value {
 }
 
 /// Returns the typing event that a client of this dialect sends. Only the `rooms` dialect puts a name into the event.
-fn types(dialect: Dialect, name: &str) -> String {
+fn typing_command(dialect: Dialect, name: &str) -> String {
     if dialect == Rooms { typing(Rooms, name).to_string() } else { r#"{"event":"typing"}"#.to_owned() }
 }
 
 /// Only the other members of the sender's room receive a typing event.
 #[test]
-fn typing_is_for_the_others() {
+fn only_other_members_receive_typing() {
     let server = chat(&[]);
     let [mut eve, mut ann] = ["eve", "ann"].map(|name| User::events(&server, name, "general"));
     let mut outsider = User::events(&server, "eve", "elsewhere");
-    eve.receives_event("joined", json!({}));
+    eve.expect_event("joined", json!({}));
     eve.send(r#"{"event":"typing"}"#);
-    ann.receives(typing(Events, "eve"));
+    ann.expect_message(typing(Events, "eve"));
     // The limit of one typing event per second applies to each sender separately.
     ann.send(r#"{"event":"typing","data":{"username":"another","text":1}}"#);
-    eve.receives(typing(Events, "ann"));
+    eve.expect_message(typing(Events, "ann"));
     outsider.send(r#"{"event":"typing","data":{}}"#);
     for user in [&mut eve, &mut ann, &mut outsider] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
     // Typing events are not part of the history.
-    let mut late = User::joins(&server, Events, "late", "general");
-    late.receives_event("welcome", json!({"last_id": 0, "history": []}));
+    let mut late = User::join(&server, Events, "late", "general");
+    late.expect_event("welcome", json!({"last_id": 0, "history": []}));
     // If a typing event has `data`, it must be an object.
     late.send(r#"{"event":"typing","data":null}"#);
-    assert!(late.receives_error().contains("data"));
+    assert!(late.expect_error().contains("data"));
 }
 
 /// The server forwards at most one typing event per second from each client, and silently drops the rest.
@@ -359,14 +359,14 @@ fn continuous_typing() {
     for dialect in [Events, Rooms] {
         let server = chat(&[]);
         let mut eve = User::events(&server, "eve", "general");
-        let mut bot = User::joins(&server, dialect, "bot", "general");
+        let mut bot = User::join(&server, dialect, "bot", "general");
         bot.receive();
-        eve.receives_event("joined", json!({}));
+        eve.expect_event("joined", json!({}));
         let start = Instant::now();
-        let frame = masked(0x81, types(dialect, "bot").as_bytes());
+        let frame = masked(0x81, typing_command(dialect, "bot").as_bytes());
         bot.client.send(&frame.repeat(200));
-        bot.sends_message("done");
-        bot.receives(bot.room_message("bot", "done", 1));
+        bot.send_message("done");
+        bot.expect_message(bot.room_message("bot", "done", 1));
         let mut count = 0;
         loop {
             let received = eve.receive();
@@ -379,11 +379,11 @@ fn continuous_typing() {
         }
         let most = 1 + start.elapsed().as_secs();
         assert!((1..=most).contains(&count), "{count} of 200 typing events were forwarded, at most {most} may be");
-        bot.receives_nothing();
+        bot.expect_nothing();
         // One second after the first typing event, the server forwards another one.
         wait_until("a typing event is forwarded again", || {
             bot.client.send(&frame);
-            bot.sends_message("and?");
+            bot.send_message("and?");
             bot.receive();
             eve.receive() == typing(Events, "bot") && eve.receive()["event"] == "message"
         });
@@ -399,13 +399,13 @@ fn typing_under_a_forbidden_name() {
     let file = token_file("typing", "secret-any\nsecret-ann ann\n");
     let server = chat(&["--tokens", file.to_str().unwrap()]);
     let mut eve = User::at(&server, Events, "/?token=secret-any&username=eve", "eve");
-    eve.receives_event("welcome", json!({}));
+    eve.expect_event("welcome", json!({}));
     let mut ann = User::at(&server, Rooms, "/ws/general?token=secret-ann", "");
     ann.receive();
-    eve.receives_event("joined", json!({"username": "ann"}));
+    eve.expect_event("joined", json!({"username": "ann"}));
     let start = Instant::now();
-    ann.client.send(&masked(0x81, types(Rooms, "bob").as_bytes()).repeat(200));
-    ann.sends_message("done");
+    ann.client.send(&masked(0x81, typing_command(Rooms, "bob").as_bytes()).repeat(200));
+    ann.send_message("done");
     let mut errors = 0;
     let last = loop {
         let received = ann.receive();
@@ -417,21 +417,21 @@ fn typing_under_a_forbidden_name() {
     assert_eq!(last, ann.room_message("ann", "done", 1));
     let most = 1 + start.elapsed().as_secs();
     assert!((1..=most).contains(&errors), "{errors} errors, at most {most} are allowed");
-    eve.receives(eve.room_message("ann", "done", 1));
+    eve.expect_message(eve.room_message("ann", "done", 1));
 }
 
 #[test]
-fn typing_does_not_count_for_the_rate_limit() {
+fn typing_does_not_count_toward_the_rate_limit() {
     let server = Server::start(&["--rate-limit", "0.1"]);
     for dialect in [Events, Rooms] {
-        let mut bot = User::joins(&server, dialect, "bot", &format!("{dialect:?}"));
+        let mut bot = User::join(&server, dialect, "bot", &format!("{dialect:?}"));
         let first = bot.receive();
-        bot.client.send(&masked(0x81, types(dialect, "bot").as_bytes()).repeat(100));
-        bot.sends_message("done");
+        bot.client.send(&masked(0x81, typing_command(dialect, "bot").as_bytes()).repeat(100));
+        bot.send_message("done");
         let expected = bot.receive();
         assert!(expected.to_string().contains("\"done\""), "after {first}: {expected}");
-        bot.receives_nothing();
-        bot.leaves();
+        bot.expect_nothing();
+        bot.leave();
     }
 }
 
@@ -439,8 +439,8 @@ fn typing_does_not_count_for_the_rate_limit() {
 
 /// Asserts that the server rejects a join because the name is in use. The server completes the handshake first, so
 /// that a browser can read the close reason.
-fn is_rejected(server: &Server, dialect: Dialect, name: &str, room: &str) {
-    User::joins(server, dialect, name, room).receives_close(1008, IN_USE);
+fn check_join_is_rejected(server: &Server, dialect: Dialect, name: &str, room: &str) {
+    User::join(server, dialect, name, room).expect_close(1008, IN_USE);
 }
 
 /// A second client with the same name receives only a Close, and the other clients receive no `joined`.
@@ -449,32 +449,32 @@ fn a_unique_name_has_one_client() {
     let server = chat(&["--unique-names"]);
     let mut witness = User::events(&server, "witness", "general");
     let mut alice = User::events(&server, "Alice", "general");
-    witness.receives_event("joined", json!({"username": "Alice"}));
+    witness.expect_event("joined", json!({"username": "Alice"}));
     for dialect in [Events, Presence] {
         for name in ["Alice", "alice", "ALICE", " alice", "alice\u{3000}", "\u{a0}aLICE "] {
             for room in ["general", "elsewhere"] {
-                is_rejected(&server, dialect, name, room);
+                check_join_is_rejected(&server, dialect, name, room);
             }
         }
     }
     for user in [&mut witness, &mut alice] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
     // Names that merely look similar are different names: the first of these starts with a Cyrillic letter.
     for name in ["\u{410}lice", "alice2", "al ice", "alic\u{e9}"] {
-        User::events(&server, name, "elsewhere").leaves();
+        User::events(&server, name, "elsewhere").leave();
     }
     // Alice keeps her name when she switches rooms, and frees it when she leaves.
-    alice.sends_event("switch_room", json!({"room": "elsewhere"}));
-    alice.receives_event("switched", json!({"members": []}));
-    witness.receives_event("left", json!({"username": "Alice"}));
-    is_rejected(&server, Events, "alice", "general");
-    alice.leaves();
+    alice.send_event("switch_room", json!({"room": "elsewhere"}));
+    alice.expect_event("switched", json!({"members": []}));
+    witness.expect_event("left", json!({"username": "Alice"}));
+    check_join_is_rejected(&server, Events, "alice", "general");
+    alice.leave();
     let mut alice = User::presence(&server, "alice", "general");
-    witness.receives_event("joined", json!({"username": "alice"}));
-    is_rejected(&server, Events, "Alice", "general");
-    alice.receives_nothing();
-    witness.receives_nothing();
+    witness.expect_event("joined", json!({"username": "alice"}));
+    check_join_is_rejected(&server, Events, "Alice", "general");
+    alice.expect_nothing();
+    witness.expect_nothing();
 }
 
 /// `--unique-names` compares usernames after case folding and NFKC, not just lowercasing: σας equals σασ, for example.
@@ -495,10 +495,10 @@ fn names_are_case_folded() {
         |row| format!("{} {}", row.0, row.1),
         |(first, second)| {
             let first = User::events(&server, first, "general");
-            is_rejected(&server, Events, second, "elsewhere");
-            first.leaves();
+            check_join_is_rejected(&server, Events, second, "elsewhere");
+            first.leave();
             let second = User::events(&server, second, "general");
-            second.leaves();
+            second.leave();
         },
     );
 }
@@ -511,7 +511,7 @@ fn the_default_names_may_be_shared() {
     for _ in 0..2 {
         for query in ["", "&username=anonymous", "&username=Anonymous"] {
             let mut user = User::at(&server, Events, &format!("/?token=dev-token{query}"), "");
-            user.receives_event("welcome", json!({}));
+            user.expect_event("welcome", json!({}));
             users.push(user);
         }
         users.push(User::rooms(&server, "", "elsewhere"));
@@ -531,16 +531,16 @@ fn names_may_be_shared() {
     let mut alice = User::events(&server, "alice", "general");
     let mut others = Vec::new();
     for (count, dialect) in DIALECTS.into_iter().enumerate() {
-        let other = User::joins(&server, dialect, "alice", "general");
+        let other = User::join(&server, dialect, "alice", "general");
         let name = if dialect == Rooms { "Anonymous" } else { "alice" };
-        alice.receives_event("joined", json!({"username": name}));
+        alice.expect_event("joined", json!({"username": name}));
         others.push(other);
-        let mut late = User::joins(&server, Events, "alice", "general");
-        let members = late.receives_event("welcome", json!({}))["members"].clone();
+        let mut late = User::join(&server, Events, "alice", "general");
+        let members = late.expect_event("welcome", json!({}))["members"].clone();
         assert_eq!(members.as_array().unwrap().len(), count + 2, "{members}");
-        alice.receives_event("joined", json!({"username": "alice"}));
-        late.leaves();
-        alice.receives_event("left", json!({"username": "alice"}));
+        alice.expect_event("joined", json!({"username": "alice"}));
+        late.leave();
+        alice.expect_event("left", json!({"username": "alice"}));
     }
 }
 
@@ -549,11 +549,11 @@ fn names_may_be_shared() {
 fn a_unique_name_that_resumes() {
     let server = chat(&["--unique-names"]);
     let mut witness = User::events(&server, "witness", "general");
-    let mut alice = User::joins(&server, Events, "alice", "general");
-    let welcome = alice.receives_event("welcome", json!({"members": ["witness"]}));
-    witness.receives_event("joined", json!({"username": "alice"}));
-    witness.sends_message("hello");
-    witness.receives(witness.room_message("witness", "hello", 1));
+    let mut alice = User::join(&server, Events, "alice", "general");
+    let welcome = alice.expect_event("welcome", json!({"members": ["witness"]}));
+    witness.expect_event("joined", json!({"username": "alice"}));
+    witness.send_message("hello");
+    witness.expect_message(witness.room_message("witness", "hello", 1));
     let epoch = encode(welcome["epoch"].as_str().unwrap());
 
     let by = |token: &str, name: &str, resume: &str| {
@@ -564,51 +564,51 @@ fn a_unique_name_that_resumes() {
     let other = "f".repeat(32);
     let resume = format!("&epoch={epoch}&since=0&session={session}");
     // The following requests do not present the session of alice's connection, so the server rejects them.
-    by("dev-token", "alice", &format!("&epoch={epoch}&since=0")).receives_close(1008, IN_USE);
+    by("dev-token", "alice", &format!("&epoch={epoch}&since=0")).expect_close(1008, IN_USE);
     for session in ["", "x", "0", &other, &session[1..], &format!("{session}0")] {
-        by("dev-token", "alice", &format!("&session={session}")).receives_close(1008, IN_USE);
+        by("dev-token", "alice", &format!("&session={session}")).expect_close(1008, IN_USE);
     }
-    by("dev-token", "alice", "").receives_close(1008, IN_USE);
-    by("dev-token", "alice", "&since=0").receives_close(1008, IN_USE);
-    by("dev-token", "alice", &format!("&epoch={epoch}")).receives_close(1008, IN_USE);
-    witness.receives_nothing();
-    alice.receives(alice.room_message("witness", "hello", 1));
-    alice.receives_nothing();
+    by("dev-token", "alice", "").expect_close(1008, IN_USE);
+    by("dev-token", "alice", "&since=0").expect_close(1008, IN_USE);
+    by("dev-token", "alice", &format!("&epoch={epoch}")).expect_close(1008, IN_USE);
+    witness.expect_nothing();
+    alice.expect_message(alice.room_message("witness", "hello", 1));
+    alice.expect_nothing();
 
     let mut again = by("dev-token", "alice", &resume);
-    let welcome = again.receives_event("welcome", json!({"members": ["witness"], "resumed": true, "last_id": 1}));
+    let welcome = again.expect_event("welcome", json!({"members": ["witness"], "resumed": true, "last_id": 1}));
     assert_eq!(welcome["history"][0]["text"], "hello");
-    alice.receives_close(1008, REPLACED);
-    witness.receives_event("left", json!({"username": "alice"}));
-    witness.receives_event("joined", json!({"username": "alice"}));
+    alice.expect_close(1008, REPLACED);
+    witness.expect_event("left", json!({"username": "alice"}));
+    witness.expect_event("joined", json!({"username": "alice"}));
     assert_eq!(welcome["session"], session, "the session stays the same, in case the client misses the welcome");
     // The newer connection now holds the name. When the newer connection ends, the name becomes free.
-    is_rejected(&server, Presence, "alice", "general");
-    again.sends_message("back");
-    again.receives(again.room_message("alice", "back", 2));
-    witness.receives(witness.room_message("alice", "back", 2));
-    again.leaves();
-    witness.receives_event("left", json!({"username": "alice"}));
+    check_join_is_rejected(&server, Presence, "alice", "general");
+    again.send_message("back");
+    again.expect_message(again.room_message("alice", "back", 2));
+    witness.expect_message(witness.room_message("alice", "back", 2));
+    again.leave();
+    witness.expect_event("left", json!({"username": "alice"}));
     let other = by("token-bob", "alice", "");
-    witness.receives_event("joined", json!({"username": "alice"}));
-    other.leaves();
+    witness.expect_event("joined", json!({"username": "alice"}));
+    other.leave();
 }
 
 /// Without `--unique-names`, a client that resumes does not replace its older connection.
 #[test]
-fn a_shared_name_that_resumes() {
+fn a_client_with_a_shared_name_resumes() {
     let server = chat(&[]);
-    let mut alice = User::joins(&server, Events, "alice", "general");
-    let welcome = alice.receives_event("welcome", json!({}));
+    let mut alice = User::join(&server, Events, "alice", "general");
+    let welcome = alice.expect_event("welcome", json!({}));
     let resume = format!("&epoch={}&since=0", encode(welcome["epoch"].as_str().unwrap()));
     let path = events_path("alice", "general") + &resume;
     let mut again = User::at(&server, Events, &path, "alice");
-    again.receives_event("welcome", json!({"members": ["alice"], "resumed": true}));
-    alice.receives_event("joined", json!({"username": "alice"}));
-    alice.sends_message("both of us");
+    again.expect_event("welcome", json!({"members": ["alice"], "resumed": true}));
+    alice.expect_event("joined", json!({"username": "alice"}));
+    alice.send_message("both of us");
     for user in [&mut alice, &mut again] {
         let expected = user.room_message("alice", "both of us", 1);
-        user.receives(expected);
+        user.expect_message(expected);
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use support::http::Response;
 use support::table::hex;
-use support::users::TIME;
+use support::users::ANY_TIME;
 use support::{Frame, RawClient, Server, masked, wait_until};
 
 const PAGE: &str = include_str!("../src/chat/PROTOCOL.md");
@@ -67,7 +67,7 @@ struct Session {
 struct Client {
     socket: RawClient,
     /// Set by the step `< …`: skips received messages until the next expected message.
-    skips: bool,
+    is_skipping: bool,
 }
 
 #[test]
@@ -157,22 +157,22 @@ impl Session {
         let (name, step) = step.split_once(' ').unwrap_or_else(|| panic!("line {line}: no step"));
         let step = step.trim_start();
         if let Some(url) = step.strip_prefix("connects to ws://127.0.0.1:3000") {
-            let path = self.filled_in(url);
-            let client = Client { socket: self.server().upgrade(&path), skips: false };
+            let path = self.expand_variables(url);
+            let client = Client { socket: self.server().upgrade(&path), is_skipping: false };
             self.clients.insert(name.to_owned(), client);
         } else if step == "disconnects" {
             let mut client = self.clients.remove(name).expect(step);
             client.socket.send(&masked(0x88, &1000u16.to_be_bytes()));
             let mut frame = client.next_frame();
-            while client.skips && frame.opcode() != 8 {
+            while client.is_skipping && frame.opcode() != 8 {
                 frame = client.next_frame();
             }
-            assert_eq!(shown(&frame), "close 1000", "line {line}: {name} has received another message before");
+            assert_eq!(format_frame(&frame), "close 1000", "line {line}: {name} has received another message before");
             client.socket.expect_end();
         } else if step == "is cut off" {
             self.clients.remove(name).expect(step);
         } else if let Some(text) = step.strip_prefix("> ") {
-            let frame = client_frame(&self.filled_in(text));
+            let frame = client_frame(&self.expand_variables(text));
             self.clients.get_mut(name).unwrap_or_else(|| panic!("line {line}: {name}?")).socket.send(&frame);
         } else if let Some(expected) = step.strip_prefix("< ") {
             self.receive(name, expected, line);
@@ -184,18 +184,18 @@ impl Session {
     fn receive(&mut self, name: &str, expected: &str, line: usize) {
         let client = self.clients.get_mut(name).unwrap_or_else(|| panic!("line {line}: {name}?"));
         if expected == "…" {
-            client.skips = true;
+            client.is_skipping = true;
             return;
         }
         loop {
-            let received = shown(&client.next_frame());
+            let received = format_frame(&client.next_frame());
             match matches(expected, &received, &self.variables) {
                 Some(variables) => {
                     self.variables.extend(variables);
-                    client.skips = false;
+                    client.is_skipping = false;
                     break;
                 }
-                None => assert!(client.skips, "line {line}, {name}\nexpected {expected}\nreceived {received}"),
+                None => assert!(client.is_skipping, "line {line}, {name}\nexpected {expected}\nreceived {received}"),
             }
         }
         if expected.starts_with("close") {
@@ -210,7 +210,7 @@ impl Session {
     /// headers that the example does not show.
     fn exchange(&mut self, text: &str, line: usize) {
         let (request, response) = text.split_once("\n\nHTTP/1.1 ").expect("a request, a blank line, a response");
-        let request = self.filled_in(request);
+        let request = self.expand_variables(request);
         let is_admin = request.contains("\nHost: 127.0.0.1:9000");
         let mut client = if is_admin { connect_to_admin(self.server()) } else { self.server().connect() };
         client.send(format!("{}\r\n\r\n", request.replace('\n', "\r\n")).as_bytes());
@@ -233,16 +233,16 @@ impl Session {
     fn finish(&mut self) {
         for (name, client) in &mut self.clients {
             client.socket.send(&masked(0x89, b"the end"));
-            let mut received = shown(&client.next_frame());
-            while client.skips && received != "pong the end" {
-                received = shown(&client.next_frame());
+            let mut received = format_frame(&client.next_frame());
+            while client.is_skipping && received != "pong the end" {
+                received = format_frame(&client.next_frame());
             }
             assert_eq!(received, "pong the end", "{name} receives a message that the examples do not show");
         }
     }
 
     /// Replaces each variable in `text` with its value.
-    fn filled_in(&self, text: &str) -> String {
+    fn expand_variables(&self, text: &str) -> String {
         let replace = |text: String, (name, value): (&&str, &String)| text.replace(*name, value);
         self.variables.iter().fold(text.to_owned(), replace)
     }
@@ -309,7 +309,7 @@ fn client_frame(text: &str) -> Vec<u8> {
 }
 
 /// Formats a received frame in the notation of the examples in `PROTOCOL.md`.
-fn shown(frame: &Frame) -> String {
+fn format_frame(frame: &Frame) -> String {
     match frame.opcode() {
         8 => match frame.close() {
             (1005, _) => "close".to_owned(),
@@ -345,7 +345,7 @@ fn matches(
         };
         if let Some(name) = gap.filter(|name| *name != "…") {
             let value = received[..at].to_owned();
-            if known.get(name).is_some_and(|known| expects_same(name) && *known != value) {
+            if known.get(name).is_some_and(|known| is_constant(name) && *known != value) {
                 return None;
             }
             found.insert(name, value);
@@ -358,16 +358,16 @@ fn matches(
 
 /// Whether a variable must have the same value everywhere under one heading. That holds for the epoch of a room, but
 /// not for sessions and tickets, which are new for each connection.
-fn expects_same(name: &str) -> bool {
+fn is_constant(name: &str) -> bool {
     name == "EPOCH"
 }
 
-/// Replaces every RFC 3339 time (in UTC, with milliseconds) with [`TIME`].
+/// Replaces every RFC 3339 time (in UTC, with milliseconds) with [`ANY_TIME`].
 fn without_times(text: &str) -> String {
     let mut parts: Vec<&str> = text.split('"').collect();
     for part in &mut parts {
         if part.len() == 24 && part.ends_with('Z') && humantime::parse_rfc3339(part).is_ok() {
-            *part = TIME;
+            *part = ANY_TIME;
         }
     }
     parts.join("\"")

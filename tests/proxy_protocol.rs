@@ -10,7 +10,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use support::failure::{USAGE, fail_to_start};
+use support::failure::{USAGE, expect_start_failure};
 use support::http::{Request, Response, get, handshake};
 use support::table::each_row;
 use support::{DEADLINE, RawClient, Server, wait_until};
@@ -18,8 +18,8 @@ use support::{DEADLINE, RawClient, Server, wait_until};
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
-const V4: u8 = 0x11; // TCP over IPv4
-const V6: u8 = 0x21; // TCP over IPv6
+const TCP4: u8 = 0x11; // TCP over IPv4
+const TCP6: u8 = 0x21; // TCP over IPv6
 
 fn start(args: &[&str]) -> Server {
     let options = ["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open", "--connect-rate", "0", "-v"];
@@ -27,7 +27,7 @@ fn start(args: &[&str]) -> Server {
 }
 
 /// A version 2 header with this command and address family. `rest` contains the addresses and optional fields.
-fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
     [SIGNATURE, &[command, family], &len, rest].concat()
 }
@@ -42,13 +42,13 @@ fn addresses(client: &str) -> Vec<u8> {
 }
 
 /// A type-length-value field of a version 2 header.
-fn field(kind: u8, len: u16) -> Vec<u8> {
+fn tlv(kind: u8, len: u16) -> Vec<u8> {
     [&[kind][..], &len.to_be_bytes(), &vec![b'x'; len.into()]].concat()
 }
 
 /// A version 2 PROXY header that contains this client address.
 fn from(client: &str) -> Vec<u8> {
-    version_2(PROXY, if client.starts_with('[') { V6 } else { V4 }, &addresses(client))
+    v2_header(PROXY, if client.starts_with('[') { TCP6 } else { TCP4 }, &addresses(client))
 }
 
 fn send(server: &Server, header: &[u8], request: &Request) -> RawClient {
@@ -82,10 +82,10 @@ fn the_header_names_the_client() {
         (from("203.0.113.3:1"), "203.0.113.3:1"),
         (from("[2001:db8::3]:65535"), "[2001:db8::3]:65535"),
         (from("[::ffff:203.0.113.4]:4711"), "203.0.113.4:4711"),
-        (version_2(PROXY, 0x12, &addresses("203.0.113.5:1")), "203.0.113.5:1"),
-        (version_2(PROXY, 0x22, &addresses("[2001:db8::5]:1")), "[2001:db8::5]:1"),
+        (v2_header(PROXY, 0x12, &addresses("203.0.113.5:1")), "203.0.113.5:1"),
+        (v2_header(PROXY, 0x22, &addresses("[2001:db8::5]:1")), "[2001:db8::5]:1"),
         (
-            version_2(PROXY, V4, &[addresses("203.0.113.6:1"), field(1, 8), field(0x20, 300), field(0xea, 0)].concat()),
+            v2_header(PROXY, TCP4, &[addresses("203.0.113.6:1"), tlv(1, 8), tlv(0x20, 300), tlv(0xea, 0)].concat()),
             "203.0.113.6:1",
         ),
     ];
@@ -99,11 +99,11 @@ fn the_header_names_the_client() {
 /// The server skips everything after the addresses in a PROXY header: a field that fills the header to its maximum
 /// length, truncated fields, and bytes that are not a field.
 #[test]
-fn fields_behind_the_addresses_are_skipped() {
+fn bytes_after_the_addresses_are_skipped() {
     let server = start(&[]);
     let addresses = addresses("203.0.113.6:1");
-    for fields in [field(0x20, 4096 - 16 - 12 - 3), vec![1], vec![1, 255, 255], b"GET / HTTP/1.1\r\n\r\n".to_vec()] {
-        check_address(&server, &version_2(PROXY, V4, &[&addresses[..], &fields].concat()), "203.0.113.6:1");
+    for fields in [tlv(0x20, 4096 - 16 - 12 - 3), vec![1], vec![1, 255, 255], b"GET / HTTP/1.1\r\n\r\n".to_vec()] {
+        check_address(&server, &v2_header(PROXY, TCP4, &[&addresses[..], &fields].concat()), "203.0.113.6:1");
     }
 }
 
@@ -112,18 +112,18 @@ fn fields_behind_the_addresses_are_skipped() {
 #[test]
 fn headers_that_name_no_client() {
     let server = start(&["--max-per-address", "1"]);
-    let unix = [&[b'/'; 216][..], &field(1, 8)].concat();
+    let unix = [&[b'/'; 216][..], &tlv(1, 8)].concat();
     let rows = [
         b"PROXY UNKNOWN\r\n".to_vec(),
         b"PROXY UNKNOWN 203.0.113.1 192.0.2.99 4711 443\r\n".to_vec(),
         format!("PROXY UNKNOWN {}\r\n", "x".repeat(107 - 16)).into_bytes(),
-        version_2(LOCAL, 0, &[]),
-        version_2(LOCAL, 0, &field(4, 20)),
-        version_2(LOCAL, V4, &addresses("203.0.113.1:4711")),
-        version_2(LOCAL, 0x51, b"any"), // the server ignores the address family in a LOCAL header
-        version_2(PROXY, 0, &[]),
-        version_2(PROXY, 0, &field(1, 8)),
-        version_2(PROXY, 0x31, &unix),
+        v2_header(LOCAL, 0, &[]),
+        v2_header(LOCAL, 0, &tlv(4, 20)),
+        v2_header(LOCAL, TCP4, &addresses("203.0.113.1:4711")),
+        v2_header(LOCAL, 0x51, b"any"), // the server ignores the address family in a LOCAL header
+        v2_header(PROXY, 0, &[]),
+        v2_header(PROXY, 0, &tlv(1, 8)),
+        v2_header(PROXY, 0x31, &unix),
     ];
     each_row(
         &rows,
@@ -145,7 +145,7 @@ fn headers_that_name_no_client() {
 fn send_in_pieces(server: &Server, client: &mut RawClient, pieces: &[&[u8]]) {
     for piece in pieces {
         client.send(piece);
-        assert_eq!(status(&mut send(server, &version_2(LOCAL, 0, &[]), &get("/health"))), 200);
+        assert_eq!(status(&mut send(server, &v2_header(LOCAL, 0, &[]), &get("/health"))), 200);
     }
 }
 
@@ -153,7 +153,7 @@ fn send_in_pieces(server: &Server, client: &mut RawClient, pieces: &[&[u8]]) {
 fn a_header_in_pieces() {
     let server = start(&["--max-per-address", "0"]);
     let v1: &[u8] = b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n";
-    let v2 = version_2(PROXY, V6, &[addresses("[2001:db8::1]:4711"), field(4, 9)].concat());
+    let v2 = v2_header(PROXY, TCP6, &[addresses("[2001:db8::1]:4711"), tlv(4, 9)].concat());
     let frame = support::masked(0x81, b"hello");
     let request = [handshake().target("/echo").bytes(), frame].concat();
     for header in [v1, &v2] {
@@ -198,19 +198,19 @@ fn bad_headers_end_the_connection() {
         (format!("PROXY UNKNOWN {}\r\n", "x".repeat(108 - 16)).into_bytes(), malformed),
         (b"PROXY UNKNOWN ".iter().copied().chain([b'x'; 200]).collect(), malformed),
         (b"PROXY ".repeat(1000), malformed),
-        (version_2(0x11, V4, &addresses), malformed),
-        (version_2(0x31, V4, &addresses), malformed),
-        (version_2(0x22, V4, &addresses), malformed),
-        (version_2(0x2f, V4, &addresses), malformed),
-        (version_2(PROXY, 0x41, &addresses), malformed),
-        (version_2(PROXY, 0x13, &addresses), malformed),
-        (version_2(PROXY, 0x10, &addresses), malformed),
-        (version_2(PROXY, V6, &addresses), malformed),
-        (version_2(PROXY, V4, &addresses[..11]), malformed),
-        (version_2(PROXY, 0x31, &[b'/'; 215]), malformed),
-        ([&b"\r\n\r\n\0\r\nQUIT\r"[..], &[PROXY, V4, 0, 12], &addresses].concat(), malformed),
-        (version_2(PROXY, V4, &[&addresses[..], &field(0x20, 4096 - 16 - 12 - 2)].concat()), "too long"),
-        (version_2(PROXY, V4, &[b'x'; 65535]), "too long"),
+        (v2_header(0x11, TCP4, &addresses), malformed),
+        (v2_header(0x31, TCP4, &addresses), malformed),
+        (v2_header(0x22, TCP4, &addresses), malformed),
+        (v2_header(0x2f, TCP4, &addresses), malformed),
+        (v2_header(PROXY, 0x41, &addresses), malformed),
+        (v2_header(PROXY, 0x13, &addresses), malformed),
+        (v2_header(PROXY, 0x10, &addresses), malformed),
+        (v2_header(PROXY, TCP6, &addresses), malformed),
+        (v2_header(PROXY, TCP4, &addresses[..11]), malformed),
+        (v2_header(PROXY, 0x31, &[b'/'; 215]), malformed),
+        ([&b"\r\n\r\n\0\r\nQUIT\r"[..], &[PROXY, TCP4, 0, 12], &addresses].concat(), malformed),
+        (v2_header(PROXY, TCP4, &[&addresses[..], &tlv(0x20, 4096 - 16 - 12 - 2)].concat()), "too long"),
+        (v2_header(PROXY, TCP4, &[b'x'; 65535]), "too long"),
     ];
     each_row(
         &rows,
@@ -254,14 +254,14 @@ fn a_header_arrives_in_time() {
 }
 
 /// Whether the server has logged a client address from a PROXY header or from `X-Forwarded-For`.
-fn names_client(server: &Server) -> bool {
+fn has_logged_client(server: &Server) -> bool {
     ["REJECT", "CLOSE", "JOIN", "FAIL"].iter().any(|event| server.log().contains(&format!("{event} 203.0.113.")))
 }
 
 /// The server expects PROXY headers only from trusted proxies. From any other peer, a PROXY header is a malformed
 /// request.
 #[test]
-fn peers_that_are_no_proxies() {
+fn headers_from_untrusted_peers() {
     let server = start(&["--trusted-proxy", "2001:db8::/32"]);
     let elsewhere = start(&["--trusted-proxy", "10.0.0.0/8"]);
     let connect = |server: &Server| {
@@ -281,7 +281,7 @@ fn peers_that_are_no_proxies() {
         assert_eq!(exchange(b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n"), 400);
         assert_eq!(exchange(&from("203.0.113.1:4711")), 400);
         server.wait_for_log("REJECT 127.0.0.2:");
-        assert!(!names_client(&server), "{}", server.log());
+        assert!(!has_logged_client(&server), "{}", server.log());
     }
 }
 
@@ -293,13 +293,13 @@ fn headers_without_the_option() {
         assert_eq!(status(&mut send(&server, header, &handshake())), 400);
     }
     server.wait_for_log("REJECT 127.0.0.1:");
-    assert!(!names_client(&server), "{}", server.log());
+    assert!(!has_logged_client(&server), "{}", server.log());
 }
 
 /// `--max-per-address` counts connections by the client address in the PROXY header. The server uses `X-Forwarded-For`
 /// instead only if the address in the PROXY header is another trusted proxy.
 #[test]
-fn limits_count_the_client() {
+fn limits_apply_to_the_client_address() {
     let server = start(&["--max-per-address", "2", "--trusted-proxy", "10.0.0.0/8"]);
     let connect = |header: &str, forwarded: &str| {
         let mut client =
@@ -331,7 +331,7 @@ fn clients_connect_at_a_limited_rate() {
     let connect = |address: &str| status(&mut send(&server, &from(address), &get("/health")));
     assert_eq!([connect("203.0.113.1:1"), connect("203.0.113.1:2"), connect("203.0.113.2:1")], [200, 503, 200]);
     // `--connect-rate` does not apply to the proxy's own connections.
-    (0..9).for_each(|_| assert_eq!(status(&mut send(&server, &version_2(LOCAL, 0, &[]), &get("/health"))), 200));
+    (0..9).for_each(|_| assert_eq!(status(&mut send(&server, &v2_header(LOCAL, 0, &[]), &get("/health"))), 200));
 }
 
 /// The server trusts every peer on a Unix socket as a proxy, so each peer must send a PROXY header.
@@ -350,7 +350,7 @@ fn a_proxy_on_a_unix_socket() {
     };
     let mut clients = ["203.0.113.1:1", "203.0.113.1:2", "[2001:db8::1]:1"].map(|address| connect(&[&from(address)]));
     assert_eq!(clients.each_mut().map(status), [101, 503, 101]);
-    let mut local = [(); 3].map(|()| connect(&[&version_2(LOCAL, 0, &[])]));
+    let mut local = [(); 3].map(|()| connect(&[&v2_header(LOCAL, 0, &[])]));
     assert_eq!(local.each_mut().map(status), [101; 3]);
     connect(&[]).expect_end();
     // Send the header in one-byte writes. On a Unix socket, the kernel keeps each write in a separate buffer, so the
@@ -364,5 +364,5 @@ fn a_proxy_on_a_unix_socket() {
 #[test]
 fn the_option_needs_a_trusted_proxy() {
     let options = ["--proxy-protocol", "--open"];
-    fail_to_start("127.0.0.1:0", &options).check(USAGE, &["--proxy-protocol needs --trusted-proxy", "CIDR"]);
+    expect_start_failure("127.0.0.1:0", &options).check(USAGE, &["--proxy-protocol needs --trusted-proxy", "CIDR"]);
 }

@@ -197,7 +197,7 @@ fn commands_work() {
             }
         } else if let Some(url) = line.strip_prefix("wscat -c 'ws://127.0.0.1:3000") {
             server.upgrade(url.trim_end_matches('\''));
-        } else if !is_installation(line) {
+        } else if !is_install_command(line) {
             let others = ["npm install -g wscat", "curl -i ", "echo ", "git pull"];
             assert!(others.iter().any(|other| line.starts_with(other)), "no test knows this command: {line}");
         }
@@ -224,7 +224,7 @@ fn check_options(options: &[&str]) {
 
 /// If `line` is a command that installs the server or runs it as a service, asserts that its arguments are correct, for
 /// example that its files exist. Otherwise returns `false`.
-fn is_installation(line: &str) -> bool {
+fn is_install_command(line: &str) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
     let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
     let words = words(line);
@@ -277,7 +277,7 @@ fn is_installation(line: &str) -> bool {
 /// Runs the commands in "Run it for others" (README.md), and checks that the servers start and the tools succeed.
 #[test]
 #[cfg(all(feature = "sqlite", feature = "tls", feature = "jwt", feature = "metrics"))]
-fn a_host_runs_the_commands() {
+fn the_deployment_commands_work() {
     let Some(certificate) = support::certificate::Certificate::new("readme", support::certificate::EC) else { return };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("readme-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -348,7 +348,7 @@ fn the_lines_to_type_cause_no_error() {
 }
 
 #[test]
-fn options_exist_and_have_their_default() {
+fn documented_options_and_defaults_are_correct() {
     let command = Config::command();
     let rows = table_rows(section("Run it for others"));
     assert!(rows.len() > 5);

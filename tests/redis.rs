@@ -13,11 +13,11 @@ mod support;
 
 use std::time::Duration;
 
-use cluster::{Cluster, ids, instance, join, names, next, publishes, since, welcome};
+use cluster::{Cluster, ids, instance, join, names, next, publish, since, welcome};
 use redis_server::{Persistence, RedisServer};
 use serde_json::{Value, json};
 use support::http::handshake;
-use support::users::{DIALECTS, Dialect, TIME, User, encode, events_path, path, presence_path, rooms_path, same};
+use support::users::{ANY_TIME, DIALECTS, Dialect, User, encode, events_path, path, presence_path, rooms_path, same};
 use support::{Server, becomes_true, token_file, wait_until};
 
 use Dialect::{Events, Presence};
@@ -39,11 +39,11 @@ fn event(event: &str, name: &str) -> Value {
 
 /// Sends a message as `sender`. Asserts that the message is the next event that `sender` and `others` receive, so that
 /// any other unread event fails the test.
-fn nothing_but_a_message(sender: &mut User, others: &mut [&mut User], text: &str) {
-    sender.sends_event("message", json!({"text": text}));
-    let data = sender.receives_event("message", json!({"text": text}));
+fn assert_no_other_event(sender: &mut User, others: &mut [&mut User], text: &str) {
+    sender.send_event("message", json!({"text": text}));
+    let data = sender.expect_event("message", json!({"text": text}));
     for user in others {
-        user.receives_event("message", data.clone());
+        user.expect_event("message", data.clone());
     }
 }
 
@@ -59,7 +59,7 @@ fn one_order_and_one_sequence_of_ids() {
     let mut users: Vec<User> =
         (0..CLIENTS).map(|i| User::events(cluster.at(i % 3), &format!("user-{i}"), "r")).collect();
     for text in 0..TEXTS {
-        users.iter_mut().for_each(|user| user.sends_message(&text.to_string()));
+        users.iter_mut().for_each(|user| user.send_message(&text.to_string()));
     }
     let lists: Vec<Vec<Value>> =
         users.iter_mut().map(|user| (0..CLIENTS * TEXTS).map(|_| next(user, "message")).collect()).collect();
@@ -74,7 +74,7 @@ fn one_order_and_one_sequence_of_ids() {
         );
     }
     assert!(lists.iter().all(|list| *list == lists[0]), "all lists are equal");
-    users.iter_mut().for_each(User::receives_nothing);
+    users.iter_mut().for_each(User::expect_nothing);
 }
 
 /// Members on all instances receive joins, leaves and messages in the same order.
@@ -84,18 +84,18 @@ fn joins_and_leaves_have_a_place_in_the_order() {
     let mut watchers: Vec<User> = Vec::new();
     for i in 0..3 {
         let watcher = User::events(cluster.at(i), &format!("watcher-{i}"), "r");
-        watchers.iter_mut().for_each(|earlier| drop(earlier.receives(event("joined", &format!("watcher-{i}")))));
+        watchers.iter_mut().for_each(|earlier| drop(earlier.expect_message(event("joined", &format!("watcher-{i}")))));
         watchers.push(watcher);
     }
     for round in 0..15 {
-        watchers.iter_mut().for_each(|watcher| watcher.sends_message(&round.to_string()));
+        watchers.iter_mut().for_each(|watcher| watcher.send_message(&round.to_string()));
         let (guest, welcome) = join(cluster.at(round % 3), &format!("guest-{round}"), "r", "");
         assert_eq!(names(&welcome["members"]), ["watcher-0", "watcher-1", "watcher-2"], "{welcome}");
-        guest.leaves();
+        guest.leave();
         // Wait for `left`: the next guest, on another instance, must not join before this leave reaches Redis.
         next(&mut watchers[0], "left");
     }
-    publishes(&mut watchers[0], "the end");
+    publish(&mut watchers[0], "the end");
     let mut lists = Vec::new();
     for watcher in &mut watchers[1..] {
         let mut list = Vec::new();
@@ -113,60 +113,60 @@ fn joins_and_leaves_have_a_place_in_the_order() {
 
 /// Members on two instances, in three dialects, receive each other's joins, messages and leaves.
 #[test]
-fn dialects_meet_across_instances() {
+fn all_dialects_share_a_room_across_instances() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let [a, b] = [cluster.at(0), cluster.at(1)];
     let mut eve = User::events(a, "eve", "general");
     let mut ron = User::rooms(b, "ron", "general");
-    eve.receives(event("joined", "Anonymous"));
+    eve.expect_message(event("joined", "Anonymous"));
     let mut pat = User::presence(a, "pat", "general");
-    eve.receives(event("joined", "pat"));
-    ron.receives(system("joined"));
+    eve.expect_message(event("joined", "pat"));
+    ron.expect_message(system("joined"));
     let (mut ann, welcome) = join(b, "ann", "general", "");
     assert_eq!(names(&welcome["members"]), ["Anonymous", "eve", "pat"]);
     assert_eq!(welcome["member_count"], 3);
-    eve.receives(event("joined", "ann"));
-    ron.receives(system("joined"));
-    pat.receives(active("joined", "ann", &["eve", "Anonymous", "pat", "ann"]));
+    eve.expect_message(event("joined", "ann"));
+    ron.expect_message(system("joined"));
+    pat.expect_message(active("joined", "ann", &["eve", "Anonymous", "pat", "ann"]));
     let mut pia = User::at(b, Presence, &presence_path("pia", "1", "general"), "pia");
-    pia.receives(active("joined", "pia", &["eve", "Anonymous", "pat", "ann", "pia"]));
-    pat.receives(active("joined", "pia", &["eve", "Anonymous", "pat", "ann", "pia"]));
-    eve.receives(event("joined", "pia"));
-    ann.receives(event("joined", "pia"));
-    ron.receives(system("joined"));
+    pia.expect_message(active("joined", "pia", &["eve", "Anonymous", "pat", "ann", "pia"]));
+    pat.expect_message(active("joined", "pia", &["eve", "Anonymous", "pat", "ann", "pia"]));
+    eve.expect_message(event("joined", "pia"));
+    ann.expect_message(event("joined", "pia"));
+    ron.expect_message(system("joined"));
 
     let mut members = [eve, ron, pat, ann, pia];
     for (id, sender) in [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4)] {
         let (name, text) = (members[sender].name.clone(), format!("number {id}"));
-        members[sender].sends_message(&text);
+        members[sender].send_message(&text);
         for member in &mut members {
             let message = member.room_message(&name, &text, id);
-            member.receives(message);
+            member.expect_message(message);
         }
     }
     let [mut eve, mut ron, pat, mut ann, mut pia] = members;
-    pat.leaves();
+    pat.leave();
     for user in [&mut eve, &mut ann] {
-        user.receives(event("left", "pat"));
+        user.expect_message(event("left", "pat"));
     }
-    ron.receives(system("left"));
-    pia.receives(active("left", "pat", &["eve", "Anonymous", "ann", "pia"]));
-    ron.leaves();
-    eve.receives(event("left", "Anonymous"));
-    ann.receives(event("left", "Anonymous"));
-    pia.receives(active("left", "Anonymous", &["eve", "ann", "pia"]));
+    ron.expect_message(system("left"));
+    pia.expect_message(active("left", "pat", &["eve", "Anonymous", "ann", "pia"]));
+    ron.leave();
+    eve.expect_message(event("left", "Anonymous"));
+    ann.expect_message(event("left", "Anonymous"));
+    pia.expect_message(active("left", "Anonymous", &["eve", "ann", "pia"]));
     // Clients of every dialect, on either instance, receive the history.
     for (i, dialect) in DIALECTS.into_iter().enumerate() {
-        let mut late = User::joins(cluster.at(i % 2), dialect, "late", "general");
+        let mut late = User::join(cluster.at(i % 2), dialect, "late", "general");
         let first = late.receive();
         if dialect == Events {
             assert_eq!(ids(&first["data"]["history"]), [1, 2, 3, 4, 5], "{first}");
         } else {
             for (id, name) in [(1, "eve"), (2, "ron"), (3, "pat"), (4, "ann"), (5, "pia")] {
-                late.receives(late.room_message(name, &format!("number {id}"), id));
+                late.expect_message(late.room_message(name, &format!("number {id}"), id));
             }
         }
-        late.leaves();
+        late.leave();
     }
 }
 
@@ -179,7 +179,7 @@ fn large_rooms() {
     let (_guest, welcome) = join(cluster.at(0), "guest", "r", "");
     assert_eq!((names(&welcome["members"]).len(), &welcome["member_count"]), (3, &json!(4)), "{welcome}");
     let mut pat = User::at(cluster.at(1), Presence, &presence_path("pat", "1", "r"), "pat");
-    pat.receives(json!({"type": "user_joined", "username": "pat", "active_users": [], "active_count": 6}));
+    pat.expect_message(json!({"type": "user_joined", "username": "pat", "active_users": [], "active_count": 6}));
 }
 
 #[test]
@@ -187,31 +187,31 @@ fn switching_rooms() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let mut old = User::events(cluster.at(0), "old", "old");
     let (mut new, welcome) = join(cluster.at(0), "new", "new", "");
-    let sent = publishes(&mut new, "hello");
+    let sent = publish(&mut new, "hello");
     let mut ann = User::events(cluster.at(1), "ann", "old");
-    old.receives(event("joined", "ann"));
-    ann.sends_event("switch_room", json!({"room": "new"}));
-    ann.sends_message("here");
+    old.expect_message(event("joined", "ann"));
+    ann.send_event("switch_room", json!({"room": "new"}));
+    ann.send_message("here");
     let data = json!({"room": "new", "members": ["new"], "member_count": 1, "epoch": welcome["epoch"], "last_id": 1, "history": [sent]});
-    ann.receives(json!({"event": "switched", "data": data}));
-    old.receives(event("left", "ann"));
-    new.receives(event("joined", "ann"));
+    ann.expect_message(json!({"event": "switched", "data": data}));
+    old.expect_message(event("left", "ann"));
+    new.expect_message(event("joined", "ann"));
     for user in [&mut ann, &mut new] {
         let message = user.room_message("ann", "here", 2);
-        user.receives(message);
+        user.expect_message(message);
     }
     // The server executes a client's commands in the order sent.
-    ann.sends_message("before");
-    ann.sends_event("switch_room", json!({"room": "old"}));
-    ann.sends_message("after");
+    ann.send_message("before");
+    ann.send_event("switch_room", json!({"room": "old"}));
+    ann.send_message("after");
     for (name, text) in [("new", "before"), ("old", "after")] {
         let user = if name == "new" { &mut new } else { &mut old };
         assert_eq!(next(user, "message")["text"], text);
     }
-    ann.receives_event("message", json!({"text": "before", "id": 3}));
-    ann.receives_event("switched", json!({"room": "old", "members": ["old"]}));
-    ann.receives_event("message", json!({"text": "after", "id": 1}));
-    new.receives(event("left", "ann"));
+    ann.expect_event("message", json!({"text": "before", "id": 3}));
+    ann.expect_event("switched", json!({"room": "old", "members": ["old"]}));
+    ann.expect_event("message", json!({"text": "after", "id": 1}));
+    new.expect_message(event("left", "ann"));
 }
 
 // ------------------------------------------------------------------------------------------------- history and resume
@@ -220,7 +220,7 @@ fn switching_rooms() {
 fn a_client_resumes_on_another_instance() {
     let Some(cluster) = Cluster::start(3, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "r", "");
-    let sent: Vec<Value> = (1..=5).map(|text| publishes(&mut ann, &text.to_string())).collect();
+    let sent: Vec<Value> = (1..=5).map(|text| publish(&mut ann, &text.to_string())).collect();
     for server in &cluster.servers {
         for seen in 0..=5 {
             let back = welcome(server, "r", &since(&first["epoch"], seen));
@@ -243,12 +243,12 @@ fn the_history_of_an_empty_room() {
     let mut first = Vec::new();
     for room in ["empty", "held"] {
         let (mut ann, welcome) = join(cluster.at(0), "ann", room, "");
-        publishes(&mut ann, "hello");
+        publish(&mut ann, "hello");
         first.push((ann, welcome["epoch"].clone()));
     }
     let (_holder, held) = first.pop().unwrap();
     let (ann, empty) = first.pop().unwrap();
-    ann.leaves();
+    ann.leave();
     // Wait longer before each attempt, because each attempt joins the room, which restarts `--history-ttl`.
     let mut wait = Duration::from_millis(700);
     wait_until("the history has expired", || {
@@ -266,8 +266,8 @@ fn the_history_of_an_empty_room() {
 fn an_empty_room_keeps_its_history() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "r", "");
-    let sent = publishes(&mut ann, "hello");
-    ann.leaves();
+    let sent = publish(&mut ann, "hello");
+    ann.leave();
     let back = welcome(cluster.at(1), "r", &since(&first["epoch"], 0));
     assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!([sent])));
     // An instance that starts later also serves the room's history.
@@ -280,13 +280,13 @@ fn an_empty_room_keeps_its_history() {
 fn pages_of_the_history() {
     let Some(cluster) = Cluster::start(2, &["--history", "20"]) else { return };
     let mut ann = User::events(cluster.at(0), "ann", "r");
-    (1..=12).for_each(|text| drop(publishes(&mut ann, &text.to_string())));
+    (1..=12).for_each(|text| drop(publish(&mut ann, &text.to_string())));
     let mut bob = User::events(cluster.at(1), "bob", "r");
     let rows =
         [(5, 2, vec![3, 4], true), (3, 10, vec![1, 2], false), (99, 3, vec![10, 11, 12], true), (1, 5, vec![], false)];
     for (before, limit, expected, more) in rows {
-        bob.sends_event("history", json!({"before": before, "limit": limit}));
-        let page = bob.receives_event("history", json!({"room": "r", "before": before, "more": more}));
+        bob.send_event("history", json!({"before": before, "limit": limit}));
+        let page = bob.expect_event("history", json!({"room": "r", "before": before, "more": more}));
         assert_eq!(ids(&page["messages"]), expected, "{page}");
     }
 }
@@ -300,27 +300,27 @@ fn a_nonce_that_was_used_on_another_instance() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let mut witness = User::events(cluster.at(0), "witness", "r");
     let mut ann = User::events(cluster.at(0), "ann", "r");
-    let sent = publishes(&mut ann, "once");
-    ann.leaves();
-    witness.receives(event("joined", "ann"));
-    witness.receives_event("message", sent.clone());
-    witness.receives(event("left", "ann"));
+    let sent = publish(&mut ann, "once");
+    ann.leave();
+    witness.expect_message(event("joined", "ann"));
+    witness.expect_event("message", sent.clone());
+    witness.expect_message(event("left", "ann"));
     let mut ann = User::events(cluster.at(1), "ann", "r");
-    ann.sends_event("message", json!({"text": "other words", "nonce": "once"}));
-    ann.receives_event("message", sent);
+    ann.send_event("message", json!({"text": "other words", "nonce": "once"}));
+    ann.expect_event("message", sent);
     // Each user has separate nonces: bob's message with the same nonce is a new message.
     let mut bob = User::events(cluster.at(1), "bob", "r");
-    ann.receives(event("joined", "bob"));
-    bob.sends_event("message", json!({"text": "mine", "nonce": "once"}));
-    bob.receives_event("message", json!({"text": "mine", "id": 2}));
+    ann.expect_message(event("joined", "bob"));
+    bob.send_event("message", json!({"text": "mine", "nonce": "once"}));
+    bob.expect_event("message", json!({"text": "mine", "id": 2}));
     for (event, fields) in [
         ("joined", json!({"username": "ann"})),
         ("joined", json!({"username": "bob"})),
         ("message", json!({"text": "mine", "id": 2})),
     ] {
-        witness.receives_event(event, fields);
+        witness.expect_event(event, fields);
     }
-    ann.receives_event("message", json!({"text": "mine", "id": 2}));
+    ann.expect_event("message", json!({"text": "mine", "id": 2}));
 }
 
 /// Two connections of one user send the same nonces at the same time. The room gets one message per nonce.
@@ -331,7 +331,7 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     let mut witness = User::events(cluster.at(0), "witness", "r");
     let mut both = [0, 1].map(|i| User::events(cluster.at(i), "ann", "r"));
     for number in 0..COUNT {
-        both.iter_mut().for_each(|ann| cluster::sends_nonce(ann, &number.to_string()));
+        both.iter_mut().for_each(|ann| cluster::send_with_nonce(ann, &number.to_string()));
     }
     let mut texts = Vec::new();
     for id in 1..=COUNT {
@@ -345,7 +345,7 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     // connection that comes second may receive the message twice, because the server replies to a repeated nonce with
     // the message that it has already stored.
     for ann in &mut both {
-        cluster::sends_nonce(ann, &format!("the end of {}", ann.name));
+        cluster::send_with_nonce(ann, &format!("the end of {}", ann.name));
         let mut seen = [false; COUNT];
         loop {
             let message = next(ann, "message");
@@ -370,45 +370,45 @@ fn private_messages() {
     let mut bobs = [User::events(a, "bob", "room 3"), User::events(b, "bob", "room 4")];
     let mut pat = User::presence(b, "bob", "room 5");
     for text in ["/msg bob psst", "/msg \"bob\" again"] {
-        ann.sends_message(text);
+        ann.send_message(text);
         let text = text.rsplit(' ').next().unwrap();
         for user in bobs.iter_mut().chain([&mut pat, &mut ann]) {
-            let private = user.private("ann", "bob", text);
-            user.receives(private);
+            let private = user.private_message("ann", "bob", text);
+            user.expect_message(private);
         }
     }
     // A private message from ann to herself reaches both of her connections.
-    ann.sends_event("private", json!({"to": "ann", "text": "a note", "nonce": "n"}));
-    let data = json!({"from": "ann", "to": "ann", "text": "a note", "time": TIME, "nonce": "n"});
+    ann.send_event("private", json!({"to": "ann", "text": "a note", "nonce": "n"}));
+    let data = json!({"from": "ann", "to": "ann", "text": "a note", "time": ANY_TIME, "nonce": "n"});
     for user in [&mut ann, &mut other_ann] {
-        user.receives(json!({"event": "private", "data": data}));
+        user.expect_message(json!({"event": "private", "data": data}));
     }
     // A private message reaches its recipient whatever the case of the username, even across instances.
-    other_ann.leaves();
+    other_ann.leave();
     let mut zoe = User::events(b, "Zoe", "room 6");
     for user in [&mut ann, &mut bobs[0]] {
-        user.sends_message("/msg ZOE hi");
+        user.send_message("/msg ZOE hi");
         let name = user.name.clone();
         for receiver in [&mut *user, &mut zoe] {
             let received = receiver.receive();
-            assert!(same(&receiver.private(&name, "ZOE", "hi"), &received), "{received}");
+            assert!(same(&receiver.private_message(&name, "ZOE", "hi"), &received), "{received}");
         }
     }
     for name in ["nobody", "anonymous"] {
-        ann.sends_message(&format!("/msg {name} hi"));
-        ann.receives(ann.error(&format!("No such user: {name}")));
+        ann.send_message(&format!("/msg {name} hi"));
+        ann.expect_message(ann.error(&format!("No such user: {name}")));
     }
-    zoe.leaves();
+    zoe.leave();
     wait_until("the name is gone", || {
-        ann.sends_message("/msg Zoe hi");
+        ann.send_message("/msg Zoe hi");
         let received = ann.receive();
         received == ann.error("No such user: Zoe")
     });
     // A private message is not in the room's history, and a message in the room may reuse its nonce.
-    ann.sends_event("message", json!({"text": "hello", "nonce": "n"}));
-    ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n"}));
+    ann.send_event("message", json!({"text": "hello", "nonce": "n"}));
+    ann.expect_event("message", json!({"text": "hello", "id": 1, "nonce": "n"}));
     for user in bobs.iter_mut().chain([&mut pat, &mut ann]) {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 }
 
@@ -418,21 +418,21 @@ fn private_messages_to_names_in_use() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let mut ann = User::events(cluster.at(0), "ann", "r");
     let mut ron = User::rooms(cluster.at(1), "ron", "r");
-    ann.receives(event("joined", "Anonymous"));
-    ron.sends_message("hello");
+    ann.expect_message(event("joined", "Anonymous"));
+    ron.send_message("hello");
     for (name, text, id) in [("ron", "hello", 1), ("rita", "hello again", 2)] {
         if name == "rita" {
             ron.name = name.to_owned();
-            ron.sends_message(text);
+            ron.send_message(text);
         }
-        ann.receives(ann.room_message(name, text, id));
-        ron.receives(ron.room_message(name, text, id));
-        ann.sends_message(&format!("/msg {name} psst"));
-        ann.receives(ann.private("ann", name, "psst"));
-        ron.receives(ron.private("ann", name, "psst"));
+        ann.expect_message(ann.room_message(name, text, id));
+        ron.expect_message(ron.room_message(name, text, id));
+        ann.send_message(&format!("/msg {name} psst"));
+        ann.expect_message(ann.private_message("ann", name, "psst"));
+        ron.expect_message(ron.private_message("ann", name, "psst"));
     }
-    ann.sends_message("/msg ron psst");
-    ann.receives(ann.error("No such user: ron"));
+    ann.send_message("/msg ron psst");
+    ann.expect_message(ann.error("No such user: ron"));
 }
 
 // ------------------------------------------------------------------------------------------------------------- typing
@@ -445,19 +445,19 @@ fn typing() {
     let mut ron = User::rooms(cluster.at(1), "", "r");
     let mut outsider = User::events(cluster.at(1), "eve", "elsewhere");
     for name in ["bob", "Anonymous"] {
-        ann.receives(event("joined", name));
+        ann.expect_message(event("joined", name));
     }
-    bob.receives(event("joined", "Anonymous"));
-    ann.sends_event("typing", json!({}));
-    bob.receives(event("typing", "ann"));
-    ron.receives(json!({"type": "typing", "username": "ann"}));
+    bob.expect_message(event("joined", "Anonymous"));
+    ann.send_event("typing", json!({}));
+    bob.expect_message(event("typing", "ann"));
+    ron.expect_message(json!({"type": "typing", "username": "ann"}));
     ron.send(r#"{"type":"typing","username":"ron"}"#);
     for user in [&mut ann, &mut bob] {
-        user.receives(event("typing", "ron"));
+        user.expect_message(event("typing", "ron"));
     }
-    nothing_but_a_message(&mut ann, &mut [&mut bob], "neither is in the history");
-    ron.receives(ron.room_message("ann", "neither is in the history", 1));
-    outsider.receives_nothing();
+    assert_no_other_event(&mut ann, &mut [&mut bob], "neither is in the history");
+    ron.expect_message(ron.room_message("ann", "neither is in the history", 1));
+    outsider.expect_nothing();
     let welcome = welcome(cluster.at(1), "r", "");
     assert_eq!((ids(&welcome["history"]), &welcome["last_id"]), (vec![1], &json!(1)));
 }
@@ -470,32 +470,32 @@ fn unique_names() {
     let [a, b] = [cluster.at(0), cluster.at(1)];
     let mut witness = User::events(a, "witness", "general");
     let alice = User::events(a, "Alice", "general");
-    witness.receives(event("joined", "Alice"));
+    witness.expect_message(event("joined", "Alice"));
     for server in [a, b] {
         for (dialect, name, room) in
             [(Events, "alice", "general"), (Events, "ALICE", "x"), (Presence, "alice", "general")]
         {
-            User::joins(server, dialect, name, room).receives_close(1008, IN_USE);
+            User::join(server, dialect, name, room).expect_close(1008, IN_USE);
         }
     }
     // Several clients may have the default username.
     let _anonymous = [User::events(a, "anonymous", "x"), User::events(b, "anonymous", "x")];
     // In the `rooms` dialect, a client reserves a username by sending a message under that username.
     let mut ron = User::rooms(b, "alice", "general");
-    witness.receives(event("joined", "Anonymous"));
-    ron.sends_message("I am not Alice");
-    ron.receives_error();
+    witness.expect_message(event("joined", "Anonymous"));
+    ron.send_message("I am not Alice");
+    ron.expect_error();
     ron.name = "ron".to_owned();
-    ron.sends_message("I am Ron");
-    ron.receives(ron.room_message("ron", "I am Ron", 1));
-    witness.receives(witness.room_message("ron", "I am Ron", 1));
-    User::joins(a, Events, "Ron", "general").receives_close(1008, IN_USE);
+    ron.send_message("I am Ron");
+    ron.expect_message(ron.room_message("ron", "I am Ron", 1));
+    witness.expect_message(witness.room_message("ron", "I am Ron", 1));
+    User::join(a, Events, "Ron", "general").expect_close(1008, IN_USE);
     // A username is free again as soon as the other members have received `left` for that username.
-    alice.leaves();
-    witness.receives(event("left", "Alice"));
+    alice.leave();
+    witness.expect_message(event("left", "Alice"));
     let mut alice = User::events(b, "alice", "general");
-    witness.receives(event("joined", "alice"));
-    nothing_but_a_message(&mut witness, &mut [&mut alice], "all together");
+    witness.expect_message(event("joined", "alice"));
+    assert_no_other_event(&mut witness, &mut [&mut alice], "all together");
 }
 
 /// Many clients on three instances join under the same username at the same time. The server accepts one and closes the
@@ -526,26 +526,26 @@ fn a_takeover_by_session() {
     let [a, b] = [cluster.at(0), cluster.at(1)];
     let mut witness = User::events(a, "witness", "general");
     let (mut alice, first) = join(a, "alice", "general", "");
-    witness.receives(event("joined", "alice"));
-    let sent = publishes(&mut alice, "hello");
-    witness.receives_event("message", sent.clone());
+    witness.expect_message(event("joined", "alice"));
+    let sent = publish(&mut alice, "hello");
+    witness.expect_event("message", sent.clone());
     let session = first["session"].as_str().unwrap();
     for wrong in ["", "x", &"f".repeat(32), &session[1..]] {
         let path = format!("{}&session={wrong}", events_path("alice", "general"));
-        User::at(b, Events, &path, "alice").receives_close(1008, IN_USE);
+        User::at(b, Events, &path, "alice").expect_close(1008, IN_USE);
     }
     for server in [b, a, b] {
         let resume = format!("{}&session={session}", since(&first["epoch"], 0));
         let (again, welcome) = join(server, "alice", "general", &resume);
         assert_eq!((&welcome["resumed"], &welcome["history"]), (&json!(true), &json!([sent])));
         assert_eq!((names(&welcome["members"]), &welcome["session"]), (vec!["witness".to_owned()], &json!(session)));
-        alice.receives_close(1008, REPLACED);
+        alice.expect_close(1008, REPLACED);
         alice = again;
-        witness.receives(event("left", "alice"));
-        witness.receives(event("joined", "alice"));
+        witness.expect_message(event("left", "alice"));
+        witness.expect_message(event("joined", "alice"));
     }
-    nothing_but_a_message(&mut witness, &mut [&mut alice], "to the newest");
-    User::joins(a, Events, "Alice", "general").receives_close(1008, IN_USE);
+    assert_no_other_event(&mut witness, &mut [&mut alice], "to the newest");
+    User::join(a, Events, "Alice", "general").expect_close(1008, IN_USE);
 }
 
 /// A connection whose token is bound to a username replaces an older connection with that username, even if it does not
@@ -556,20 +556,20 @@ fn a_takeover_by_a_bound_token() {
     let Some(cluster) = Cluster::start(2, &["--unique-names", "--tokens", tokens.to_str().unwrap()]) else { return };
     let join = |server: &Server, query: &str| {
         let mut user = User::at(server, Events, &format!("/?room=general&{query}"), "");
-        user.receives_event("welcome", json!({}));
+        user.expect_event("welcome", json!({}));
         user
     };
     let mut witness = join(cluster.at(0), "token=secret-any&username=witness");
     let mut ann = join(cluster.at(0), "token=secret-ann");
-    witness.receives(event("joined", "Ann"));
+    witness.expect_message(event("joined", "Ann"));
     for i in [1, 0, 1] {
         let newer = join(cluster.at(i), "token=secret-ann");
-        ann.receives_close(1008, REPLACED);
+        ann.expect_close(1008, REPLACED);
         ann = newer;
-        witness.receives(event("left", "Ann"));
-        witness.receives(event("joined", "Ann"));
+        witness.expect_message(event("left", "Ann"));
+        witness.expect_message(event("joined", "Ann"));
     }
-    nothing_but_a_message(&mut witness, &mut [&mut ann], "welcome back");
+    assert_no_other_event(&mut witness, &mut [&mut ann], "welcome back");
 }
 
 /// A connection with the same `client_id` and token as an older connection replaces the older connection. If only the
@@ -580,8 +580,8 @@ fn client_ids() {
     let [a, b] = [cluster.at(0), cluster.at(1)];
     let mut witness = User::events(a, "witness", "general");
     let mut first = User::at(a, Presence, &presence_path("pat", "the id", "general"), "pat");
-    first.receives(active("joined", "pat", &["witness", "pat"]));
-    witness.receives(event("joined", "pat"));
+    first.expect_message(active("joined", "pat", &["witness", "pat"]));
+    witness.expect_message(event("joined", "pat"));
     for (server, name) in [(b, "petra"), (a, "pat"), (b, "petra")] {
         let other = presence_path("mallory", "the id", "general").replace("dev-token", "token-bob");
         let other = if server.status(&handshake().target(&*other)) == 403 {
@@ -589,21 +589,21 @@ fn client_ids() {
         } else {
             Some(User::at(server, Presence, &other, "mallory"))
         };
-        other.into_iter().for_each(|other| other.receives_close(1008, IN_USE));
+        other.into_iter().for_each(|other| other.expect_close(1008, IN_USE));
         let mut second = User::at(server, Presence, &presence_path(name, "the id", "general"), name);
-        second.receives(active("joined", name, &["witness", name]));
-        witness.receives(event("left", &first.name));
-        witness.receives(event("joined", name));
-        first.receives_close(1008, REPLACED);
+        second.expect_message(active("joined", name, &["witness", name]));
+        witness.expect_message(event("left", &first.name));
+        witness.expect_message(event("joined", name));
+        first.expect_close(1008, REPLACED);
         first = second;
     }
-    witness.receives_nothing();
+    witness.expect_nothing();
     // After a connection has ended, a client with a different token may use the same `client_id`.
-    first.leaves();
-    witness.receives(event("left", "petra"));
+    first.leave();
+    witness.expect_message(event("left", "petra"));
     let other = presence_path("mallory", "the id", "general").replace("dev-token", "token-bob");
     let mut other = User::at(a, Presence, &other, "mallory");
-    other.receives(active("joined", "mallory", &["witness", "mallory"]));
+    other.expect_message(active("joined", "mallory", &["witness", "mallory"]));
 }
 
 // ------------------------------------------------------------------------------------- Redis keys, the log, handshakes
@@ -615,18 +615,18 @@ fn chats_with_different_prefixes() {
         ["one", "two", "one"].map(|prefix| instance(&redis.url(), &["--redis-prefix", prefix, "--unique-names"]));
     let mut one = User::events(&servers[0], "ann", "general");
     let mut two = User::events(&servers[1], "ann", "general");
-    publishes(&mut one, "to one");
+    publish(&mut one, "to one");
     let (mut third, welcome) = join(&servers[2], "bob", "general", "");
     assert_eq!((names(&welcome["members"]), &welcome["last_id"]), (vec!["ann".to_owned()], &json!(1)));
-    one.receives(event("joined", "bob"));
-    third.sends_message("/msg ann psst");
-    third.receives(third.private("bob", "ann", "psst"));
-    one.receives(one.private("bob", "ann", "psst"));
-    two.sends_message("/msg bob psst");
-    two.receives(two.error("No such user: bob"));
-    publishes(&mut two, "to two");
+    one.expect_message(event("joined", "bob"));
+    third.send_message("/msg ann psst");
+    third.expect_message(third.private_message("bob", "ann", "psst"));
+    one.expect_message(one.private_message("bob", "ann", "psst"));
+    two.send_message("/msg bob psst");
+    two.expect_message(two.error("No such user: bob"));
+    publish(&mut two, "to two");
     for user in [&mut one, &mut two, &mut third] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
     let strays: Vec<String> =
         redis.keys().into_iter().filter(|key| !key.starts_with("one") && !key.starts_with("two")).collect();
@@ -640,11 +640,11 @@ fn keys_expire() {
     let Some(cluster) = Cluster::start(2, &["--history-ttl", "1", "--unique-names"]) else { return };
     let before = cluster.redis.keys();
     for (i, dialect) in DIALECTS.into_iter().enumerate() {
-        let mut user = User::joins(cluster.at(i % 2), dialect, "ann", &format!("room {i}"));
+        let mut user = User::join(cluster.at(i % 2), dialect, "ann", &format!("room {i}"));
         user.receive();
-        user.sends_message("hello");
+        user.send_message("hello");
         user.receive();
-        user.leaves();
+        user.leave();
     }
     let mut left = Vec::new();
     let is_over = becomes_true(|| {
@@ -661,7 +661,7 @@ fn the_log_contains_no_password() {
     let Some(mut redis) = RedisServer::start_with(Persistence::Off, Some(PASSWORD), &[]) else { return };
     let server = instance(&redis.url(), &["-v"]);
     let (mut ann, _) = join(&server, "ann", "general", "");
-    publishes(&mut ann, "hello");
+    publish(&mut ann, "hello");
     let wrong = cluster::launch(&redis.url().replace(PASSWORD, "wrong-staple"), &["-v"]);
     let user = cluster::launch(&redis.url().replace("//:", "//default:"), &["-v"]);
     cluster::wait_until_ready(&user);
@@ -691,7 +691,7 @@ fn a_warning_about_eviction() {
         if is_warned {
             server.wait_for_log("maxmemory-policy");
         } else {
-            User::events(&server, "ann", "general").leaves();
+            User::events(&server, "ann", "general").leave();
             assert!(!server.log().contains("maxmemory-policy"), "{}", server.log());
         }
     }

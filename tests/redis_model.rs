@@ -23,7 +23,7 @@ use redis_server::{Persistence, RedisServer};
 const OPTIONS: &[&str] = &["--hash-max-listpack-entries", "100000", "--hash-max-listpack-value", "100000"];
 
 /// A script that returns every key with its type, value and remaining time to live.
-const DUMP: &str = "
+const DUMP_SCRIPT: &str = "
     local keys = {}
     for _, key in ipairs(redis.call('KEYS', '*')) do
         local type, value = redis.call('TYPE', key)['ok']
@@ -42,7 +42,7 @@ const DUMP: &str = "
     return keys";
 
 /// Returns the system time, which the tests pass to the model. The real Redis reads the system clock itself.
-fn milliseconds() -> u64 {
+fn now_millis() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
 }
 
@@ -55,7 +55,7 @@ fn to_json(reply: &Reply) -> Value {
     }
 }
 
-/// Returns the model's data in the format of `DUMP`, sorted by key.
+/// Returns the model's data in the format of `DUMP_SCRIPT`, sorted by key.
 fn dump(store: &Store) -> Vec<Value> {
     let keys = store.keys.iter().map(|(key, entry)| {
         let (kind, value) = match &entry.value {
@@ -127,8 +127,8 @@ fn normalize_event(event: &str) -> Value {
     event
 }
 
-fn check_same(real: &RedisServer, model: &Redis, what: &str) {
-    let mut real: Vec<Value> = real.run(&["EVAL", DUMP, "0"]).as_array().expect("keys").clone();
+fn assert_same_keys(real: &RedisServer, model: &Redis, what: &str) {
+    let mut real: Vec<Value> = real.run(&["EVAL", DUMP_SCRIPT, "0"]).as_array().expect("keys").clone();
     let mut modelled = dump(&model.store.borrow());
     normalize(&mut real);
     normalize(&mut modelled);
@@ -204,7 +204,7 @@ fn commands() {
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
         let expected = real.ask(&words);
         let mut store = model.store.borrow_mut();
-        store.set_time(milliseconds());
+        store.set_time(now_millis());
         let reply = store.execute(&command).map(|reply| to_json(&reply));
         match (expected, reply) {
             (Ok(expected), Ok(reply)) => assert_eq!(expected, reply, "{command:?}: Redis on the left"),
@@ -213,7 +213,7 @@ fn commands() {
         }
         drop(store);
         if random.u8(..20) == 0 {
-            check_same(&real, &model, &command.join(" "));
+            assert_same_keys(&real, &model, &command.join(" "));
         }
     }
 }
@@ -230,7 +230,7 @@ struct Caller {
 struct Calls {
     callers: Vec<Caller>,
     lineage: u32,
-    texts: u32,
+    requests: u32,
     generations: u32,
 }
 
@@ -275,7 +275,7 @@ impl Calls {
     }
 
     fn request(&mut self, random: &mut Rng) -> Vec<String> {
-        self.texts += 1;
+        self.requests += 1;
         let client = random.u32(1..6).to_string();
         let room = ["general", "Été \"x\"", "tea/2"][random.usize(..3)];
         let name = ["ann", "Bob", "zoé"][random.usize(..3)];
@@ -284,9 +284,9 @@ impl Calls {
         let (quoted, nonce_key) = (format!("\"{nonce}\""), format!("{name}\n{nonce}"));
         let (quoted, nonce_key) = if random.bool() { (quoted, nonce_key) } else { ("null".into(), String::new()) };
         let text = "x".repeat(random.usize(..300));
-        let payload = json!({"username": name, "text": format!("{} {text}", self.texts), "time": "t"}).to_string();
+        let payload = json!({"username": name, "text": format!("{} {text}", self.requests), "time": "t"}).to_string();
         let private = json!({"from": name, "to": "Bob", "text": "\u{1f600}/\u{7f}", "time": "t"}).to_string();
-        let (session, other) = (format!("s{}", random.u32(..4)), format!("s{}", self.texts));
+        let (session, other) = (format!("s{}", random.u32(..4)), format!("s{}", self.requests));
         let session = if random.bool() { session } else { String::new() };
         let client_id = if random.u8(..4) == 0 { format!("id{}", random.u32(..2)) } else { String::new() };
         let credential = random.u32(..2).to_string();
@@ -330,13 +330,13 @@ impl Calls {
 }
 
 #[test]
-fn calls_of_the_script() {
+fn script_calls() {
     let Some(real) = RedisServer::start_with(Persistence::Off, None, OPTIONS) else { return };
     for seed in 1..=12 {
         real.run(&["FLUSHALL"]);
         let random = &mut Rng::with_seed(seed);
         let model = Redis::new(SCRIPT);
-        let mut calls = Calls { callers: vec![Caller::default(); 3], lineage: 1, texts: 0, generations: 0 };
+        let mut calls = Calls { callers: vec![Caller::default(); 3], lineage: 1, requests: 0, generations: 0 };
         for step in 0..80 {
             let at = random.usize(..3);
             if random.u8(..30) == 0 {
@@ -347,14 +347,14 @@ fn calls_of_the_script() {
             let mut words = vec!["EVAL", SCRIPT, "0"];
             words.extend(arguments.iter().map(String::as_str));
             let expected = real.ask(&words);
-            model.store.borrow_mut().set_time(milliseconds());
+            model.store.borrow_mut().set_time(now_millis());
             let reply = model.call(&arguments);
             let what = format!("seed {seed}, step {step}, {arguments:?}");
             match (&expected, &reply) {
                 (Ok(expected), Ok(reply)) => assert_same_reply(expected, reply, &what),
                 _ => panic!("{what}: Redis replies {expected:?}, the model {reply:?}"),
             }
-            check_same(&real, &model, &what);
+            assert_same_keys(&real, &model, &what);
             let caller = &mut calls.callers[at];
             match &reply.as_deref() {
                 Ok([_, generation, connection, ..]) if opens => {
@@ -473,7 +473,7 @@ fn the_history_and_its_nonces_have_one_bound() {
 }
 
 #[test]
-fn only_an_instance_without_a_new_beat_is_removed() {
+fn only_an_instance_without_a_new_heartbeat_is_removed() {
     let redis = Redis::new(SCRIPT);
     let (mut silent, mut other) = (Instance::open(&redis, "1"), Instance::open(&redis, "2"));
     silent.join("5", "ann");

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, instance, is_ready, join, kill, launch, names, next, publishes, sends_nonce, since, welcome};
+use cluster::{Cluster, instance, is_ready, join, kill, launch, names, next, publish, send_with_nonce, since, welcome};
 use proxy::Proxy;
 use redis_server::{Persistence, RedisServer};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ use support::users::{DIALECTS, Dialect, User};
 use support::{Frame, Server, masked, wait_until};
 
 /// An instance must be silent for longer than this before the other instances may declare it dead.
-const SHORT: Duration = Duration::from_secs(3);
+const MIN_SILENCE: Duration = Duration::from_secs(3);
 const NOT_STORED: &str = "Message not stored";
 
 fn event(event: &str, name: &str) -> Value {
@@ -36,7 +36,7 @@ fn event(event: &str, name: &str) -> Value {
 }
 
 /// The outcome of a message, as its sender learns it.
-enum Fate {
+enum Outcome {
     /// The message is in the room. The value is the `data` of its `message` event.
     Published(Value),
     NotStored,
@@ -46,20 +46,20 @@ enum Fate {
 
 /// Waits for the outcome of the message that the user sent with `nonce`. Adds events that arrive in the meantime to
 /// `others`.
-fn fate(user: &mut User, nonce: &str, others: &mut Vec<Value>) -> Fate {
+fn wait_for_outcome(user: &mut User, nonce: &str, others: &mut Vec<Value>) -> Outcome {
     loop {
         let frame = user.frame();
         if frame.opcode() == 8 {
             assert_eq!(frame.close().0, 1013, "{:?}", frame.close());
-            return Fate::Unknown;
+            return Outcome::Unknown;
         }
         let mut event = json_of(&frame);
         match event["event"].as_str() {
             _ if event["data"]["nonce"] != nonce => others.push(event),
-            Some("message") => return Fate::Published(event["data"].take()),
+            Some("message") => return Outcome::Published(event["data"].take()),
             Some("error") => {
                 assert_eq!(event["data"]["message"], NOT_STORED);
-                return Fate::NotStored;
+                return Outcome::NotStored;
             }
             _ => panic!("not an answer to {nonce}: {event}"),
         }
@@ -84,11 +84,11 @@ fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
     let mut delivered = Value::Null;
     wait_until("messages are delivered again", || {
         let text = format!("again {}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-        sends_nonce(from, &text);
-        match fate(from, &text, &mut Vec::new()) {
-            Fate::Published(message) => delivered = message,
-            Fate::NotStored => {}
-            Fate::Unknown => panic!("the fate of {text:?} is unknown, and Redis is available"),
+        send_with_nonce(from, &text);
+        match wait_for_outcome(from, &text, &mut Vec::new()) {
+            Outcome::Published(message) => delivered = message,
+            Outcome::NotStored => {}
+            Outcome::Unknown => panic!("the outcome of {text:?} is unknown, and Redis is available"),
         }
         delivered != Value::Null
     });
@@ -100,7 +100,7 @@ fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
 }
 
 /// Checks that the server replies to a Ping, and that every event before the Pong is about a user named `guest`.
-fn receives_only_guests(user: &mut User) {
+fn check_only_guest_events(user: &mut User) {
     user.client.send(&support::masked(0x89, b"only guests?"));
     loop {
         let frame = user.frame();
@@ -116,13 +116,13 @@ fn receives_only_guests(user: &mut User) {
 // --------------------------------------------------------------------------------------------------- instance failures
 
 #[test]
-fn a_graceful_stop_is_a_leave() {
+fn a_graceful_stop_sends_left_promptly() {
     // The other instances take at least 3 s to notice a crash. On a busy machine, a graceful stop may take that long
     // too, so the test passes if one of three stops is faster.
     let is_prompt = (0..3).any(|_| {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return true };
         let mut ann = User::events(cluster.at(0), "ann", "general");
-        let mut users = DIALECTS.map(|dialect| User::joins(cluster.at(1), dialect, "bob", "general"));
+        let mut users = DIALECTS.map(|dialect| User::join(cluster.at(1), dialect, "bob", "general"));
         for user in &mut users {
             user.receive();
             ann.receive();
@@ -136,7 +136,7 @@ fn a_graceful_stop_is_a_leave() {
         drop(users);
         assert!(cluster.servers[1].wait().success());
         assert_eq!(members(cluster.at(0), "general"), ["ann"]);
-        elapsed < SHORT
+        elapsed < MIN_SILENCE
     });
     assert!(is_prompt, "the others notice a stop before they would notice a crash");
 }
@@ -168,21 +168,21 @@ fn a_killed_instance() {
     let mut eve = User::events(cluster.at(1), "eve", "general");
     let (mut bob, _) = join(cluster.at(2), "bob", "general", "");
     let _elsewhere = User::events(cluster.at(2), "carol", "elsewhere");
-    publishes(&mut bob, "last words");
+    publish(&mut bob, "last words");
     let start = Instant::now();
     kill(&mut cluster.servers[2]);
     for user in [&mut ann, &mut eve] {
         assert_eq!(next(user, "message")["text"], "last words");
-        user.receives(event("left", "bob"));
+        user.expect_message(event("left", "bob"));
         let elapsed = start.elapsed();
-        assert!(elapsed >= SHORT, "silence under 3 s does not count: {elapsed:?}");
+        assert!(elapsed >= MIN_SILENCE, "silence under 3 s does not count: {elapsed:?}");
         println!("bob left after {:.1} s", elapsed.as_secs_f64());
     }
     assert_eq!(members(cluster.at(0), "general"), ["ann", "eve"]);
     wait_until("carol is gone", || members(cluster.at(1), "elsewhere").is_empty());
-    User::events(cluster.at(1), "carol", "elsewhere").leaves();
+    User::events(cluster.at(1), "carol", "elsewhere").leave();
     let mut bob = User::events(cluster.at(0), "bob", "general");
-    publishes(&mut bob, "back");
+    publish(&mut bob, "back");
     // No user receives `left` for bob a second time.
     for user in [&mut ann, &mut eve] {
         loop {
@@ -198,19 +198,19 @@ fn a_killed_instance() {
 
 /// If an instance is suspended for less than 3 s, no user receives `left` for its clients, and no message is lost.
 #[test]
-fn an_instance_that_stands_still_briefly() {
+fn an_instance_that_is_suspended_briefly() {
     loop {
         let Some(cluster) = Cluster::start(2, &[]) else { return };
         let mut ann = User::events(cluster.at(0), "ann", "general");
         let mut bob = User::events(cluster.at(1), "bob", "general");
-        ann.receives(event("joined", "bob"));
+        ann.expect_message(event("joined", "bob"));
         let start = Instant::now();
         cluster.at(1).signal("STOP");
-        let sent: Vec<Value> = (0..5).map(|text| publishes(&mut ann, &text.to_string())).collect();
+        let sent: Vec<Value> = (0..5).map(|text| publish(&mut ann, &text.to_string())).collect();
         std::thread::sleep(Duration::from_millis(2300));
         cluster.at(1).signal("CONT");
         for message in sent {
-            bob.receives_event("message", message);
+            bob.expect_event("message", message);
         }
         if start.elapsed() > Duration::from_millis(2800) {
             continue; // the machine is busy and the suspension lasted too long: try again
@@ -219,8 +219,8 @@ fn an_instance_that_stands_still_briefly() {
         while start.elapsed() < Duration::from_secs(8) {
             std::thread::sleep(Duration::from_millis(500));
             let text = format!("{:?}", start.elapsed());
-            publishes(&mut bob, &text);
-            ann.receives_event("message", json!({"text": text}));
+            publish(&mut bob, &text);
+            ann.expect_event("message", json!({"text": text}));
         }
         break;
     }
@@ -229,22 +229,22 @@ fn an_instance_that_stands_still_briefly() {
 /// If an instance is suspended for long, users on other instances receive `left` and then `joined` for the instance's
 /// clients. The instance's clients receive every message, and no `left` or `joined`.
 #[test]
-fn an_instance_that_stands_still_for_long() {
+fn an_instance_that_is_suspended_for_long() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let mut ann = User::events(cluster.at(0), "ann", "general");
     let mut bob = User::events(cluster.at(1), "bob", "general");
     let mut ron = User::rooms(cluster.at(1), "ron", "general");
     for name in ["bob", "Anonymous"] {
-        ann.receives(event("joined", name));
+        ann.expect_message(event("joined", name));
     }
-    bob.receives(event("joined", "Anonymous"));
+    bob.expect_message(event("joined", "Anonymous"));
     cluster.at(1).signal("STOP");
-    let mut sent = vec![publishes(&mut ann, "one")];
-    let mut gone: Vec<Value> = (0..2).map(|_| ann.receives_event("left", json!({}))["username"].clone()).collect();
+    let mut sent = vec![publish(&mut ann, "one")];
+    let mut gone: Vec<Value> = (0..2).map(|_| ann.expect_event("left", json!({}))["username"].clone()).collect();
     gone.sort_by_key(ToString::to_string);
     assert_eq!(gone, ["Anonymous", "bob"]);
     assert_eq!(members(cluster.at(0), "general"), ["ann"]);
-    sent.extend(["two", "three"].map(|text| publishes(&mut ann, text)));
+    sent.extend(["two", "three"].map(|text| publish(&mut ann, text)));
     cluster.at(1).signal("CONT");
     let mut back: Vec<Value> = (0..2).map(|_| next(&mut ann, "joined")["username"].clone()).collect();
     back.sort_by_key(ToString::to_string);
@@ -262,18 +262,18 @@ fn an_instance_that_stands_still_for_long() {
         while ron.receive() != ron.room_message("ann", text, 0) {}
     }
     wait_until("the members are complete", || members(cluster.at(0), "general") == ["Anonymous", "ann", "bob"]);
-    publishes(&mut bob, "still here");
+    publish(&mut bob, "still here");
     assert_eq!(next(&mut ann, "message")["text"], "still here");
     for user in [&mut ann, &mut bob] {
-        receives_only_guests(user);
+        check_only_guest_events(user);
     }
 }
 
 /// Starts two instances. The first instance connects to Redis through a proxy, which can cut the connection.
-fn cut_off(redis: &RedisServer, args: &[&str]) -> (Server, Proxy, Server) {
+fn start_with_proxy(redis: &RedisServer, args: &[&str]) -> (Server, Proxy, Server) {
     let proxy = Proxy::to(redis.addr());
     let addr = std::net::SocketAddr::from(([127, 0, 0, 1], proxy.port()));
-    (instance(&redis.url_by(addr), args), proxy, instance(&redis.url(), args))
+    (instance(&redis.url_via(addr), args), proxy, instance(&redis.url(), args))
 }
 
 /// An instance that cannot reach Redis rejects new clients and messages. After the instance has reconnected, its
@@ -281,23 +281,26 @@ fn cut_off(redis: &RedisServer, args: &[&str]) -> (Server, Proxy, Server) {
 #[test]
 fn an_instance_that_is_cut_off() {
     let Some(redis) = RedisServer::start(Persistence::Always) else { return };
-    let (lonely, proxy, other) = cut_off(&redis, &[]);
+    let (lonely, proxy, other) = start_with_proxy(&redis, &[]);
     let mut bob = User::events(&lonely, "bob", "general");
     let mut ann = User::events(&other, "ann", "general");
-    bob.receives(event("joined", "ann"));
+    bob.expect_message(event("joined", "ann"));
     proxy.cut();
     wait_until("no new client is accepted", || !is_ready(&lonely));
-    sends_nonce(&mut bob, "lost");
-    assert!(matches!(fate(&mut bob, "lost", &mut Vec::new()), Fate::NotStored), "Redis never received the message");
-    ann.receives(event("left", "bob"));
+    send_with_nonce(&mut bob, "lost");
+    assert!(
+        matches!(wait_for_outcome(&mut bob, "lost", &mut Vec::new()), Outcome::NotStored),
+        "Redis never received the message"
+    );
+    ann.expect_message(event("left", "bob"));
     assert!(is_ready(&other));
-    let sent: Vec<Value> = (0..10).map(|text| publishes(&mut ann, &text.to_string())).collect();
-    bob.receives_nothing();
+    let sent: Vec<Value> = (0..10).map(|text| publish(&mut ann, &text.to_string())).collect();
+    bob.expect_nothing();
     proxy.restore();
     for message in sent {
-        bob.receives_event("message", message);
+        bob.expect_event("message", message);
     }
-    ann.receives(event("joined", "bob"));
+    ann.expect_message(event("joined", "bob"));
     wait_until("new clients are accepted", || is_ready(&lonely));
     assert_eq!(members(&lonely, "general"), ["ann", "bob"]);
     let message = wait_for_delivery(&mut bob, &mut ann);
@@ -310,15 +313,15 @@ fn an_instance_that_is_cut_off() {
 fn an_instance_that_missed_too_much() {
     const COUNT: u64 = 3000;
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };
-    let (lonely, proxy, other) = cut_off(&redis, &["--history", "5"]);
+    let (lonely, proxy, other) = start_with_proxy(&redis, &["--history", "5"]);
     let (mut bob, first) = join(&lonely, "bob", "general", "");
     let mut ann = User::events(&other, "ann", "general");
-    bob.receives(event("joined", "ann"));
-    publishes(&mut ann, "one");
-    bob.receives_event("message", json!({"id": 1}));
+    bob.expect_message(event("joined", "ann"));
+    publish(&mut ann, "one");
+    bob.expect_event("message", json!({"id": 1}));
     proxy.cut();
     wait_until("the instance notices the cut", || !is_ready(&lonely));
-    (2..=COUNT).for_each(|text| ann.sends_message(&text.to_string()));
+    (2..=COUNT).for_each(|text| ann.send_message(&text.to_string()));
     while next(&mut ann, "message")["id"] != COUNT {}
     proxy.restore();
     let mut last = 1;
@@ -352,7 +355,7 @@ fn redis_is_absent_at_start() {
     let Some(mut redis) = RedisServer::prepare(Persistence::Always, None, &[]) else { return };
     let server = launch(&redis.url(), &[]);
     wait_until("one log line", || server.log().to_lowercase().contains("redis"));
-    is_cut_off(&server);
+    check_cut_off(&server);
     assert_eq!(
         server.log().lines().filter(|line| line.to_lowercase().contains("redis")).count(),
         1,
@@ -362,11 +365,11 @@ fn redis_is_absent_at_start() {
     redis.launch();
     wait_until("the instance is ready", || is_ready(&server));
     let mut ann = User::events(&server, "ann", "general");
-    publishes(&mut ann, "hello");
+    publish(&mut ann, "hello");
 }
 
 /// Checks an instance that cannot reach Redis: the instance rejects chat handshakes, and everything else works.
-fn is_cut_off(server: &Server) {
+fn check_cut_off(server: &Server) {
     for target in ["/?token=dev-token", "/ws/general?token=dev-token", "/ws?token=dev-token&username=p&client_id=1"] {
         let rejection = response(server, &handshake().target(target));
         assert_eq!(rejection.status, 503, "{target}: {rejection:?}");
@@ -439,47 +442,47 @@ impl Outage {
 }
 
 /// Checks that a server that has noticed the outage replies with an error to every command but `typing`.
-fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
-    ann.sends_event("typing", json!({}));
-    sends_nonce(ann, "lost");
-    ann.sends_event("private", json!({"to": "bob", "text": "lost", "nonce": "private"}));
-    ann.sends_event("switch_room", json!({"room": "elsewhere"}));
-    ann.sends_event("history", json!({"before": 10}));
-    ron.sends_message("lost");
-    pat.sends_message("lost");
+fn check_commands_are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
+    ann.send_event("typing", json!({}));
+    send_with_nonce(ann, "lost");
+    ann.send_event("private", json!({"to": "bob", "text": "lost", "nonce": "private"}));
+    ann.send_event("switch_room", json!({"room": "elsewhere"}));
+    ann.send_event("history", json!({"before": 10}));
+    ron.send_message("lost");
+    pat.send_message("lost");
     for nonce in [Some("lost"), Some("private"), None, None] {
-        let data = ann.receives_event("error", json!({}));
+        let data = ann.expect_event("error", json!({}));
         assert_eq!(data.get("nonce").and_then(Value::as_str), nonce, "{data}");
         if nonce.is_some() {
             assert_eq!(data["message"], NOT_STORED);
         }
     }
     for user in [ron, pat] {
-        assert_eq!(user.receives_error(), NOT_STORED);
+        assert_eq!(user.expect_error(), NOT_STORED);
     }
 }
 
 /// Checks everything that PROTOCOL.md says about a Redis outage. The clients of both instances stay connected.
-fn outage(kind: Outage) {
+fn check_outage(kind: Outage) {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
     let mut bob = User::events(cluster.at(1), "bob", "general");
     let mut ron = User::rooms(cluster.at(1), "ron", "general");
     let mut pat = User::presence(cluster.at(0), "pat", "general");
-    publishes(&mut ann, "before");
+    publish(&mut ann, "before");
     assert_eq!(next(&mut bob, "message")["text"], "before");
     while ron.receive() != ron.room_message("ann", "before", 0) {}
     while pat.receive()["type"] != "chat_message" {}
-    bob.receives_nothing();
+    bob.expect_nothing();
 
     kind.begin(&mut cluster.redis);
     wait_until("new clients are rejected", || cluster.servers.iter().all(|server| !is_ready(server)));
-    cluster.servers.iter().for_each(is_cut_off);
+    cluster.servers.iter().for_each(check_cut_off);
     let start = Instant::now();
-    are_rejected(&mut ann, &mut ron, &mut pat);
+    check_commands_are_rejected(&mut ann, &mut ron, &mut pat);
     println!("{kind:?}: rejected within {:?}", start.elapsed());
     for user in [&mut ann, &mut bob, &mut ron, &mut pat] {
-        user.receives_nothing();
+        user.expect_nothing();
     }
 
     // Wait long enough that the instances would be declared dead if the outage counted as silence.
@@ -491,8 +494,8 @@ fn outage(kind: Outage) {
     let message = wait_for_delivery(&mut ann, &mut bob);
     println!("{kind:?}: delivered {:?} after the end", start.elapsed());
     assert_eq!(message["id"], 2, "the rejected messages never appear");
-    ron.receives(ron.room_message("ann", message["text"].as_str().unwrap(), 2));
-    pat.receives(pat.room_message("ann", message["text"].as_str().unwrap(), 2));
+    ron.expect_message(ron.room_message("ann", message["text"].as_str().unwrap(), 2));
+    pat.expect_message(pat.room_message("ann", message["text"].as_str().unwrap(), 2));
     wait_for_delivery(&mut bob, &mut ann);
     // No user has left, joined or switched rooms, not even ann, whose `switch_room` was rejected.
     for server in &cluster.servers {
@@ -501,7 +504,7 @@ fn outage(kind: Outage) {
         assert!(members(server, "elsewhere").is_empty());
     }
     for user in [&mut ann, &mut bob] {
-        receives_only_guests(user);
+        check_only_guest_events(user);
     }
     for server in &cluster.servers {
         let back = welcome(server, "general", &since(&first["epoch"], 1));
@@ -509,23 +512,23 @@ fn outage(kind: Outage) {
         assert_eq!(back["history"][0], message);
     }
     // A client may reuse the nonce of a rejected message.
-    sends_nonce(&mut ann, "lost");
+    send_with_nonce(&mut ann, "lost");
     assert_eq!(next(&mut ann, "message")["id"], 4);
 }
 
 #[test]
 fn redis_is_killed() {
-    outage(Outage::Killed);
+    check_outage(Outage::Killed);
 }
 
 #[test]
 fn redis_is_stopped() {
-    outage(Outage::Stopped);
+    check_outage(Outage::Stopped);
 }
 
 #[test]
 fn redis_rejects_writes() {
-    outage(Outage::RejectsWrites);
+    check_outage(Outage::RejectsWrites);
 }
 
 /// A client that sends two messages around the time when Redis fails. The texts begin with the client's name.
@@ -539,13 +542,13 @@ struct Sender {
 }
 
 impl Sender {
-    fn read_fates(&mut self) {
+    fn read_outcomes(&mut self) {
         for word in ["one", "two"] {
             let (nonce, user) = (format!("{} {word}", self.name), self.user.as_mut().expect("a connection"));
-            match fate(user, &nonce, &mut Vec::new()) {
-                Fate::Published(message) => self.published.push(message),
-                Fate::NotStored => self.rejected.push(nonce),
-                Fate::Unknown => {
+            match wait_for_outcome(user, &nonce, &mut Vec::new()) {
+                Outcome::Published(message) => self.published.push(message),
+                Outcome::NotStored => self.rejected.push(nonce),
+                Outcome::Unknown => {
                     self.user = None;
                     break;
                 }
@@ -555,7 +558,7 @@ impl Sender {
 
     /// The client has sent two messages. If the outcome of either is unknown, the client resumes its session on
     /// `server` and sends both again. Returns the texts of this client's messages that the room must now contain.
-    fn ask_again(&mut self, server: &Server) -> Vec<String> {
+    fn resume_and_resend(&mut self, server: &Server) -> Vec<String> {
         let mut texts: Vec<String> = ["one", "two"].map(|word| format!("{} {word}", self.name)).into();
         if self.user.is_some() {
             texts.retain(|text| !self.rejected.contains(text));
@@ -565,7 +568,7 @@ impl Sender {
         let resume = format!("{}&session={session}", since(&self.welcome["epoch"], 0));
         let (mut user, welcome) = join(server, &self.name, "general", &resume);
         assert_eq!(welcome["resumed"], true, "{welcome}");
-        texts.iter().for_each(|text| drop(publishes(&mut user, text)));
+        texts.iter().for_each(|text| drop(publish(&mut user, text)));
         self.user = Some(user);
         texts
     }
@@ -586,20 +589,21 @@ fn messages_of_unknown_fate() {
         let mut senders: Vec<Sender> = (0..6).map(sender).collect();
         let send = |senders: &mut [Sender], word: &str| {
             for Sender { name, user, .. } in senders {
-                sends_nonce(user.as_mut().unwrap(), &format!("{name} {word}"));
+                send_with_nonce(user.as_mut().unwrap(), &format!("{name} {word}"));
             }
         };
         send(&mut senders, "one");
         kind.begin(&mut cluster.redis);
         send(&mut senders, "two");
-        senders.iter_mut().for_each(Sender::read_fates);
+        senders.iter_mut().for_each(Sender::read_outcomes);
         let unknown = senders.iter().filter(|sender| sender.user.is_none()).count();
-        println!("{kind:?}: {unknown} clients do not know the fate of a message");
+        println!("{kind:?}: {unknown} clients do not know the outcome of a message");
         assert!(unknown > 0 || kind == Outage::Killed, "the last messages were sent to a Redis that did not reply");
         kind.end(&mut cluster.redis);
         wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
-        let mut expected: Vec<String> = senders.iter_mut().flat_map(|sender| sender.ask_again(cluster.at(1))).collect();
-        publishes(&mut witness, "the end");
+        let mut expected: Vec<String> =
+            senders.iter_mut().flat_map(|sender| sender.resume_and_resend(cluster.at(1))).collect();
+        publish(&mut witness, "the end");
         let (_guest, welcome) = join(cluster.at(0), "reader", "general", "");
         let history = welcome["history"].as_array().unwrap();
         let mut texts: Vec<&str> = history.iter().map(|message| message["text"].as_str().unwrap()).collect();
@@ -644,9 +648,9 @@ fn a_join_on_its_way() {
     // The usernames of the failed joins are available again.
     for number in 0..pending {
         let late = User::events(cluster.at(1), &format!("late-{number}"), "general");
-        late.leaves();
+        late.leave();
     }
-    publishes(&mut witness, "the end");
+    publish(&mut witness, "the end");
 }
 
 /// After a join has failed because Redis never executed it, the join no longer counts towards `--max-rooms`.
@@ -669,28 +673,28 @@ fn a_join_that_was_lost() {
 /// If Redis stops during a switch, the client receives an error. After the outage, the client is in exactly one room:
 /// the last room that the server has confirmed.
 #[test]
-fn a_switch_on_its_way() {
+fn a_room_switch_during_an_outage() {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
     let mut old = User::events(cluster.at(1), "old", "old");
     let mut new = User::events(cluster.at(1), "new", "new");
     let mut ann = User::events(cluster.at(0), "ann", "old");
-    old.receives(event("joined", "ann"));
+    old.expect_message(event("joined", "ann"));
     Outage::Stopped.begin(&mut cluster.redis);
-    ann.sends_event("switch_room", json!({"room": "new"}));
-    ann.sends_event("history", json!({"before": 10}));
+    ann.send_event("switch_room", json!({"room": "new"}));
+    ann.send_event("history", json!({"before": 10}));
     for _ in 0..2 {
-        ann.receives_event("error", json!({}));
+        ann.expect_event("error", json!({}));
     }
     Outage::Stopped.end(&mut cluster.redis);
     wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
     let mut others = Vec::new();
     let mut room = "old".to_owned();
     loop {
-        sends_nonce(&mut ann, "where am I?");
-        match fate(&mut ann, "where am I?", &mut others) {
-            Fate::Published(_) => break,
-            Fate::NotStored => {}
-            Fate::Unknown => panic!("the fate is unknown, and Redis is available"),
+        send_with_nonce(&mut ann, "where am I?");
+        match wait_for_outcome(&mut ann, "where am I?", &mut others) {
+            Outcome::Published(_) => break,
+            Outcome::NotStored => {}
+            Outcome::Unknown => panic!("the outcome is unknown, and Redis is available"),
         }
     }
     for switched in others.iter().filter(|event| event["event"] == "switched") {
@@ -714,20 +718,20 @@ fn a_short_pause_of_redis() {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return };
         let mut ann = User::events(cluster.at(0), "ann", "general");
         let mut bob = User::events(cluster.at(1), "bob", "general");
-        ann.receives(event("joined", "bob"));
+        ann.expect_message(event("joined", "bob"));
         if kind == "STOP" {
             Outage::Stopped.begin(&mut cluster.redis);
         } else {
             cluster.redis.run(&["CLIENT", "PAUSE", "1000", "ALL"]);
         }
-        (0..20).for_each(|text| sends_nonce(&mut ann, &text.to_string()));
+        (0..20).for_each(|text| send_with_nonce(&mut ann, &text.to_string()));
         if kind == "STOP" {
             std::thread::sleep(Duration::from_secs(1));
             Outage::Stopped.end(&mut cluster.redis);
         }
         for user in [&mut ann, &mut bob] {
             for id in 1..=20 {
-                user.receives_event("message", json!({"text": (id - 1).to_string(), "id": id}));
+                user.expect_event("message", json!({"text": (id - 1).to_string(), "id": id}));
             }
         }
     }
@@ -740,7 +744,7 @@ fn killed_connections() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let mut ann = User::events(cluster.at(0), "ann", "general");
     let mut bob = User::events(cluster.at(1), "bob", "general");
-    ann.receives(event("joined", "bob"));
+    ann.expect_message(event("joined", "bob"));
     let mut last = 0;
     for round in 0..6 {
         let kinds: &[&str] = [&["normal", "pubsub"][..], &["pubsub"], &["normal"]][round % 3];
@@ -752,20 +756,20 @@ fn killed_connections() {
             // The server may reject a message that was in flight. The client then sends the message again.
             let text = format!("{round} from {}", from.name);
             loop {
-                sends_nonce(from, &text);
+                send_with_nonce(from, &text);
                 let mut others = Vec::new();
-                match fate(from, &text, &mut others) {
-                    Fate::Published(message) => {
+                match wait_for_outcome(from, &text, &mut others) {
+                    Outcome::Published(message) => {
                         last += 1;
                         assert_eq!(message["id"], last, "{message}");
                         break;
                     }
-                    Fate::NotStored => std::thread::sleep(Duration::from_millis(20)),
-                    Fate::Unknown => panic!("an operation can be sent again when Redis is back at once"),
+                    Outcome::NotStored => std::thread::sleep(Duration::from_millis(20)),
+                    Outcome::Unknown => panic!("an operation can be sent again when Redis is back at once"),
                 }
                 assert!(others.is_empty(), "{others:?}");
             }
-            to.receives_event("message", json!({"text": text, "id": last}));
+            to.expect_event("message", json!({"text": text, "id": last}));
         }
     }
 }
@@ -778,9 +782,9 @@ fn a_restart_with_the_data() {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
     let mut bob = User::events(cluster.at(1), "bob", "general");
-    ann.receives(event("joined", "bob"));
-    let mut sent = vec![publishes(&mut ann, "before")];
-    bob.receives_event("message", sent[0].clone());
+    ann.expect_message(event("joined", "bob"));
+    let mut sent = vec![publish(&mut ann, "before")];
+    bob.expect_event("message", sent[0].clone());
     for _ in 0..3 {
         cluster.redis.restart();
         let message = wait_for_delivery(&mut ann, &mut bob);
@@ -800,7 +804,7 @@ fn a_restart_with_the_data() {
     let numbers: Vec<&Value> = sent.iter().map(|message| &message["id"]).collect();
     assert!(numbers.iter().enumerate().all(|(i, id)| **id == i + 1), "{numbers:?}");
     for user in [&mut ann, &mut bob] {
-        receives_only_guests(user);
+        check_only_guest_events(user);
     }
 }
 
@@ -811,14 +815,14 @@ enum Loss {
 }
 
 /// If Redis loses all data, every member receives `switched` with a new epoch, and no id appears twice in an epoch.
-fn loss(kind: Loss) {
+fn check_data_loss(kind: Loss) {
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };
     let mut cluster = Cluster::with(redis, 2, &[]);
     let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
     let mut bob = User::events(cluster.at(1), "bob", "general");
     let mut eve = User::events(cluster.at(1), "eve", "elsewhere");
-    ann.receives(event("joined", "bob"));
-    (0..3).for_each(|text| drop(publishes(&mut ann, &text.to_string())));
+    ann.expect_message(event("joined", "bob"));
+    (0..3).for_each(|text| drop(publish(&mut ann, &text.to_string())));
     while next(&mut bob, "message")["id"] != 3 {}
     match kind {
         Loss::Restart => cluster.redis.restart(),
@@ -828,7 +832,7 @@ fn loss(kind: Loss) {
     for (user, room, others) in
         [(&mut ann, "general", &["bob"][..]), (&mut bob, "general", &["ann"]), (&mut eve, "elsewhere", &[])]
     {
-        let data = user.receives_event("switched", json!({"room": room}));
+        let data = user.expect_event("switched", json!({"room": room}));
         assert_ne!(data["epoch"], first["epoch"]);
         let listed = names(&data["members"]);
         assert!(listed.iter().all(|name| others.contains(&&**name)), "{data}");
@@ -839,7 +843,7 @@ fn loss(kind: Loss) {
         epochs.push((data["epoch"].clone(), last));
         // The list omits members that have not rejoined yet. Their `joined` events follow.
         for _ in listed.len()..others.len() {
-            user.receives_event("joined", json!({}));
+            user.expect_event("joined", json!({}));
         }
     }
     assert_eq!(epochs[0], epochs[1], "the members of a room agree");
@@ -856,36 +860,36 @@ fn loss(kind: Loss) {
         assert_eq!(members(server, "elsewhere"), ["eve"]);
     }
     for user in [&mut ann, &mut bob, &mut eve] {
-        receives_only_guests(user);
+        check_only_guest_events(user);
     }
 }
 
 #[test]
 fn a_restart_without_the_data() {
-    loss(Loss::Restart);
+    check_data_loss(Loss::Restart);
 }
 
 #[test]
 fn data_that_is_flushed() {
-    loss(Loss::Flush);
+    check_data_loss(Loss::Flush);
 }
 
 /// In the `rooms` dialect, a client sets its username with each message, even a private one. After Redis has lost its
 /// data, the client must still receive private messages to that username.
 #[test]
-fn a_name_from_a_private_message_outlives_a_loss() {
+fn a_name_from_a_private_message_survives_data_loss() {
     let Some(redis) = RedisServer::start(Persistence::Off) else { return };
     let cluster = Cluster::with(redis, 2, &[]);
     let mut ann = User::events(cluster.at(0), "ann", "general");
     let mut ron = User::rooms(cluster.at(1), "rita", "elsewhere");
-    ron.sends_message("/msg ann psst");
-    ann.receives(ann.private("rita", "ann", "psst"));
-    ron.receives(ron.private("rita", "ann", "psst"));
+    ron.send_message("/msg ann psst");
+    ann.expect_message(ann.private_message("rita", "ann", "psst"));
+    ron.expect_message(ron.private_message("rita", "ann", "psst"));
     cluster.redis.run(&["FLUSHALL"]);
-    ann.receives_event("switched", json!({}));
+    ann.expect_event("switched", json!({}));
     wait_until("rita is found", || {
-        ann.sends_message("/msg rita hello");
+        ann.send_message("/msg rita hello");
         ann.receive()["event"] == "private"
     });
-    ron.receives(ron.private("ann", "rita", "hello"));
+    ron.expect_message(ron.private_message("ann", "rita", "hello"));
 }

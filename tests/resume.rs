@@ -13,7 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde_json::{Value, json};
 use support::table::each_row;
-use support::users::{DIALECTS, Dialect, TIME, User, chat, encode, events_path};
+use support::users::{ANY_TIME, DIALECTS, Dialect, User, chat, encode, events_path};
 use support::{RawClient, Server, masked, upgrade_request, wait_until, whole_frames};
 
 fn epoch(data: &Value) -> String {
@@ -24,14 +24,14 @@ fn epoch(data: &Value) -> String {
 fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
-    let welcome = user.receives_event("welcome", json!({}));
+    let welcome = user.expect_event("welcome", json!({}));
     (user, welcome)
 }
 
 /// Joins with the query parameters in `resume`, leaves again, and returns the data of the `welcome` event.
 fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
-    user.leaves();
+    user.leave();
     welcome
 }
 
@@ -48,7 +48,7 @@ fn ids(data: &Value) -> Vec<u64> {
 /// checks that the server has assigned the expected id. Returns the `data` fields of the messages received.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) -> Vec<Value> {
     let send = |id: u64| {
-        user.sends_message(&id.to_string());
+        user.send_message(&id.to_string());
         loop {
             let mut received = user.receive();
             if received["event"] == "message" {
@@ -78,7 +78,7 @@ fn a_room_without_a_message() {
 
 /// Tests valid and invalid values of `epoch` and `since` in a room that has kept the last three of five messages.
 #[test]
-fn edges_of_since() {
+fn valid_and_invalid_values_of_epoch_and_since() {
     let server = chat(&["--history", "3"]);
     let (mut eve, first) = join(&server, "eve", "general", "");
     let epoch = epoch(&first);
@@ -183,22 +183,22 @@ fn the_longest_history() {
     let text = format!("a{}b", "\u{1}".repeat(498));
     for i in 0..50 {
         let nonce = format!("{i:02}{}", "\u{1}".repeat(62));
-        eve.sends_event("message", json!({"text": text, "nonce": nonce}));
-        eve.receives_event("message", json!({"text": text, "nonce": nonce}));
+        eve.send_event("message", json!({"text": text, "nonce": nonce}));
+        eve.expect_event("message", json!({"text": text, "nonce": nonce}));
     }
     for dialect in DIALECTS {
-        let mut guest = User::joins(&server, dialect, "guest", "general");
+        let mut guest = User::join(&server, dialect, "guest", "general");
         let first = guest.receive();
         if dialect == Dialect::Events {
             assert_eq!(ids(&first["data"]), (1..=50).collect::<Vec<_>>());
         } else {
             for i in 0..50 {
                 let expected = guest.room_message(&name, &text, i);
-                guest.receives(expected);
+                guest.expect_message(expected);
             }
         }
-        guest.receives_nothing();
-        guest.leaves();
+        guest.expect_nothing();
+        guest.leave();
     }
 }
 
@@ -209,16 +209,16 @@ fn switching_to_a_room_with_a_history() {
     let (mut nina, new) = join(&server, "nina", "new", "");
     let sent = send_numbers(&mut nina, 1..=3);
     let mut moritz = User::events(&server, "moritz", "old");
-    moritz.sends_event("switch_room", json!({"room": "new"}));
+    moritz.send_event("switch_room", json!({"room": "new"}));
     let data = json!({"room": "new", "members": ["nina"], "member_count": 1, "epoch": new["epoch"], "last_id": 3, "history": sent[1..]});
-    moritz.receives(json!({"event": "switched", "data": data}));
-    moritz.sends_event("switch_room", json!({"room": "brand new"}));
-    let data = moritz.receives_event("switched", json!({"members": [], "last_id": 0, "history": []}));
+    moritz.expect_message(json!({"event": "switched", "data": data}));
+    moritz.send_event("switch_room", json!({"room": "brand new"}));
+    let data = moritz.expect_event("switched", json!({"members": [], "last_id": 0, "history": []}));
     assert_ne!(epoch(&data), epoch(&new));
     // A client can also resume in a room that it switched to.
     let epoch = epoch(&data);
-    moritz.sends_message("here");
-    moritz.receives(moritz.room_message("moritz", "here", 1));
+    moritz.send_message("here");
+    moritz.expect_message(moritz.room_message("moritz", "here", 1));
     let back = welcome(&server, "brand new", &since(&epoch, 0));
     assert_eq!((ids(&back), &back["resumed"]), (vec![1], &json!(true)));
 }
@@ -248,7 +248,7 @@ fn an_empty_room_keeps_its_history() {
     let (mut eve, first) = join(&server, "eve", "general", "");
     let epoch = epoch(&first);
     let sent = send_numbers(&mut eve, 1..=3);
-    eve.leaves();
+    eve.leave();
     let back = welcome(&server, "general", &since(&epoch, 1));
     assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!(sent[1..])));
     let (mut eve, new_client) = join(&server, "eve", "general", "");
@@ -256,11 +256,11 @@ fn an_empty_room_keeps_its_history() {
     send_numbers(&mut eve, 4..=4);
     // A room also keeps its history when its last member switches to another room. A client that uses the `presence`
     // dialect receives the history too.
-    eve.sends_event("switch_room", json!({"room": "elsewhere"}));
-    eve.receives_event("switched", json!({}));
+    eve.send_event("switch_room", json!({"room": "elsewhere"}));
+    eve.expect_event("switched", json!({}));
     let mut pat = User::presence(&server, "pat", "general");
     for text in ["1", "2", "3", "4"] {
-        pat.receives(pat.room_message("eve", text, 0));
+        pat.expect_message(pat.room_message("eve", text, 0));
     }
 }
 
@@ -273,7 +273,7 @@ fn a_history_that_expires() {
     let (mut held, held_welcome) = join(&server, "eve", "held", "");
     send_numbers(&mut empty, 1..=2);
     send_numbers(&mut held, 1..=2);
-    empty.leaves();
+    empty.leave();
     // Every attempt joins the room, which restarts the expiry timer of the room's history. Double the wait each time,
     // so that it eventually exceeds `--history-ttl`.
     let mut wait = Duration::from_millis(10);
@@ -294,14 +294,14 @@ fn a_history_that_expires() {
 /// When more than `--max-empty-rooms` rooms are empty, the server deletes the history of the room that has been
 /// empty longest.
 #[test]
-fn limit_of_empty_rooms() {
+fn empty_room_limit() {
     let server = chat(&["--max-empty-rooms", "2"]);
     let mut epochs = Vec::new();
     for room in ["a", "b", "c", "d"] {
         let (mut eve, welcome) = join(&server, "eve", room, "");
         send_numbers(&mut eve, 1..=2);
         epochs.push(epoch(&welcome));
-        eve.leaves();
+        eve.leave();
     }
     // Keep the users connected. If they left, their rooms would be empty again, and the server could evict the history
     // of a room that the loop has not checked yet.
@@ -323,7 +323,7 @@ fn the_empty_room_that_was_used_last_is_kept() {
         let last = welcome["last_id"].as_u64().unwrap();
         send_numbers(&mut eve, last + 1..=last + 1);
         epochs.push(epoch(&welcome));
-        eve.leaves();
+        eve.leave();
     }
     let (_c, back) = join(&server, "eve", "c", &since(&epochs[3], 0));
     assert_eq!((&back["resumed"], ids(&back)), (&json!(true), vec![1]));
@@ -342,8 +342,8 @@ fn limit_of_history_in_bytes() {
     let epoch = epoch(&first);
     let text = |id: u64| format!("{id:0500}");
     for id in 1..=100 {
-        eve.sends_message(&text(id));
-        eve.receives(eve.room_message("eve", &text(id), id));
+        eve.send_message(&text(id));
+        eve.expect_message(eve.room_message("eve", &text(id), id));
     }
     let new_client = welcome(&server, "general", "");
     let kept = ids(&new_client);
@@ -367,15 +367,15 @@ fn the_oldest_empty_room_is_dropped_first() {
         let fill = |room: &str, count: u64| {
             let (mut eve, welcome) = join(&server, "eve", room, "");
             for id in 1..=count {
-                eve.sends_message(&text);
-                eve.receives(eve.room_message("eve", &text, id));
+                eve.send_message(&text);
+                eve.expect_message(eve.room_message("eve", &text, id));
             }
             (eve, epoch(&welcome))
         };
         let (first, first_epoch) = fill("first", 8);
-        first.leaves();
+        first.leave();
         let (second, second_epoch) = fill("second", 8);
-        second.leaves();
+        second.leave();
         let (_busy, _) = fill("busy", count);
         let kept = [("first", first_epoch), ("second", second_epoch)].map(|(room, epoch)| {
             let (user, back) = join(&server, "guest", room, &since(&epoch, 0));
@@ -407,42 +407,42 @@ fn a_message_that_is_resent() {
     let server = chat(&[]);
     let mut eve = User::events(&server, "eve", "general");
     let mut bob = User::events(&server, "bob", "general");
-    eve.receives_event("joined", json!({"username": "bob"}));
-    eve.sends_event("message", with_nonce("once", "n1"));
-    let data = json!({"username": "eve", "text": "once", "id": 1, "time": TIME, "nonce": "n1"});
-    let first = eve.receives(json!({"event": "message", "data": data}));
+    eve.expect_event("joined", json!({"username": "bob"}));
+    eve.send_event("message", with_nonce("once", "n1"));
+    let data = json!({"username": "eve", "text": "once", "id": 1, "time": ANY_TIME, "nonce": "n1"});
+    let first = eve.expect_message(json!({"event": "message", "data": data}));
     assert_eq!(bob.receive(), first, "every member receives the nonce");
     // The server compares only the nonces, so the text may differ.
     for text in ["once", "twice"] {
-        eve.sends_event("message", with_nonce(text, "n1"));
+        eve.send_event("message", with_nonce(text, "n1"));
         assert_eq!(eve.receive(), first);
     }
-    bob.receives_nothing();
+    bob.expect_nothing();
     // The server recognizes a resent message by its nonce, even on another connection with the same username.
     let mut again = User::events(&server, "eve", "general");
     for user in [&mut eve, &mut bob] {
-        user.receives_event("joined", json!({"username": "eve"}));
+        user.expect_event("joined", json!({"username": "eve"}));
     }
-    again.sends_event("message", with_nonce("once", "n1"));
+    again.send_event("message", with_nonce("once", "n1"));
     assert_eq!(again.receive(), first);
     // A message with another username, another nonce or no nonce is new.
-    bob.sends_event("message", with_nonce("once", "n1"));
-    let data = json!({"username": "bob", "text": "once", "id": 2, "time": TIME, "nonce": "n1"});
+    bob.send_event("message", with_nonce("once", "n1"));
+    let data = json!({"username": "bob", "text": "once", "id": 2, "time": ANY_TIME, "nonce": "n1"});
     for user in [&mut eve, &mut bob, &mut again] {
-        user.receives(json!({"event": "message", "data": data}));
+        user.expect_message(json!({"event": "message", "data": data}));
     }
     for (id, nonce) in [(3, "N1"), (4, "n1 x")] {
-        eve.sends_event("message", with_nonce("once", nonce));
-        let data = json!({"username": "eve", "text": "once", "id": id, "time": TIME, "nonce": nonce});
+        eve.send_event("message", with_nonce("once", nonce));
+        let data = json!({"username": "eve", "text": "once", "id": id, "time": ANY_TIME, "nonce": nonce});
         for user in [&mut eve, &mut bob, &mut again] {
-            user.receives(json!({"event": "message", "data": data}));
+            user.expect_message(json!({"event": "message", "data": data}));
         }
     }
     for id in [5, 6] {
-        eve.sends_message("once");
+        eve.send_message("once");
         for user in [&mut eve, &mut bob, &mut again] {
             let expected = user.room_message("eve", "once", id);
-            user.receives(expected);
+            user.expect_message(expected);
         }
     }
     let new_client = welcome(&server, "general", "");
@@ -456,22 +456,22 @@ fn the_scope_of_a_nonce() {
     for (args, dropped) in [(&["--history", "2"][..], 3), (&["--history", "0"], 1)] {
         let server = chat(args);
         let mut eve = User::events(&server, "eve", "general");
-        eve.sends_event("message", with_nonce("first", "n"));
-        eve.receives_event("message", json!({"id": 1, "nonce": "n"}));
+        eve.send_event("message", with_nonce("first", "n"));
+        eve.expect_event("message", json!({"id": 1, "nonce": "n"}));
         for id in 2..=dropped {
             if id == 3 {
-                eve.sends_event("message", with_nonce("still there", "n"));
-                eve.receives_event("message", json!({"id": 1, "text": "first"}));
+                eve.send_event("message", with_nonce("still there", "n"));
+                eve.expect_event("message", json!({"id": 1, "text": "first"}));
             }
-            eve.sends_message("another");
-            eve.receives(eve.room_message("eve", "another", id));
+            eve.send_message("another");
+            eve.expect_message(eve.room_message("eve", "another", id));
         }
-        eve.sends_event("message", with_nonce("again", "n"));
-        eve.receives_event("message", json!({"id": dropped + 1, "text": "again", "nonce": "n"}));
-        eve.sends_event("switch_room", json!({"room": "elsewhere"}));
-        eve.receives_event("switched", json!({}));
-        eve.sends_event("message", with_nonce("elsewhere", "n"));
-        eve.receives_event("message", json!({"id": 1, "text": "elsewhere", "nonce": "n"}));
+        eve.send_event("message", with_nonce("again", "n"));
+        eve.expect_event("message", json!({"id": dropped + 1, "text": "again", "nonce": "n"}));
+        eve.send_event("switch_room", json!({"room": "elsewhere"}));
+        eve.expect_event("switched", json!({}));
+        eve.send_event("message", with_nonce("elsewhere", "n"));
+        eve.expect_event("message", json!({"id": 1, "text": "elsewhere", "nonce": "n"}));
     }
 }
 
@@ -497,17 +497,17 @@ fn valid_nonces() {
         &rows,
         |row| row.0.to_owned(),
         |(_, nonce, good)| {
-            eve.sends_event("message", json!({"text": "hello", "nonce": nonce}));
+            eve.send_event("message", json!({"text": "hello", "nonce": nonce}));
             if *good {
                 id += 1;
-                let data = json!({"username": "eve", "text": "hello", "id": id, "time": TIME, "nonce": nonce});
-                eve.receives(json!({"event": "message", "data": data}));
+                let data = json!({"username": "eve", "text": "hello", "id": id, "time": ANY_TIME, "nonce": nonce});
+                eve.expect_message(json!({"event": "message", "data": data}));
             } else {
-                let data = eve.receives_event("error", json!({}));
+                let data = eve.expect_event("error", json!({}));
                 let message = data["message"].as_str().unwrap();
                 assert!(message.contains("nonce"), "the error names the field: {data}");
             }
-            eve.receives_nothing();
+            eve.expect_nothing();
         },
     );
 }
@@ -528,18 +528,18 @@ fn errors_carry_the_nonce() {
         &rows,
         |row| row.1.to_string(),
         |(event, data, message)| {
-            eve.sends_event(event, data.clone());
-            eve.receives(json!({"event": "error", "data": {"message": message, "nonce": "n"}}));
+            eve.send_event(event, data.clone());
+            eve.expect_message(json!({"event": "error", "data": {"message": message, "nonce": "n"}}));
             // If the message has no nonce, the error has none either.
             let mut data = data.clone();
             data.as_object_mut().unwrap().remove("nonce");
-            eve.sends_event(event, data);
-            eve.receives(eve.error(message));
+            eve.send_event(event, data);
+            eve.expect_message(eve.error(message));
         },
     );
     // The server does not remember the nonce of a rejected message, so the next message may reuse the nonce.
-    eve.sends_event("message", with_nonce("hello", "n"));
-    eve.receives_event("message", json!({"id": 1, "nonce": "n"}));
+    eve.send_event("message", with_nonce("hello", "n"));
+    eve.expect_event("message", json!({"id": 1, "nonce": "n"}));
 }
 
 #[test]
@@ -548,11 +548,11 @@ fn an_error_about_a_field_carries_the_nonce() {
     let mut eve = User::events(&server, "eve", "general");
     for data in [r#"{"nonce":"n","text":1}"#, r#"{"text":1,"nonce":"n"}"#] {
         eve.send(&format!(r#"{{"event":"message","data":{data}}}"#));
-        eve.receives_event("error", json!({"nonce": "n"}));
+        eve.expect_event("error", json!({"nonce": "n"}));
     }
     for text in ["", "  "] {
-        eve.sends_event("message", with_nonce(text, "n"));
-        eve.receives_event("error", json!({"nonce": "n", "message": "Nothing to send"}));
+        eve.send_event("message", with_nonce(text, "n"));
+        eve.expect_event("error", json!({"nonce": "n", "message": "Nothing to send"}));
     }
 }
 
@@ -568,7 +568,7 @@ struct Peer<'a> {
     epoch: Option<String>,
     session: String,
     /// The data of each received message, ordered by id.
-    list: Vec<Value>,
+    messages: Vec<Value>,
     /// Text and nonce of each message that the client has sent but not received back, oldest first.
     unseen: VecDeque<(String, String)>,
     sent: usize,
@@ -584,7 +584,7 @@ struct Peer<'a> {
 struct Connection {
     client: RawClient,
     buffer: Vec<u8>,
-    is_hasty: bool,
+    resends_early: bool,
     is_joined: bool,
 }
 
@@ -613,14 +613,14 @@ impl Connection {
 impl<'a> Peer<'a> {
     fn new(server: &'a Server, number: usize) -> Peer<'a> {
         let name = format!("peer {number}");
-        let (list, unseen, abandoned) = (Vec::new(), VecDeque::new(), Vec::new());
+        let (messages, unseen, abandoned) = (Vec::new(), VecDeque::new(), Vec::new());
         Peer {
             server,
             name,
             connection: None,
             epoch: None,
             session: String::new(),
-            list,
+            messages,
             unseen,
             sent: 0,
             abandoned,
@@ -629,21 +629,21 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Joins or resumes. A hasty client resends its unacknowledged messages together with the upgrade request.
-    /// Any other client waits for `welcome`, because the history in `welcome` may acknowledge some of these messages.
-    fn connect(&mut self, is_hasty: bool) {
+    /// Joins or resumes. With `resends_early`, it resends its unacknowledged messages together with the upgrade
+    /// request. Otherwise, it waits for `welcome`, because the history in `welcome` may acknowledge some of them.
+    fn connect(&mut self, resends_early: bool) {
         let resume = self
             .epoch
             .as_ref()
-            .map_or(String::new(), |epoch| format!("{}&session={}", since(epoch, self.list.len()), self.session));
+            .map_or(String::new(), |epoch| format!("{}&session={}", since(epoch, self.messages.len()), self.session));
         let mut all = upgrade_request(&format!("{}{resume}", events_path(&self.name, ROOM))).into_bytes();
-        if is_hasty {
+        if resends_early {
             all.extend(self.unseen.iter().flat_map(frame));
         }
         let mut client = self.server.connect();
         client.send(&all);
         assert!(client.read_head().starts_with("HTTP/1.1 101 "));
-        self.connection = Some(Connection { client, buffer: Vec::new(), is_hasty, is_joined: false });
+        self.connection = Some(Connection { client, buffer: Vec::new(), resends_early, is_joined: false });
     }
 
     /// Sends the first bytes of a new message's frame. `part` receives the length of the frame and returns how many
@@ -703,14 +703,14 @@ impl<'a> Peer<'a> {
         assert!(self.epoch.as_ref().is_none_or(|known| *known == epoch(data)), "the epoch is the same");
         self.epoch = Some(epoch(data));
         self.session = data["session"].as_str().unwrap().to_owned();
-        let expected: Vec<u64> = (self.list.len() as u64 + 1..=data["last_id"].as_u64().unwrap()).collect();
+        let expected: Vec<u64> = (self.messages.len() as u64 + 1..=data["last_id"].as_u64().unwrap()).collect();
         assert_eq!(ids(data), expected, "{} receives exactly what it missed", self.name);
         for message in data["history"].as_array().unwrap() {
             self.message(message.clone());
         }
         let connection = self.connection.as_mut().expect("a connection");
         connection.is_joined = true;
-        for sent in self.unseen.iter().filter(|_| !connection.is_hasty) {
+        for sent in self.unseen.iter().filter(|_| !connection.resends_early) {
             connection.client.try_send(&frame(sent));
         }
     }
@@ -721,13 +721,13 @@ impl<'a> Peer<'a> {
         if data["username"] == self.name {
             self.unseen.retain(|(_, nonce)| data["nonce"] != *nonce);
         }
-        if let Some(known) = self.list.get(id - 1) {
+        if let Some(known) = self.messages.get(id - 1) {
             assert_eq!(*known, data, "{} receives {id} again", self.name);
             assert_eq!(data["username"], self.name, "only its own messages are repeated");
             self.duplicates += 1;
         } else {
-            assert_eq!(id, self.list.len() + 1, "{} misses nothing", self.name);
-            self.list.push(data);
+            assert_eq!(id, self.messages.len() + 1, "{} misses nothing", self.name);
+            self.messages.push(data);
         }
     }
 
@@ -794,21 +794,21 @@ fn run(seed: u64, args: &[&str]) {
     for peer in &mut peers {
         wait_until(&format!("{} has all messages (seed {seed})", peer.name), || {
             peer.read(false);
-            peer.list.len() >= total
+            peer.messages.len() >= total
         });
     }
     // Send a last message. Messages that are still in flight arrive before it.
-    ron.sends_message("the end");
+    ron.send_message("the end");
     for peer in &mut peers {
-        while peer.list.last().is_none_or(|last| last["text"] != "the end") {
+        while peer.messages.last().is_none_or(|last| last["text"] != "the end") {
             peer.read(true);
         }
-        assert_eq!(peer.list.len(), total + 1, "{} (seed {seed})", peer.name);
+        assert_eq!(peer.messages.len(), total + 1, "{} (seed {seed})", peer.name);
     }
     assert_equal_lists(&peers, seed);
-    let texts: Vec<&Value> = peers[0].list.iter().map(|message| &message["text"]).collect();
-    assert_eq!(texts_until_the_end(&mut ron, "message"), json!(texts), "rooms (seed {seed})");
-    assert_eq!(texts_until_the_end(&mut pat, "chat_message"), json!(texts), "presence (seed {seed})");
+    let texts: Vec<&Value> = peers[0].messages.iter().map(|message| &message["text"]).collect();
+    assert_eq!(receive_all_texts(&mut ron, "message"), json!(texts), "rooms (seed {seed})");
+    assert_eq!(receive_all_texts(&mut pat, "chat_message"), json!(texts), "presence (seed {seed})");
     let sum = |count: fn(&Peer) -> usize| peers.iter().map(count).sum::<usize>();
     assert!(sum(|peer| peer.resumed) > 10, "connections were lost (seed {seed})");
     assert!(sum(|peer| peer.duplicates) > 10, "messages were resent that had arrived (seed {seed})");
@@ -820,17 +820,17 @@ fn run(seed: u64, args: &[&str]) {
 
 /// Checks that all clients have the same list, and that the list contains each client's messages once and in order.
 fn assert_equal_lists(peers: &[Peer], seed: u64) {
-    let list = &peers[0].list;
+    let messages = &peers[0].messages;
     for peer in peers {
-        assert_eq!(peer.list, *list, "{} (seed {seed})", peer.name);
-        let own = list.iter().filter(|message| message["username"] == peer.name).map(|message| &message["text"]);
+        assert_eq!(peer.messages, *messages, "{} (seed {seed})", peer.name);
+        let own = messages.iter().filter(|message| message["username"] == peer.name).map(|message| &message["text"]);
         let sent = (1..=peer.sent).map(|i| format!("{i} of {}", peer.name));
         assert_eq!(json!(own.collect::<Vec<_>>()), json!(sent.collect::<Vec<_>>()), "seed {seed}");
     }
 }
 
 /// Receives events up to the message "the end". Returns the texts of all messages.
-fn texts_until_the_end(user: &mut User, kind: &str) -> Value {
+fn receive_all_texts(user: &mut User, kind: &str) -> Value {
     let mut texts = Vec::new();
     while texts.last().is_none_or(|last| last != "the end") {
         let mut received = user.receive();

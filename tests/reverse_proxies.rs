@@ -40,7 +40,7 @@ fn free_port() -> u16 {
 
 /// Returns the first code block in the README with the language tag `language`. Port 3000 in the block is replaced by
 /// `server`, the port of the test's server.
-fn from_readme(language: &str, server: u16) -> String {
+fn readme_config(language: &str, server: u16) -> String {
     let (_, rest) = include_str!("../README.md").split_once(&format!("```{language}\n")).expect(language);
     let (block, _) = rest.split_once("```").expect("the end of the block");
     assert!(block.contains("127.0.0.1:3000"), "{block}");
@@ -196,7 +196,7 @@ fn nginx() {
     let arguments = ["-e", "stderr", "-p", ".", "-c", "config", "-g", "daemon off;"];
     check(|server| {
         Proxy::start(&program, "/chat/", &arguments, server, |directory, server, port| {
-            let locations = from_readme("nginx", server);
+            let locations = readme_config("nginx", server);
             format!(
                 "pid {directory}/pid; events {{}}
                  http {{
@@ -219,7 +219,7 @@ fn haproxy() {
     let Some(program) = require_tool("haproxy", &["/usr/sbin/haproxy".into()]) else { return };
     check(|server| {
         Proxy::start(&program, "/", &["-db", "-f", "config"], server, |directory, server, port| {
-            let config = from_readme("haproxy", server);
+            let config = readme_config("haproxy", server);
             let config = replace(&config, ":443", &format!("127.0.0.1:{port}"));
             let config = replace(&config, "/etc/haproxy/chat.pem", &format!("{directory}/both.pem"));
             format!(
@@ -241,7 +241,7 @@ fn check_proxy_protocol(version: &str, tls_ends_at_server: bool) {
     let server = Server::start(&[&options[..], &others, &tls].concat());
     let proxy = Proxy::start(&program, "/", &["-db", "-f", "config"], &server, |directory, server, port| {
         let tls = if tls_ends_at_server { String::new() } else { format!(" ssl crt {directory}/both.pem") };
-        let config = replace(&from_readme("cfg", server), ":443", &format!("127.0.0.1:{port}{tls}"));
+        let config = replace(&readme_config("cfg", server), ":443", &format!("127.0.0.1:{port}{tls}"));
         let config = replace(&config, "send-proxy-v2 check", &format!("{version} check inter 50ms"));
         format!("defaults\n    timeout connect 5s\n{config}")
     });
@@ -284,7 +284,7 @@ fn caddy() {
             &["run", "--adapter", "caddyfile", "--config", "config"],
             server,
             |_, server, port| {
-                let site = from_readme("caddy", server);
+                let site = readme_config("caddy", server);
                 let site =
                     replace(&site, "chat.example {", &format!("https://127.0.0.1:{port} {{\n    tls cert.pem key.pem"));
                 format!("{{\n    admin off\n    auto_https disable_redirects\n}}\n{site}")

@@ -17,8 +17,8 @@ const MASKED_HELLO: &[u8] = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
 const UNMASKED_FRAGMENTS: [&[u8]; 2] = [b"\x01\x03\x48\x65\x6c", b"\x80\x02\x6c\x6f"];
 const UNMASKED_PING: &[u8] = b"\x89\x05\x48\x65\x6c\x6c\x6f";
 const MASKED_PONG: &[u8] = b"\x8a\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
-const HEADER_OF_256: &[u8] = b"\x82\x7e\x01\x00";
-const HEADER_OF_64_KIB: &[u8] = b"\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00";
+const HEADER_FOR_256_BYTES: &[u8] = b"\x82\x7e\x01\x00";
+const HEADER_FOR_64_KIB: &[u8] = b"\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00";
 
 fn protocol() -> Protocol {
     Protocol::new(Limits { message: 1 << 20, fragments: 100, accepts_binary: true, deflates: false })
@@ -90,12 +90,12 @@ fn an_unmasked_ping_request_and_a_masked_ping_response() {
 
 #[test]
 fn _256_bytes_in_a_single_unmasked_frame() {
-    binary(HEADER_OF_256, 256);
+    binary(HEADER_FOR_256_BYTES, 256);
 }
 
 #[test]
 fn _64_kib_in_a_single_unmasked_frame() {
-    binary(HEADER_OF_64_KIB, 65536);
+    binary(HEADER_FOR_64_KIB, 65536);
 }
 
 fn binary(header: &[u8], len: usize) {

@@ -47,7 +47,7 @@ fn the_index_and_the_sources_agree() {
 /// `wirechat explain section` must explain every section that, according to the index, applies to servers. It must know
 /// at least the title of every other section.
 #[test]
-fn what_explain_tells_agrees_with_the_index() {
+fn explain_agrees_with_the_index() {
     let (rows, _) = rows(&module_doc(include_str!("../src/ws/mod.rs")));
     let binding = rows.iter().filter(|row| !row.places.is_empty()).flat_map(|row| row.sections.iter().copied());
     let binding: Vec<&str> = binding.collect();
@@ -203,7 +203,7 @@ fn citations(text: &str) -> Vec<String> {
             let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
             let section = rest[..end].trim_end_matches('.');
             let is_section = section.starts_with(|c: char| c.is_ascii_digit());
-            if is_section && (mark == "§" || rest[end..].starts_with('"')) && !is_of_another_rfc(&text[..at]) {
+            if is_section && (mark == "§" || rest[end..].starts_with('"')) && !ends_with_another_rfc(&text[..at]) {
                 found.push(section.to_owned());
             }
         }
@@ -211,7 +211,7 @@ fn citations(text: &str) -> Vec<String> {
     found
 }
 
-fn is_of_another_rfc(before: &str) -> bool {
+fn ends_with_another_rfc(before: &str) -> bool {
     let mut words = before.trim_end().rsplit(|c: char| c.is_whitespace() || c == '(');
     let (number, rfc) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     before.ends_with(' ') && rfc == "RFC" && number != "6455" && number.bytes().all(|byte| byte.is_ascii_digit())
@@ -245,7 +245,7 @@ fn citations_are_told_apart() {
 }
 
 #[test]
-fn what_is_missing_is_found() {
+fn missing_items_tests_and_sections_are_found() {
     let source = |path: &str, text: &str| (path.to_owned(), text.to_owned());
     let sources = [
         source(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::http::handshake;
 use support::table::{each_row, hex};
-use support::watched::Watched;
+use support::watched::WitnessedServer;
 use support::{DEADLINE, Frame, RawClient, Server, masked, upgrade_request, wait_until};
 
 const ECHO: &str = "/echo?token=dev-token";
@@ -82,7 +82,7 @@ fn send_until_dropped(client: &mut RawClient, frame: &[u8]) {
 
 /// Options for texts of 16,000 characters. There is no history, because a backlog of such texts could almost fill an
 /// outbox.
-const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
+const BIG_TEXT_OPTIONS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
 /// Options for a short close timeout, and a handshake timeout that does not expire during a test.
 const SHORT_CLOSE: [&str; 4] = ["--close-timeout", "0.3", "--handshake-timeout", "600"];
@@ -96,7 +96,7 @@ struct Chatter {
     /// The usernames from the `left` events that `receiver` has read.
     left: Vec<String>,
     /// The number of messages that `receiver` had read before the last `left` event.
-    received_before_left: usize,
+    messages_before_left: usize,
 }
 
 impl Chatter {
@@ -107,13 +107,13 @@ impl Chatter {
             receiver: member(server, "receiver"),
             ids: Vec::new(),
             left: Vec::new(),
-            received_before_left: 0,
+            messages_before_left: 0,
         }
     }
 
     /// Sends eight texts, and waits until the sender and the receiver have received them all. The other members, which
     /// do not read, must not delay these two.
-    fn round(&mut self) {
+    fn run_round(&mut self) {
         let text = "x".repeat(16_000);
         (0..8).for_each(|_| send_message(&mut self.sender, &text));
         (0..8).for_each(|_| drop(self.sender.read_event("message")));
@@ -125,7 +125,7 @@ impl Chatter {
                 Some("message") => self.ids.push(data["id"].as_u64().expect("an id")),
                 Some("left") => {
                     self.left.push(data["username"].as_str().expect("a name").to_owned());
-                    self.received_before_left = self.ids.len();
+                    self.messages_before_left = self.ids.len();
                 }
                 _ => {}
             }
@@ -133,11 +133,11 @@ impl Chatter {
     }
 
     /// Sends texts until `count` members have left. Asserts that the receiver has received every message.
-    fn until_left(&mut self, count: usize) {
+    fn run_until_left(&mut self, count: usize) {
         let end = Instant::now() + DEADLINE;
         while self.left.len() < count {
             assert!(Instant::now() < end, "{} of {count} were closed", self.left.len());
-            self.round();
+            self.run_round();
         }
         assert!(self.ids.iter().copied().eq(1..=self.ids.len() as u64), "every message, once, in order");
     }
@@ -147,12 +147,12 @@ impl Chatter {
 /// sends a Close. A member that reads again receives that Close.
 #[test]
 fn a_reader_that_stops_receives_a_close() {
-    let mut server = Watched::start(&[&BIG_TEXTS[..], &["--close-timeout", "25"]].concat());
+    let mut server = WitnessedServer::start(&[&BIG_TEXT_OPTIONS[..], &["--close-timeout", "25"]].concat());
     let mut slow = member_with_a_small_window(&server, "slow");
     let mut chatter = Chatter::start(&server);
-    chatter.until_left(1);
+    chatter.run_until_left(1);
     assert_eq!(chatter.left, ["slow"]);
-    server.still_chats();
+    server.check_chat();
 
     let (frames, close) = read_to_close(&mut slow);
     assert_eq!(close, (1008, "too slow to read".to_owned()));
@@ -161,14 +161,14 @@ fn a_reader_that_stops_receives_a_close() {
     assert!(ids.iter().copied().eq(1..=ids.len() as u64), "the received messages have no gap");
     // The outbox exceeded its bound of 64 KiB, so it contained more than four texts of 16,000 characters.
     assert!(
-        ids.len() + 3 <= chatter.received_before_left,
+        ids.len() + 3 <= chatter.messages_before_left,
         "the rest was dropped: {} of {}",
         ids.len(),
-        chatter.received_before_left
+        chatter.messages_before_left
     );
     slow.send(&masked(0x88, &1008u16.to_be_bytes()));
     assert_eq!(slow.read_to_clean_end(), b"");
-    chatter.round();
+    chatter.run_round();
     assert_eq!(chatter.left, ["slow"], "one `left`");
     server.finish(&[]);
 }
@@ -177,12 +177,12 @@ fn a_reader_that_stops_receives_a_close() {
 /// member's outbox exceeds `--max-outbox`, so the server's memory grows only a little.
 #[test]
 fn a_hundred_readers_that_stop() {
-    let mut server = Watched::start(&[&BIG_TEXTS[..], &SHORT_CLOSE].concat());
+    let mut server = WitnessedServer::start(&[&BIG_TEXT_OPTIONS[..], &SHORT_CLOSE].concat());
     let mut chatter = Chatter::start(&server);
-    chatter.round();
+    chatter.run_round();
     let before = resident_kib(&server);
     let _slow: Vec<RawClient> = (0..100).map(|i| member_with_a_small_window(&server, &format!("slow{i}"))).collect();
-    chatter.until_left(100);
+    chatter.run_until_left(100);
     // The server's memory may grow by 64 KiB for each of the 100 outboxes, and by 10 MiB for everything else.
     let grown = resident_kib(&server).saturating_sub(before);
     assert!(grown < 100 * 64 + 10 * 1024, "the server grew by {grown} KiB");
@@ -190,7 +190,7 @@ fn a_hundred_readers_that_stop() {
     left.sort();
     left.dedup();
     assert_eq!(left.len(), 100, "each left once");
-    server.still_chats();
+    server.check_chat();
     server.finish(&[]);
 }
 
@@ -198,12 +198,12 @@ fn a_hundred_readers_that_stop() {
 /// every message, although no client sends anything that would wake the server: write readiness alone must be enough.
 #[test]
 fn a_slow_reader_receives_everything_later() {
-    let mut server = Watched::start(&LARGE_OUTBOX);
+    let mut server = WitnessedServer::start(&LARGE_OUTBOX);
     let (mut late, sent) = slow_member(&server);
     for id in 1..=sent {
         assert_eq!(late.read_event("message")["id"], id);
     }
-    server.still_chats();
+    server.check_chat();
     server.finish(&[]);
 }
 
@@ -214,7 +214,7 @@ const LARGE_OUTBOX: [&str; 6] = ["--max-outbox", "67108864", "--max-text", "2000
 fn slow_member(server: &Server) -> (RawClient, u64) {
     let late = member_with_a_small_window(server, "late");
     let mut chatter = Chatter::start(server);
-    (0..200).for_each(|_| chatter.round());
+    (0..200).for_each(|_| chatter.run_round());
     (late, chatter.ids.len() as u64)
 }
 
@@ -229,7 +229,7 @@ fn resident_kib(server: &Server) -> usize {
 /// receives a Pong for every Ping.
 #[test]
 fn pings_of_a_peer_that_does_not_read() {
-    let mut server = Watched::start(&["--max-outbox", "65536"]);
+    let mut server = WitnessedServer::start(&["--max-outbox", "65536"]);
     let mut client = member_with_a_small_window(&server, "pinger");
     let before = resident_kib(&server);
     let ping = |i: u32| masked(0x89, &[i.to_be_bytes().as_slice(), &[b'p'; 121]].concat());
@@ -250,7 +250,7 @@ fn pings_of_a_peer_that_does_not_read() {
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::WouldBlock, "the connection stays open: {}", server.log());
                 blocked += 1;
-                server.still_chats();
+                server.check_chat();
             }
         }
     }
@@ -271,12 +271,12 @@ fn pings_of_a_peer_that_does_not_read() {
 /// receives every echo.
 #[test]
 fn an_echo_that_is_read_late() {
-    let mut server = Watched::start(&["--max-outbox", "65536"]);
+    let mut server = WitnessedServer::start(&["--max-outbox", "65536"]);
     let mut client = server.upgrade(ECHO);
     let mut writer = RawClient::new(client.stream.try_clone().unwrap());
     let message = |i: u8| vec![i; 1 << 20];
     let writing = std::thread::spawn(move || (0..40).for_each(|i| writer.send(&masked(0x82, &message(i)))));
-    (0..50).for_each(|_| server.still_chats());
+    (0..50).for_each(|_| server.check_chat());
     for i in 0..40 {
         assert!(client.read_frame() == Frame { first: 0x82, payload: message(i) }, "message {i}");
     }
@@ -286,18 +286,18 @@ fn an_echo_that_is_read_late() {
 
 #[test]
 fn a_thousand_frames_in_one_write() {
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     let mut client = server.upgrade(ECHO);
     client.send(&hex("81 81 M0 'x'").repeat(1000));
-    server.still_chats();
+    server.check_chat();
     assert_eq!(client.read_exact(3000), hex("81 01 'x'").repeat(1000));
     server.finish(&[]);
 }
 
 /// Ends the flood when dropped, even if the test panics. Otherwise, the thread scope would wait for the writer forever.
-struct EndOfFlood<'a>(&'a AtomicBool, TcpStream);
+struct FloodGuard<'a>(&'a AtomicBool, TcpStream);
 
-impl Drop for EndOfFlood<'_> {
+impl Drop for FloodGuard<'_> {
     fn drop(&mut self) {
         self.0.store(true, SeqCst);
         let _ = self.1.shutdown(Shutdown::Both);
@@ -308,7 +308,7 @@ impl Drop for EndOfFlood<'_> {
 #[test]
 fn a_flood_does_not_delay_others() {
     let floods = [("texts", "81 81 M0 'x'", "81 01 'x'"), ("pings", "89 81 M0 'x'", "8a 01 'x'")];
-    let mut server = Watched::start(&[]);
+    let mut server = WitnessedServer::start(&[]);
     each_row(
         &floods,
         |row| row.0.to_owned(),
@@ -318,7 +318,7 @@ fn a_flood_does_not_delay_others() {
             let mut reader = BufReader::new(writer.stream.try_clone().unwrap());
             let burst = hex(frame).repeat(1000);
             let reply = hex(reply);
-            let end = EndOfFlood(&stop, writer.stream.try_clone().unwrap());
+            let end = FloodGuard(&stop, writer.stream.try_clone().unwrap());
             std::thread::scope(|scope| {
                 let _end = end;
                 let writing = scope.spawn(|| {
@@ -341,7 +341,7 @@ fn a_flood_does_not_delay_others() {
                     frames
                 });
                 wait_until("the flood runs", || replies.load(SeqCst) > 1000);
-                (0..10).for_each(|_| server.still_chats());
+                (0..10).for_each(|_| server.check_chat());
                 let count = replies.load(SeqCst);
                 wait_until("the flood goes on", || replies.load(SeqCst) > count);
                 stop.store(true, SeqCst);
@@ -356,7 +356,7 @@ fn a_flood_does_not_delay_others() {
 /// event for each reset connection.
 #[test]
 fn resets_in_the_middle_of_a_broadcast() {
-    let mut server = Watched::start(&BIG_TEXTS);
+    let mut server = WitnessedServer::start(&BIG_TEXT_OPTIONS);
     let (mut sender, mut receiver) = (member(&server, "sender"), member(&server, "receiver"));
     let victims: Vec<RawClient> = (0..20).map(|i| member(&server, &format!("victim{i}"))).collect();
     let text = "x".repeat(16_000);
@@ -381,7 +381,7 @@ fn resets_in_the_middle_of_a_broadcast() {
     assert_eq!(names.len(), 20, "each leaves once: {names:?}");
     send_message(&mut sender, "the end");
     assert_eq!(receive_until(&mut receiver, "the end"), [] as [Value; 0]);
-    server.still_chats();
+    server.check_chat();
     server.finish(&[]);
 }
 
@@ -390,7 +390,7 @@ fn resets_in_the_middle_of_a_broadcast() {
 #[test]
 fn out_of_descriptors() {
     let server = Server::start_from_shell("ulimit -n 64", "", &["--rate-limit", "0"]);
-    let mut server = Watched::new(server, "dev-token");
+    let mut server = WitnessedServer::new(server, "dev-token");
     let mut clients: Vec<TcpStream> = Vec::new();
     for _ in 0..200 {
         let mut client = TcpStream::connect_timeout(&server.addr(), DEADLINE).expect("the system accepts a connection");
@@ -401,7 +401,7 @@ fn out_of_descriptors() {
     let has_response = |client: &&TcpStream| client.peek(&mut [0]).is_ok_and(|n| n > 0);
     let waits = |client: &TcpStream| client.peek(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
     wait_until("as many clients as possible have a response", || clients.iter().filter(has_response).count() >= 40);
-    (0..20).for_each(|_| server.still_chats());
+    (0..20).for_each(|_| server.check_chat());
     wait_until("every client has had a response", || {
         clients.retain(waits);
         clients.is_empty()
@@ -418,7 +418,7 @@ fn out_of_descriptors() {
 /// sending is dropped after `--close-timeout`.
 #[test]
 fn a_rejected_peer_that_stays_is_dropped() {
-    let server = Watched::start(&SHORT_CLOSE);
+    let server = WitnessedServer::start(&SHORT_CLOSE);
     let mut client = server.connect();
     client.send(&handshake().target("/").bytes());
     assert_eq!(client.read_response().status, 401);

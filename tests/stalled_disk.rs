@@ -1,5 +1,5 @@
 //! Tests which events wait for the disk. The SQLite broker writes to a simulated disk, which executes operations only
-//! when the test calls [`Stalled::execute`]. The sockets are in memory, and the clock is virtual.
+//! when the test calls [`StalledServer::execute`]. The sockets are in memory, and the clock is virtual.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -36,24 +36,24 @@ const CALM: [&str; 10] = [
 ];
 const STALL: Duration = Duration::from_secs(10);
 
-/// A server whose disk operations stay queued until the test calls [`Stalled::execute`].
-struct Stalled {
+/// A server whose disk operations stay queued until the test calls [`StalledServer::execute`].
+struct StalledServer {
     world: World,
     disk: ManualDisk,
     database: Database,
 }
 
-impl Stalled {
-    fn new(args: &[&str]) -> Stalled {
-        let options = DatabaseOptions { survives_power_failure: true, max_messages_per_room: 0, max_days: 0 };
+impl StalledServer {
+    fn new(args: &[&str]) -> StalledServer {
+        let options = DatabaseOptions { survives_power_failure: true, max_messages_per_room: 0, max_age_days: 0 };
         let connection = Connection::open_in_memory().unwrap();
         let database = Database::begin_run(connection, options, "run", SystemTime::UNIX_EPOCH).unwrap();
         let disk = ManualDisk::default();
         let limits = LogLimits { messages: 50, backlog: 256 * 1024, bytes: 1 << 20 };
-        let world = World::with_broker(&[&CALM, args].concat(), 1, false, |decisions| {
-            Box::new(SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits))
+        let world = World::with_broker(&[&CALM, args].concat(), 1, false, |inner| {
+            Box::new(SqliteBroker::new(Box::new(inner), Box::new(disk.clone()), "run", limits))
         });
-        Stalled { world, disk, database }
+        StalledServer { world, disk, database }
     }
 
     /// Lets the disk execute all waiting operations, and then lets the server process the results.
@@ -70,7 +70,7 @@ impl Stalled {
 
     fn join(&mut self, name: &str, room: &str) -> Client {
         let client = self.world.upgrade(&events_path(name, room));
-        if self.disk.waiting() > 0 {
+        if self.disk.waiting_count() > 0 {
             self.execute();
         }
         client.read_event("welcome");
@@ -84,7 +84,7 @@ fn send_message(client: &Client, text: &str) {
 
 #[test]
 fn only_what_follows_a_message_waits_for_the_disk() {
-    let mut stalled = Stalled::new(&[]);
+    let mut stalled = StalledServer::new(&[]);
     let alice = stalled.join("alice", "tea");
     let bob = stalled.join("bob", "rust");
     send_message(&alice, "one");
@@ -112,8 +112,8 @@ fn only_what_follows_a_message_waits_for_the_disk() {
 }
 
 #[test]
-fn a_stop_waits_for_the_disk() {
-    let mut stalled = Stalled::new(&[]);
+fn a_shutdown_waits_for_the_disk() {
+    let mut stalled = StalledServer::new(&[]);
     let alice = stalled.join("alice", "tea");
     send_message(&alice, "last words");
     stalled.world.shut_down();
@@ -133,7 +133,7 @@ fn a_stop_waits_for_the_disk() {
 /// server close connections.
 #[test]
 fn a_drain_waits_for_the_disk() {
-    let mut stalled = Stalled::new(&["--drain", "2"]);
+    let mut stalled = StalledServer::new(&["--drain", "2"]);
     let (alice, bob) = (stalled.join("alice", "tea"), stalled.join("bob", "tea"));
     stalled.world.advance(Duration::from_secs(1));
     send_message(&bob, "I am not quiet");
@@ -164,7 +164,7 @@ fn a_drain_waits_for_the_disk() {
 
 #[test]
 fn a_failed_disk_closes_every_connection() {
-    let mut stalled = Stalled::new(&[]);
+    let mut stalled = StalledServer::new(&[]);
     let alice = stalled.join("alice", "tea");
     let bob = stalled.join("bob", "rust");
     let echo = stalled.world.upgrade("/echo?token=dev-token");
@@ -185,17 +185,17 @@ fn a_failed_disk_closes_every_connection() {
 fn a_stalled_disk_does_not_fill_memory() {
     const MESSAGES: usize = 300;
     let limits = ["--max-echo", "1000", "--max-message", "20000", "--max-buffered", "40000", "--max-read", "1024"];
-    let mut stalled = Stalled::new(&limits);
+    let mut stalled = StalledServer::new(&limits);
     let alice = stalled.join("alice", "tea");
     for number in 0..MESSAGES {
         send_message(&alice, &format!("{number} {}", "x".repeat(200)));
     }
     stalled.world.advance(STALL); // fails if the server busy-loops
-    assert!(stalled.disk.waiting() > 5, "{} messages wait for the disk", stalled.disk.waiting());
+    assert!(stalled.disk.waiting_count() > 5, "{} messages wait for the disk", stalled.disk.waiting_count());
     let mut next = 0;
     while next < MESSAGES {
-        assert!(stalled.disk.waiting() < 40, "{} messages wait for the disk", stalled.disk.waiting());
-        assert!(stalled.disk.waiting() > 0, "the server reads on after {next} messages");
+        assert!(stalled.disk.waiting_count() < 40, "{} messages wait for the disk", stalled.disk.waiting_count());
+        assert!(stalled.disk.waiting_count() > 0, "the server reads on after {next} messages");
         stalled.execute();
         for frame in alice.read_frames() {
             let text = frame.text().to_owned();

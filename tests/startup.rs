@@ -7,7 +7,7 @@ mod support;
 
 use std::process::Command;
 
-use support::failure::{FAILURE, USAGE, fail_to_start, run_to_failure};
+use support::failure::{FAILURE, USAGE, expect_start_failure, run_to_failure};
 use support::http::{Request, Response, handshake};
 use support::table::each_row;
 use support::watched::DEMO_TOKENS;
@@ -18,7 +18,7 @@ use support::{Server, token_file, wait_until};
 fn a_port_in_use() {
     let server = Server::start(&[]);
     let (address, port) = (server.addr().to_string(), server.port().to_string());
-    fail_to_start(&address, &[]).check(FAILURE, &[&port]);
+    expect_start_failure(&address, &[]).check(FAILURE, &[&port]);
     assert_eq!(server.status(&handshake()), 101, "the first server still runs");
 }
 
@@ -26,7 +26,7 @@ fn a_port_in_use() {
 #[test]
 fn demo_tokens_off_loopback() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
-        fail_to_start(listen, &[]).check(USAGE, &["demo tokens", listen, "--tokens", "--open"]);
+        expect_start_failure(listen, &[]).check(USAGE, &["demo tokens", listen, "--tokens", "--open"]);
     }
 }
 
@@ -35,7 +35,8 @@ fn demo_tokens_off_loopback() {
 fn demo_tokens_on_a_public_server() {
     for option in [["--allow-host", "chat.example"], ["--allow-host", "*"], ["--trusted-proxy", "127.0.0.1/32"]] {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
-            fail_to_start(listen, &option).check(USAGE, &["demo tokens", option[0], option[1], "--tokens", "--open"]);
+            expect_start_failure(listen, &option)
+                .check(USAGE, &["demo tokens", option[0], option[1], "--tokens", "--open"]);
         }
         assert_eq!(Server::start(&[&option[..], &["--open"]].concat()).status(&handshake()), 101);
     }
@@ -61,7 +62,7 @@ fn a_bare_port_is_on_loopback() {
 }
 
 #[test]
-fn addresses_that_are_none() {
+fn invalid_addresses() {
     let rows = ["nonsense", "127.0.0.1", "localhost", ":3000", "127.0.0.1:99999", "99999", "-1", "::1", "::1:3000", ""];
     for listen in rows.into_iter().chain(["http://127.0.0.1:3000", "127.0.0.1:3000/"]) {
         let listen = format!("--listen={listen}");
@@ -71,7 +72,7 @@ fn addresses_that_are_none() {
 }
 
 #[test]
-fn silly_values() {
+fn invalid_options() {
     let mut rows: Vec<Vec<&str>> = vec![
         vec!["--max-head", "many"],
         vec!["--max-head", "100"],
@@ -113,7 +114,7 @@ fn silly_values() {
             let first = [row[..joined].join("=")];
             let args: Vec<&str> = first.iter().map(String::as_str).chain(row.iter().skip(joined).copied()).collect();
             let flag = row[0].split('=').next().unwrap();
-            fail_to_start("127.0.0.1:0", &args).check(USAGE, &[flag]);
+            expect_start_failure("127.0.0.1:0", &args).check(USAGE, &[flag]);
         },
     );
 }
@@ -132,7 +133,7 @@ fn limits_that_exclude_each_other() {
         &rows,
         |(args, _)| args.join(" "),
         |(args, value)| {
-            fail_to_start("127.0.0.1:0", args).check(USAGE, &[args[0], args[1], args[2]]);
+            expect_start_failure("127.0.0.1:0", args).check(USAGE, &[args[0], args[1], args[2]]);
             Server::start(&[args[0], value, args[2], args[3]]);
         },
     );
@@ -144,7 +145,7 @@ fn limits_that_exclude_each_other() {
 /// A build without the feature `sqlite` rejects the feature's options, on the command line and in the environment.
 #[test]
 #[cfg(not(feature = "sqlite"))]
-fn options_of_the_feature_sqlite() {
+fn sqlite_options_without_the_feature() {
     let rows = [
         ("--history-db", "history.db"),
         ("--history-sync", "full"),
@@ -159,7 +160,7 @@ fn options_of_the_feature_sqlite() {
         |(option, value)| format!("{option} {value}"),
         |(option, value)| {
             let words = [*option, "feature sqlite"];
-            fail_to_start("127.0.0.1:0", &[option, value]).check(USAGE, &words);
+            expect_start_failure("127.0.0.1:0", &[option, value]).check(USAGE, &words);
             let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
             run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
         },
@@ -169,10 +170,10 @@ fn options_of_the_feature_sqlite() {
 
 #[test]
 #[cfg(not(feature = "deflate"))]
-fn options_of_the_feature_deflate() {
+fn deflate_options_without_the_feature() {
     for (option, value) in [("--deflate", None), ("--deflate-min", Some("100"))] {
         let words = [option, "needs the feature deflate", "--features deflate"];
-        fail_to_start("127.0.0.1:0", &[&[option][..], value.as_slice()].concat()).check(USAGE, &words);
+        expect_start_failure("127.0.0.1:0", &[&[option][..], value.as_slice()].concat()).check(USAGE, &words);
         let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
         let value = value.unwrap_or("true");
         run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
@@ -183,19 +184,19 @@ fn options_of_the_feature_deflate() {
 #[cfg(feature = "deflate")]
 fn options_that_need_deflate() {
     let words = ["--deflate-min", "needs --deflate, which is missing; add --deflate"];
-    fail_to_start("127.0.0.1:0", &["--deflate-min", "100"]).check(USAGE, &words);
+    expect_start_failure("127.0.0.1:0", &["--deflate-min", "100"]).check(USAGE, &words);
     for value in ["0", "x", "1.5"] {
-        fail_to_start("127.0.0.1:0", &["--deflate", "--deflate-min", value]).check(USAGE, &["--deflate-min"]);
+        expect_start_failure("127.0.0.1:0", &["--deflate", "--deflate-min", value]).check(USAGE, &["--deflate-min"]);
     }
     Server::start(&["--deflate", "--deflate-min", "1"]);
 }
 
 #[test]
 #[cfg(not(feature = "tls"))]
-fn options_of_the_feature_tls() {
+fn tls_options_without_the_feature() {
     for option in ["--tls-cert", "--tls-key"] {
         let words = [option, "needs the feature tls", "--features tls"];
-        fail_to_start("127.0.0.1:0", &[option, "file.pem"]).check(USAGE, &words);
+        expect_start_failure("127.0.0.1:0", &[option, "file.pem"]).check(USAGE, &words);
         let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
         run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, "file.pem")).check(USAGE, &words);
     }
@@ -203,10 +204,10 @@ fn options_of_the_feature_tls() {
 
 #[test]
 #[cfg(not(feature = "jwt"))]
-fn options_of_the_feature_jwt() {
+fn jwt_options_without_the_feature() {
     for (option, value) in [("--jwt-key", "missing.pem"), ("--jwt-issuer", "a"), ("--jwt-audience", "a")] {
         let words = [option, "feature jwt"];
-        fail_to_start("127.0.0.1:0", &[option, value]).check(USAGE, &words);
+        expect_start_failure("127.0.0.1:0", &[option, value]).check(USAGE, &words);
         let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
         run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
     }
@@ -214,18 +215,18 @@ fn options_of_the_feature_jwt() {
 
 #[test]
 #[cfg(not(feature = "metrics"))]
-fn an_option_of_the_feature_metrics() {
-    fail_to_start("127.0.0.1:0", &["--admin", "0"]).check(USAGE, &["--admin", "feature metrics"]);
+fn metrics_option_without_the_feature() {
+    expect_start_failure("127.0.0.1:0", &["--admin", "0"]).check(USAGE, &["--admin", "feature metrics"]);
     run_to_failure(Server::command("127.0.0.1:0", &[]).env("WIRECHAT_ADMIN", "0")).check(USAGE, &["feature metrics"]);
 }
 
 #[test]
 #[cfg(not(feature = "redis"))]
-fn options_of_the_feature_redis() {
+fn redis_options_without_the_feature() {
     let rows = [("--redis", "redis://127.0.0.1:6379"), ("--redis-prefix", "chat"), ("--redis-timeout", "5")];
     for (option, value) in rows {
         let words = [option, "feature redis"];
-        fail_to_start("127.0.0.1:0", &[option, value]).check(USAGE, &words);
+        expect_start_failure("127.0.0.1:0", &[option, value]).check(USAGE, &words);
         let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
         run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
     }
@@ -256,7 +257,7 @@ fn hosts_and_origins_that_match_nothing() {
         |(option, value, _)| format!("{option} {value}"),
         |(option, value, suggestion)| {
             // Pass --open: --allow-host makes the server public, and a public server must not use the demo tokens.
-            let failure = fail_to_start("127.0.0.1:0", &[option, value, "--open"]);
+            let failure = expect_start_failure("127.0.0.1:0", &[option, value, "--open"]);
             failure.check(USAGE, &[option]);
             match *suggestion {
                 "" => assert!(!failure.stderr.contains("write "), "{}", failure.stderr),
@@ -284,7 +285,7 @@ fn advice_in_a_rejection_works() {
         |(header, _, value)| format!("{header}: {value}"),
         |(header, option, value)| {
             let request = request_with(header, value);
-            let body = request_rejected(&server, &request);
+            let body = expect_rejection(&server, &request);
             let (_, advice) = body.split_once(option).unwrap_or_else(|| panic!("{option} in {body:?}"));
             let server = Server::start(&["--open", option.trim(), advice.split(' ').next().unwrap()]);
             assert_eq!(server.status(&request), 101, "{option}{advice}");
@@ -295,7 +296,7 @@ fn advice_in_a_rejection_works() {
 /// If `Origin` or `Host` is malformed, the 403 response and its log line do not suggest an option that allows the
 /// value: the client chose the value, and an operator may paste a suggested option into a shell.
 #[test]
-fn no_advice_from_the_bytes_of_a_peer() {
+fn no_advice_for_a_malformed_origin_or_host() {
     let origins = ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "http://é"];
     let shell = ["http://x$(touch y);`id`", "app://$(id)", "http://x';id;'", "http://x|id", "https://*"];
     let origins = origins.into_iter().chain(shell).map(|value| ("Origin", value));
@@ -306,7 +307,7 @@ fn no_advice_from_the_bytes_of_a_peer() {
         |(header, value)| format!("{header}: {value}"),
         |(header, value)| {
             let server = Server::start(&["--open"]); // one server per row: each logs up to five rejections per address
-            let body = request_rejected(&server, &request_with(header, value));
+            let body = expect_rejection(&server, &request_with(header, value));
             assert!(body.ends_with(" cannot name it.\n") && body.matches("--allow-").count() == 1, "{body:?}");
             server.wait_for_log(body.trim_end());
         },
@@ -318,7 +319,7 @@ fn request_with(header: &str, value: &str) -> Request {
     request.add(format!("{header}: {value}"))
 }
 
-fn request_rejected(server: &Server, request: &Request) -> String {
+fn expect_rejection(server: &Server, request: &Request) -> String {
     let mut client = server.connect();
     client.send(&request.bytes());
     let response = client.read_response();
@@ -338,7 +339,7 @@ fn hosts_on_a_public_listener() {
 
 /// A token file may contain comments, blank lines, CRLF, a byte-order mark, and usernames that tokens are bound to.
 #[test]
-fn a_file_of_tokens() {
+fn a_token_file() {
     let content =
         "\u{feff}secret-one # the friends\n\nsecret-two alice\n  \nsecret-three bob # the host\nsecret-four\r\n";
     let file = token_file("good", content);
@@ -383,7 +384,7 @@ fn a_file_of_tokens() {
 }
 
 #[test]
-fn bad_files_of_tokens() {
+fn bad_token_files() {
     let long = format!("secret-one {}\n", "x".repeat(33));
     let endless = format!("secret-one{}\n", "x".repeat(8192));
     let utf16: Vec<u8> = "\u{feff}secret-one\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -409,22 +410,22 @@ fn bad_files_of_tokens() {
         |row| row.0.to_owned(),
         |(name, content, words)| {
             let file = token_file(name, content);
-            let failure = fail_to_start("127.0.0.1:0", &["--tokens", file.to_str().unwrap()]);
+            let failure = expect_start_failure("127.0.0.1:0", &["--tokens", file.to_str().unwrap()]);
             failure.check(USAGE, &["--tokens", file.to_str().unwrap(), words]);
             assert!(!failure.stderr.contains("secret-one"), "a token is printed: {}", failure.stderr);
         },
     );
     for path in ["/no/such/file", env!("CARGO_TARGET_TMPDIR")] {
-        fail_to_start("127.0.0.1:0", &["--tokens", path]).check(USAGE, &["--tokens", path]);
+        expect_start_failure("127.0.0.1:0", &["--tokens", path]).check(USAGE, &["--tokens", path]);
     }
     let file = token_file("with-open", "secret-one\n");
     let file = file.to_str().unwrap();
-    fail_to_start("127.0.0.1:0", &["--open", "--tokens", file]).check(USAGE, &["--open", "--tokens"]);
+    expect_start_failure("127.0.0.1:0", &["--open", "--tokens", file]).check(USAGE, &["--open", "--tokens"]);
 }
 
 /// With `--open`, the server accepts clients without a token and clients with any token.
 #[test]
-fn open_to_everyone() {
+fn an_open_server_needs_no_token() {
     let server = Server::start(&["--open"]);
     for target in ["/", "/?username=bob", "/?token=whatever", "/echo"] {
         assert_eq!(server.status(&handshake().target(target)), 101, "{target}");
@@ -499,7 +500,7 @@ fn empty_variables() {
     assert_eq!(server.status(&handshake()), 101);
     assert_eq!(server.status(&handshake().target("/")), 401, "WIRECHAT_OPEN= does not open the server");
     // On the command line, an empty address is still an error.
-    fail_to_start("", &[]).check(USAGE, &["--listen"]);
+    expect_start_failure("", &[]).check(USAGE, &["--listen"]);
 }
 
 /// A typo in a boolean environment variable is a startup error: `WIRECHAT_OPEN=flase` must not open the server.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, StreamOwned};
 use support::certificate::{Certificate, EC, RSA};
-use support::failure::{USAGE, fail_to_start};
+use support::failure::{USAGE, expect_start_failure};
 use support::http::{Response, get, handshake};
 use support::table::each_row;
 use support::tls::{client_settings, forward_to, new_session};
@@ -95,7 +95,7 @@ impl TlsClient {
         }
     }
 
-    fn echoes(&mut self, text: &str) {
+    fn expect_echo(&mut self, text: &str) {
         self.send(&masked(0x81, text.as_bytes()));
         assert_eq!(self.read_frame().text(), text);
     }
@@ -123,8 +123,8 @@ fn versions_and_keys() {
             let settings = Arc::new(client_settings(&[&certificate], &[version], &[]));
             let mut client = TlsClient::connect(server.addr(), &settings);
             client.upgrade(ECHO);
-            client.echoes("over TLS");
-            client.echoes(&"x".repeat(100_000));
+            client.expect_echo("over TLS");
+            client.expect_echo(&"x".repeat(100_000));
             assert_eq!(client.stream.conn.protocol_version(), Some(name));
             assert_eq!(client.stream.conn.alpn_protocol(), None);
         }
@@ -153,13 +153,13 @@ fn alpn() {
 fn one_ticket_resumes_a_session() {
     let Some(fixture) = Fixture::new("tickets", &[]) else { return };
     let mut first = fixture.upgrade(ECHO);
-    first.echoes("first");
+    first.expect_echo("first");
     assert_eq!(first.stream.conn.tls13_tickets_received(), 1);
     assert_eq!(first.stream.conn.handshake_kind(), Some(HandshakeKind::Full));
     let mut second = fixture.connect();
     assert!(second.stream.conn.early_data().is_none(), "no early data");
     second.upgrade(ECHO);
-    second.echoes("second");
+    second.expect_echo("second");
     assert_eq!(second.stream.conn.handshake_kind(), Some(HandshakeKind::Resumed));
 }
 
@@ -304,7 +304,7 @@ fn invalid_handshakes() {
         },
     );
     fixture.server.wait_for_log(" 400 TLS: ");
-    fixture.upgrade(ECHO).echoes("still alive");
+    fixture.upgrade(ECHO).expect_echo("still alive");
 }
 
 /// Returns the bytes that a client sends before the HTTP response arrives: the TLS handshake and the upgrade request.
@@ -356,12 +356,12 @@ fn damaged_records() {
             client.read_to_end();
         }
         assert!(fixture.server.is_running(), "{}", fixture.server.log());
-        fixture.upgrade(ECHO).echoes("still alive");
+        fixture.upgrade(ECHO).expect_echo("still alive");
     }
 }
 
 #[test]
-fn a_client_that_leaves_in_the_middle() {
+fn a_client_that_disconnects_during_the_handshake() {
     let Some(fixture) = Fixture::new("leaves", &["--verbose"]) else { return };
     let hello = client_hello(&fixture.settings);
     for cut in [0, 1, 5, 6, hello.len() / 2, hello.len() - 1, hello.len()] {
@@ -372,7 +372,7 @@ fn a_client_that_leaves_in_the_middle() {
         client.read_to_end();
         fixture.server.wait_for_log(&format!("CLOSE {port} reason=\"the peer ended the stream before its request"));
     }
-    fixture.upgrade(ECHO).echoes("still alive");
+    fixture.upgrade(ECHO).expect_echo("still alive");
 }
 
 /// One deadline covers the TLS handshake and the HTTP request.
@@ -442,7 +442,7 @@ fn too_many_connections_from_one_address() {
     let error = second.stream.conn.complete_io(&mut second.stream.sock).unwrap_err();
     assert!(error.to_string().contains("InternalError"), "{error}");
     fixture.server.wait_for_log(" 503 ");
-    first.echoes("not affected");
+    first.expect_echo("not affected");
 }
 
 /// RFC 8446 §6.1: "Each party MUST send a "close_notify" alert before closing its write side of the connection".
@@ -496,13 +496,14 @@ fn half_close() {
 fn sixteen_mebibytes_in_both_directions() {
     for version in [&TLS12, &TLS13] {
         let Some(fixture) = Fixture::new("big", &["--max-read", "1024"]) else { return };
-        big_echo(&fixture, version, 2 * MIB); // with this --max-read, the server needs several reads per TLS record
+        // With this --max-read, the server needs several reads per TLS record.
+        check_large_echo(&fixture, version, 2 * MIB);
         let Some(fixture) = Fixture::new("big", &[]) else { return };
-        big_echo(&fixture, version, 16 * MIB);
+        check_large_echo(&fixture, version, 16 * MIB);
     }
 }
 
-fn big_echo(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion, len: usize) {
+fn check_large_echo(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion, len: usize) {
     let settings = client_settings(&[&fixture.certificate], &[version], &[]);
     let forwarder = forward_to(fixture.server.addr(), settings);
     let mut client = RawClient::new(TcpStream::connect(forwarder).unwrap());
@@ -543,14 +544,14 @@ fn a_slow_consumer() {
     }
     let grown = resident_kib(&fixture.server).saturating_sub(before);
     assert!(grown < 8 * 1024, "the server grew by {grown} KiB");
-    let rest = slow.read_to_end_frames();
+    let rest = slow.read_frames_until_close();
     assert_eq!(rest.last().unwrap().close(), (1008, "too slow to read".into()));
     assert!(rest.len() > 100, "the client has received more than 100 messages");
 }
 
 impl TlsClient {
     /// Reads frames up to and including a Close, and replies with a Close. The server must then end the session.
-    fn read_to_end_frames(&mut self) -> Vec<Frame> {
+    fn read_frames_until_close(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         while frames.last().is_none_or(|frame: &Frame| frame.opcode() != 8) {
             frames.push(self.read_frame());
@@ -572,7 +573,7 @@ fn incomplete_records_are_bounded() {
         let _ = client.stream.sock.write_all(&record);
     }
     wait_until("four closed clients", || fixture.server.log().matches("the server's buffers are full").count() >= 4);
-    fixture.upgrade(ECHO).echoes("not affected");
+    fixture.upgrade(ECHO).expect_echo("not affected");
 }
 
 /// Overwrites the server's certificate and key files, `to`, with the pair `from`.
@@ -611,8 +612,8 @@ fn a_hundred_reloads() {
         wait_until("the reload", || reloads(&server.log()) == number);
         let mut client = connect(&[in_force]);
         client.upgrade(ECHO);
-        client.echoes("new");
-        old.echoes("old");
+        client.expect_echo("new");
+        old.expect_echo("old");
     }
     let log = server.log();
     assert_eq!(log.matches("RELOAD failed, the old certificate stays in force: --tls-key").count(), 1, "{log}");
@@ -642,7 +643,7 @@ fn changed_files_are_loaded() {
 #[test]
 fn a_trace_shows_the_plaintext() {
     let Some(fixture) = Fixture::new("trace", &["--trace"]) else { return };
-    fixture.upgrade(ECHO).echoes("readable");
+    fixture.upgrade(ECHO).expect_echo("readable");
     wait_until("both frames", || fixture.server.log().matches("\"readable\"").count() == 2);
     assert!(becomes_true(|| fixture.server.log().contains("101")), "the trace also shows the response");
 }
@@ -678,7 +679,7 @@ fn errors_at_start() {
         &rows,
         |(args, _)| args.join(" "),
         |(args, words)| {
-            fail_to_start("127.0.0.1:0", args).check(USAGE, words);
+            expect_start_failure("127.0.0.1:0", args).check(USAGE, words);
         },
     );
 }
@@ -712,7 +713,7 @@ fn a_proxy_names_the_client_before_tls() {
     };
     let mut client = connect(b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n");
     client.upgrade("/echo");
-    client.echoes("hello");
+    client.expect_echo("hello");
     drop(client);
     fixture.server.wait_for_log("CLOSE 203.0.113.1:4711 ");
     // Send the PROXY header and the ClientHello in one write.

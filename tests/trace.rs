@@ -26,7 +26,7 @@ fn noon() -> SystemTime {
 }
 
 /// Returns what `--trace` or `--trace=full` writes when the bytes in `passed` are sent on an open connection.
-fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
+fn trace(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     let records = Records::default();
     let mut tap = Tap::open(7, records.clone());
     tap.set_limits(limits);
@@ -54,10 +54,10 @@ fn expect(golden: &str, name: &str, text: &str) {
 }
 
 #[test]
-fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
+fn the_trace_of_a_masked_text_frame_is_exact() {
     let hello = hex("81 85 37 fa 21 3d 7f 9f 4d 51 58");
     assert_eq!(
-        traced(LIMITS, Detail::Full, &[(Role::Client, &hello)]),
+        trace(LIMITS, Detail::Full, &[(Role::Client, &hello)]),
         "\
 2026-11-22T12:00:01.204Z  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  \"Hello\"                       §5.2 §5.3
   81          85             37 fa 21 3d   7f 9f 4d 51 58
@@ -69,7 +69,7 @@ fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
 
 /// The example frames of §5.7. If the RFC does not show a payload, the payload consists of zeros.
 #[test]
-fn golden_the_frames_of_rfc_5_7() {
+fn golden_example_frames_of_rfc_5_7() {
     let (short, long) = ([0; 256], [0; 65536]);
     let frames: [(Role, Vec<u8>); 8] = [
         (Role::Server, hex("81 05 'Hello'")),
@@ -82,8 +82,8 @@ fn golden_the_frames_of_rfc_5_7() {
         (Role::Server, [&hex("82 7f 00 00 00 00 00 01 00 00")[..], &long].concat()),
     ];
     let passed: Vec<_> = frames.iter().map(|(from, bytes)| (*from, &bytes[..])).collect();
-    expect(include_str!("golden/examples.txt"), "examples.txt", &traced(LIMITS, Detail::Line, &passed));
-    let full = traced(LIMITS, Detail::Full, &passed[..7]);
+    expect(include_str!("golden/examples.txt"), "examples.txt", &trace(LIMITS, Detail::Line, &passed));
+    let full = trace(LIMITS, Detail::Full, &passed[..7]);
     expect(include_str!("golden/examples-full.txt"), "examples-full.txt", &full);
 }
 
@@ -118,8 +118,8 @@ fn golden_one_failure_for_each_rule() {
     let mut text = String::new();
     for (bytes, limits, rule) in rules {
         let bytes = hex(bytes);
-        assert_eq!(broken_rule_by_protocol(limits, &bytes), Some(rule), "{bytes:02x?}");
-        text += &format!("-- {rule:?}\n{}", traced(limits, Detail::Full, &[(Role::Client, &bytes)]));
+        assert_eq!(find_protocol_error(limits, &bytes), Some(rule), "{bytes:02x?}");
+        text += &format!("-- {rule:?}\n{}", trace(limits, Detail::Full, &[(Role::Client, &bytes)]));
     }
     for (name, from, bytes) in [
         ("a masked frame from a server", Role::Server, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
@@ -127,13 +127,13 @@ fn golden_one_failure_for_each_rule() {
         ("TLS in place of a frame", Role::Client, hex("16 03 01 02 00 01 00 01 fc 03 03")),
         ("text that ends inside a character", Role::Client, hex("81 83 M0 'a' e2 82")),
     ] {
-        text += &format!("-- {name}\n{}", traced(LIMITS, Detail::Full, &[(from, &bytes)]));
+        text += &format!("-- {name}\n{}", trace(LIMITS, Detail::Full, &[(from, &bytes)]));
     }
     assert!(!text.contains("secret"), "the trace shows a token");
     expect(include_str!("golden/failures.txt"), "failures.txt", &text);
 }
 
-fn broken_rule_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError> {
+fn find_protocol_error(limits: Limits, bytes: &[u8]) -> Option<ProtocolError> {
     let (mut protocol, mut bytes) = (Protocol::new(limits), bytes.to_vec());
     let mut input = &mut bytes[..];
     while let Some(event) = protocol.receive(&mut input) {
@@ -147,7 +147,7 @@ fn broken_rule_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError
 /// An item that both `Protocol` and `Tap` report when they parse a client's stream. The tests convert the reports of
 /// both to this type, and compare them.
 #[derive(Debug, PartialEq)]
-enum Seen {
+enum StreamEvent {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
@@ -156,23 +156,23 @@ enum Seen {
     Failed(u16, &'static str),
 }
 
-fn seen_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
+fn events_from_protocol(stream: &[u8], cuts: &[usize]) -> Vec<StreamEvent> {
     let (mut protocol, mut seen) = (Protocol::new(LIMITS), Vec::new());
     for piece in pieces(stream, cuts) {
         let mut piece = piece.to_vec();
         let mut input = &mut piece[..];
         while let Some(event) = protocol.receive(&mut input) {
             seen.push(match event {
-                Event::Message(Message::Text(text)) => Seen::Text(text.as_bytes().to_vec()),
-                Event::Message(Message::Binary(bytes)) => Seen::Binary(bytes.to_vec()),
-                Event::Ping(payload) => Seen::Ping(payload.to_vec()),
-                Event::Pong(payload) => Seen::Pong(payload.to_vec()),
-                Event::Close(code, _) => Seen::Close(code.map(|code| code.get())),
-                Event::Failed(error) => Seen::Failed(error.code().get(), error.section()),
+                Event::Message(Message::Text(text)) => StreamEvent::Text(text.as_bytes().to_vec()),
+                Event::Message(Message::Binary(bytes)) => StreamEvent::Binary(bytes.to_vec()),
+                Event::Ping(payload) => StreamEvent::Ping(payload.to_vec()),
+                Event::Pong(payload) => StreamEvent::Pong(payload.to_vec()),
+                Event::Close(code, _) => StreamEvent::Close(code.map(|code| code.get())),
+                Event::Failed(error) => StreamEvent::Failed(error.code().get(), error.section()),
             });
         }
     }
-    up_to_the_end(seen)
+    truncate_after_end(seen)
 }
 
 /// Splits a client's stream at the offsets in `cuts`, passes the pieces to a [`Tap`], and returns the tap's records.
@@ -185,42 +185,42 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
 }
 
 /// Returns the messages and control frames that the tap reports for a client's stream. Includes a protocol error as
-/// `Seen::Failed`, but not the frame that caused it.
-fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
+/// `StreamEvent::Failed`, but not the frame that caused it.
+fn events_from_tap(stream: &[u8], cuts: &[usize]) -> Vec<StreamEvent> {
     let records = records(stream, cuts);
     let broken = records
         .iter()
-        .find_map(|kind| if let RecordKind::Failure(failure) = kind { Some(failure.frame) } else { None });
+        .find_map(|kind| if let RecordKind::Failure(failure) = kind { Some(failure.frame_number) } else { None });
     let (mut seen, mut message, mut first) = (Vec::new(), Vec::new(), 0);
     for kind in records {
         match kind {
-            RecordKind::Failure(failure) => seen.push(Seen::Failed(failure.code, failure.section)),
+            RecordKind::Failure(failure) => seen.push(StreamEvent::Failed(failure.code, failure.section)),
             RecordKind::Frame(frame) if Some(frame.number) != broken && frame.is_complete() => {
-                seen.extend(seen_in_frame(&frame, &mut message, &mut first));
+                seen.extend(assemble_event(&frame, &mut message, &mut first));
             }
             _ => {}
         }
     }
-    up_to_the_end(seen)
+    truncate_after_end(seen)
 }
 
-fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option<Seen> {
+fn assemble_event(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option<StreamEvent> {
     let payload = frame.unmasked_payload();
     match frame.header.opcode() {
-        0x8 => return Some(Seen::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
-        0x9 => return Some(Seen::Ping(payload)),
-        0xa => return Some(Seen::Pong(payload)),
+        0x8 => return Some(StreamEvent::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
+        0x9 => return Some(StreamEvent::Ping(payload)),
+        0xa => return Some(StreamEvent::Pong(payload)),
         0x0 => {}
         opcode => (*message, *first) = (Vec::new(), opcode),
     }
     message.extend(payload);
     let whole = frame.header.fin().then(|| std::mem::take(message))?;
-    Some(if *first == 1 { Seen::Text(whole) } else { Seen::Binary(whole) })
+    Some(if *first == 1 { StreamEvent::Text(whole) } else { StreamEvent::Binary(whole) })
 }
 
 /// Truncates the list after the first protocol error or Close: `Protocol` and `Tap` may parse the rest differently.
-fn up_to_the_end(mut seen: Vec<Seen>) -> Vec<Seen> {
-    if let Some(last) = seen.iter().position(|seen| matches!(seen, Seen::Failed(..) | Seen::Close(_))) {
+fn truncate_after_end(mut seen: Vec<StreamEvent>) -> Vec<StreamEvent> {
+    if let Some(last) = seen.iter().position(|seen| matches!(seen, StreamEvent::Failed(..) | StreamEvent::Close(_))) {
         seen.truncate(last + 1);
     }
     seen
@@ -279,7 +279,7 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
         (0..count).for_each(|_| stream.extend(random_frame(&mut random, &mut in_message)));
         frames += count;
         let (ours, theirs) = (random_cuts(&mut random, stream.len()), random_cuts(&mut random, stream.len()));
-        let (tap, protocol) = (seen_by_tap(&stream, &ours), seen_by_protocol(&stream, &theirs));
+        let (tap, protocol) = (events_from_tap(&stream, &ours), events_from_protocol(&stream, &theirs));
         assert_eq!(tap, protocol, "{stream:02x?} cut at {ours:?} and at {theirs:?}");
     }
 }

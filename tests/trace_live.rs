@@ -16,7 +16,7 @@ use support::{Server, masked, wait_until};
 const CHAT: &str = "/?token=dev-token&username=alice&room=general";
 
 /// Deletes the folder that an earlier run of the test left behind, and returns the path of the folder.
-fn folder(name: &str) -> PathBuf {
+fn test_dir(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&path);
     path
@@ -55,7 +55,7 @@ fn visit(server: &Server) {
 }
 
 #[test]
-fn a_line_a_frame_without_secrets_colours_or_control_characters() {
+fn one_line_per_frame_without_secrets_or_control_characters() {
     let server = Server::start(&["--trace"]);
     visit(&server);
     server.wait_for_log("404");
@@ -120,7 +120,7 @@ fn an_invalid_filter_is_a_usage_error() {
 
 #[test]
 fn a_recording_is_replayed_as_it_was_traced() {
-    let dir = folder("recordings");
+    let dir = test_dir("recordings");
     let dir_arg = dir.to_str().expect("UTF-8");
     let mut server = Server::start(&["--trace=full", "--record", dir_arg]);
     visit(&server);
@@ -138,7 +138,7 @@ fn a_recording_is_replayed_as_it_was_traced() {
         let replayed = replay(&path);
         let number = path.file_stem().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
         let (drawn, result) = replayed.trim_end().rsplit_once('\n').expect("a result in the last line");
-        assert!(of_connection(&traced(&server.log()), number) == format!("{drawn}\n"), "{}", path.display());
+        assert!(lines_of_connection(&traced(&server.log()), number) == format!("{drawn}\n"), "{}", path.display());
         assert_eq!(result, "as recorded: the protocol reacts in the same way");
     }
 }
@@ -151,7 +151,7 @@ fn replay(path: &Path) -> String {
 }
 
 /// Returns the trace lines of one connection, including the indented lines below them.
-fn of_connection(trace: &str, number: &str) -> String {
+fn lines_of_connection(trace: &str, number: &str) -> String {
     let mut is_its = false;
     let lines = trace.lines().filter(|line| {
         if !line.starts_with(' ') {
@@ -194,7 +194,7 @@ fn no_token_is_traced_or_recorded_wherever_it_occurs() {
         ("cut", vec![b"GET /health?tok", b"en=dev-to", b"ken HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]),
     ];
     for (name, pieces) in table {
-        let dir = folder(&format!("secrets {name}"));
+        let dir = test_dir(&format!("secrets {name}"));
         let server = Server::start(&[
             "--open",
             "--close-timeout",
@@ -226,7 +226,7 @@ fn spaced_hex(bytes: &[u8]) -> String {
 /// The server does not record an inspector's connection, not even a frame sent together with the inspector's request.
 #[test]
 fn an_inspectors_records_are_not_recorded() {
-    let dir = folder("inspector");
+    let dir = test_dir("inspector");
     let server = Server::start(&["--record", dir.to_str().expect("UTF-8")]);
     let mut alice = server.upgrade(CHAT);
     let ticket = alice.read_event("welcome")["ticket"].as_str().expect("a ticket").to_owned();
@@ -292,7 +292,7 @@ fn every_connection_has_an_end() {
 /// accepts.
 #[test]
 fn recordings_count_against_the_descriptors() {
-    let dir = folder("descriptors");
+    let dir = test_dir("descriptors");
     let most = |args: &[&str]| -> usize {
         let banner = Server::start(args).printed();
         let words = banner.split_once("up to ").expect("a bound").1;
@@ -304,7 +304,7 @@ fn recordings_count_against_the_descriptors() {
 
 #[test]
 fn recordings_stay_within_their_limit() {
-    let dir = folder("limited");
+    let dir = test_dir("limited");
     let server = Server::start(&["--record", dir.to_str().expect("UTF-8"), "--record-limit", "20000"]);
     let mut echo = server.upgrade("/echo?token=dev-token");
     for _ in 0..100 {
@@ -329,7 +329,7 @@ fn recordings_stay_within_their_limit() {
 /// The server still records later connections after many rejected requests, and after it fails to create a file.
 #[test]
 fn upgraded_connections_are_still_recorded() {
-    let dir = folder("still recorded");
+    let dir = test_dir("still recorded");
     let server = Server::start(&["--record", dir.to_str().expect("UTF-8"), "--record-limit", "20000"]);
     for _ in 0..60 {
         let mut rejected = server.connect();

@@ -24,7 +24,7 @@ struct Seen {
 }
 
 /// A client that keeps track of the messages and the members of its room.
-struct Witness {
+struct Member {
     user: User,
     dialect: Dialect,
     name: String,
@@ -32,12 +32,12 @@ struct Witness {
     seen: Seen,
 }
 
-impl Witness {
-    fn new(client: RawClient, dialect: Dialect, name: &str) -> Witness {
+impl Member {
+    fn new(client: RawClient, dialect: Dialect, name: &str) -> Member {
         let user = User::new(client, dialect, name);
         // Other users see a client of the `rooms` dialect under the default name.
         let name = if dialect == Rooms { "Anonymous" } else { name };
-        Witness { user, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
+        Member { user, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
     }
 
     /// Processes one event. For a message, join or leave in [`ROOM`], returns a description of the event.
@@ -100,18 +100,18 @@ fn strings(value: &Value) -> Vec<String> {
 }
 
 /// Connects a client while the server is suspended. One write contains the request and all of the client's frames.
-fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
+fn guest(server: &Server, random: &mut Rng, name: &str) -> (Member, bool) {
     let dialect = random.choice(DIALECTS).unwrap();
     let room = if dialect == Events && random.bool() { "elsewhere" } else { ROOM };
-    let mut witness = Witness::new(server.connect(), dialect, name);
+    let mut member = Member::new(server.connect(), dialect, name);
     let mut all = upgrade_request(&path(dialect, name, room)).into_bytes();
     let switch = |room: &str| json!({"event": "switch_room", "data": {"room": room}}).to_string();
     for i in 0..random.usize(0..6) {
         let text = match random.u8(0..6) {
             0 | 1 if dialect == Events => switch(random.choice([ROOM, "elsewhere"]).unwrap()),
             2 if dialect == Events => json!({"event": "ping"}).to_string(),
-            3 => witness.user.message(&format!("/msg \"{name}\" a note")),
-            _ => witness.user.message(&format!("{i} by {name}")),
+            3 => member.user.message(&format!("/msg \"{name}\" a note")),
+            _ => member.user.message(&format!("{i} by {name}")),
         };
         all.extend(masked(0x81, text.as_bytes()));
     }
@@ -120,12 +120,12 @@ fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     }
     let stays = random.u8(0..3) > 0;
     all.extend(if stays { masked(0x89, b"done") } else { masked(0x88, &1000u16.to_be_bytes()) });
-    witness.user.client.send(&all);
-    (witness, stays)
+    member.user.client.send(&all);
+    (member, stays)
 }
 
 /// Processes events until the server replies to the guest's last frame, which is a Ping or a Close.
-fn settle(guest: &mut Witness, stays: bool) {
+fn settle(guest: &mut Member, stays: bool) {
     assert!(guest.user.client.read_head().starts_with("HTTP/1.1 101 "));
     loop {
         let frame = guest.user.frame();
@@ -138,29 +138,29 @@ fn settle(guest: &mut Witness, stays: bool) {
 }
 
 /// Connects three members, one in each dialect, who stay for the whole test.
-fn residents(server: &Server) -> [Witness; 3] {
+fn connect_residents(server: &Server) -> [Member; 3] {
     let mut residents = DIALECTS.map(|dialect| {
         let name = format!("{dialect:?}");
-        Witness::new(server.upgrade(&path(dialect, &name, ROOM)), dialect, &name)
+        Member::new(server.upgrade(&path(dialect, &name, ROOM)), dialect, &name)
     });
-    residents[2].user.sends_message("all here");
-    for witness in &mut residents {
-        witness.receive_until("all here");
+    residents[2].user.send_message("all here");
+    for member in &mut residents {
+        member.receive_until("all here");
     }
     residents
 }
 
-fn round(server: &Server, residents: &mut [Witness; 3], random: &mut Rng, number: usize) {
+fn round(server: &Server, residents: &mut [Member; 3], random: &mut Rng, number: usize) {
     server.signal("STOP");
     let mut guests: Vec<_> = (0..GUESTS).map(|i| guest(server, random, &format!("guest {number}.{i}"))).collect();
     for i in 0..3 {
         let resident = random.choice(&mut *residents).unwrap();
-        resident.user.sends_message(&format!("{number}.{i}"));
+        resident.user.send_message(&format!("{number}.{i}"));
     }
     server.signal("CONT");
     guests.iter_mut().for_each(|(guest, stays)| settle(guest, *stays));
     let end = format!("the end of {number}");
-    residents[0].user.sends_message(&end);
+    residents[0].user.send_message(&end);
     let [events, rooms, presence] = residents;
     let happened = events.receive_until(&end);
     assert_eq!(presence.receive_until(&end), happened, "round {number}");
@@ -175,7 +175,7 @@ fn round(server: &Server, residents: &mut [Witness; 3], random: &mut Rng, number
             guest.seen.members.sort();
             assert_eq!(guest.seen.members, events.seen.members, "{}", guest.name);
         }
-        guest.user.leaves();
+        guest.user.leave();
     }
 }
 
@@ -187,12 +187,12 @@ fn last_word(what: &str) -> String {
 fn everything_at_once() {
     for seed in 0..6 {
         let server = chat(&["--history", "1000"]);
-        let mut residents = residents(&server);
+        let mut residents = connect_residents(&server);
         let mut random = Rng::with_seed(seed);
         (0..10).for_each(|number| round(&server, &mut residents, &mut random, number));
         // The history lists the messages in the order in which the clients received them, with ids from 1.
-        let mut late = User::joins(&server, Events, "late", ROOM);
-        let welcome = late.receives_event("welcome", json!({}));
+        let mut late = User::join(&server, Events, "late", ROOM);
+        let welcome = late.expect_event("welcome", json!({}));
         let history = welcome["history"].as_array().unwrap();
         let texts: Vec<String> = history.iter().map(|message| string(&message["text"])).collect();
         assert_eq!(texts, residents[0].seen.texts, "seed {seed}");

@@ -25,11 +25,11 @@ struct Wscat {
     /// The stdout of wscat so far.
     output: Arc<Mutex<String>>,
     /// The prefix that wscat prints before a received message: empty in a pipe, `< ` on a terminal.
-    mark: &'static str,
+    line_prefix: &'static str,
 }
 
 impl Wscat {
-    fn start(mut command: Command, mark: &'static str) -> Wscat {
+    fn start(mut command: Command, line_prefix: &'static str) -> Wscat {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("wscat starts");
         let output = Arc::new(Mutex::new(String::new()));
         let sink = Arc::clone(&output);
@@ -41,7 +41,7 @@ impl Wscat {
             }
         });
         let stdin = child.stdin.take().expect("stdin is piped");
-        Wscat { child, stdin, output, mark }
+        Wscat { child, stdin, output, line_prefix }
     }
 
     /// Types `line`, then `end`: a line feed in a pipe, or a carriage return (Enter) on a terminal.
@@ -51,16 +51,18 @@ impl Wscat {
     }
 
     /// Waits until wscat prints an event with this name, and returns the event's data.
-    fn shows_event(&self, event: &str) -> Value {
+    fn wait_for_event(&self, event: &str) -> Value {
         let mut found = None;
         wait_until(&format!("wscat prints the event {event:?}"), || {
-            found = events(&self.output.lock().unwrap(), self.mark).into_iter().find(|shown| shown["event"] == event);
+            found = events(&self.output.lock().unwrap(), self.line_prefix)
+                .into_iter()
+                .find(|shown| shown["event"] == event);
             found.is_some()
         });
         found.unwrap()["data"].take()
     }
 
-    fn shows(&self, text: &str) {
+    fn wait_for_text(&self, text: &str) {
         wait_until(&format!("wscat prints {text:?}"), || self.output.lock().unwrap().contains(text));
     }
 }
@@ -76,11 +78,11 @@ impl Drop for Wscat {
 }
 
 /// Returns the JSON messages that wscat received, parsed from its `output`. wscat prints each one on its own line,
-/// after the prefix `mark`. Ignores terminal color codes and an incomplete last line.
-fn events(output: &str, mark: &str) -> Vec<Value> {
+/// after the prefix `line_prefix`. Ignores terminal color codes and an incomplete last line.
+fn events(output: &str, line_prefix: &str) -> Vec<Value> {
     let whole = &output[..output.rfind('\n').unwrap_or(0)];
     let object = |line: &str| {
-        let start = line.find(&format!("{mark}{{"))? + mark.len();
+        let start = line.find(&format!("{line_prefix}{{"))? + line_prefix.len();
         serde_json::from_str(&line[start..=line.rfind('}')?]).ok()
     };
     whole.lines().filter_map(object).collect()
@@ -97,7 +99,7 @@ fn url(server: &Server) -> String {
 }
 
 /// Joins the room as alice, and reads the `welcome`.
-fn witness(server: &Server) -> RawClient {
+fn join_as_alice(server: &Server) -> RawClient {
     let mut client = server.upgrade("/?token=token-alice&username=alice&room=general");
     assert_eq!(client.read_event("welcome")["username"], "alice");
     client
@@ -107,7 +109,7 @@ fn witness(server: &Server) -> RawClient {
 fn a_script_chats_through_a_pipe() {
     let Some(wscat) = wscat() else { return };
     let server = Server::start(&[]);
-    let mut alice = witness(&server);
+    let mut alice = join_as_alice(&server);
     let mut command = Command::new(wscat);
     command.args(["-c", &url(&server)]);
     let mut bot = Wscat::start(command, "");
@@ -122,28 +124,28 @@ fn a_script_chats_through_a_pipe() {
 fn a_person_chats_on_a_terminal() {
     let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };
     let server = Server::start(&[]);
-    let mut alice = witness(&server);
+    let mut alice = join_as_alice(&server);
     // `script` (util-linux) runs a shell command on a terminal. The command reads its arguments from the environment.
     let mut command = Command::new(script);
     command.args(["-qec", r#"exec "$WSCAT" -c "$URL""#, "/dev/null"]);
     command.env("WSCAT", wscat).env("URL", url(&server)).env("SHELL", "/bin/sh").env("TERM", "xterm");
     let mut bot = Wscat::start(command, "< ");
-    bot.shows("Connected (press CTRL+C to quit)");
+    bot.wait_for_text("Connected (press CTRL+C to quit)");
     converse(&mut bot, "\r", &mut alice);
 
     server.signal("TERM");
-    bot.shows("Disconnected (code: 1001");
+    bot.wait_for_text("Disconnected (code: 1001");
 }
 
 /// Waits until wscat has joined as `bot`. Then sends a message from wscat, and checks that both wscat and alice receive
 /// the text unchanged.
 fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
-    let welcome = bot.shows_event("welcome");
+    let welcome = bot.wait_for_event("welcome");
     assert_eq!(welcome["message"], "Welcome to #general, bot!");
     assert_eq!(alice.read_event("joined")["username"], "bot");
 
     bot.type_line(LINE, end);
-    for seen in [bot.shows_event("message"), alice.read_event("message")] {
+    for seen in [bot.wait_for_event("message"), alice.read_event("message")] {
         assert_eq!(seen["username"], "bot");
         assert_eq!(seen["text"], "hello from wscat");
     }

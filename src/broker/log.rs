@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_fits_into_a_bound() {
+    fn a_backlog_fits_in_max_bytes() {
         let mut log = RoomLog::new("e".into());
         let bytes = (1..=5).map(|_| max_json_len(&log.append(message("ann", "x", None)))).sum::<usize>();
         let resume = |since| Some(Resume { epoch: "e".into(), since });

@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_and_empty_rooms_pay_first() {
+    fn bytes_are_bounded_and_empty_rooms_are_evicted_first() {
         let mut broker = broker(BrokerLimits { max_messages: 1000, max_bytes: 10_000, ..LIMITS });
         join_room(&mut broker, 1, "empty", NOW);
         publish(&mut broker, 1, &"x".repeat(1000));
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn without_history_ids_still_count() {
+    fn ids_still_increase_without_history() {
         let mut broker = broker(BrokerLimits { max_messages: 0, ..LIMITS });
         let empty = join_room(&mut broker, 1, "r", NOW);
         assert_eq!((publish(&mut broker, 1, "one"), publish(&mut broker, 1, "two")), (1, 2));
@@ -622,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_may_open_a_bounded_number_of_rooms_and_the_default_room_always() {
+    fn the_room_limit_per_user_exempts_the_default_room() {
         let mut broker = broker(BrokerLimits { max_rooms: 4, max_rooms_per_user: 2, ..LIMITS });
         let by = |client: usize, room: &str, number| Join { user: user(number), ..join(client, room) };
         for (client, room, number) in [(1, "a", 1), (2, "b", 1), (3, "c", 2), (4, "d", 3)] {

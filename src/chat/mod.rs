@@ -29,7 +29,7 @@ use mio::Token;
 
 use crate::broker::{Backlog, Broker, BrokerError, MemberId, PrivateMessage, Request, RoomEvent, RoomMap};
 pub use crate::broker::{CredentialId, Join, Message, Resume, RoomId, Session, User, network_of};
-use crate::{config::Config, maps::TokenMap, operator::Operator};
+use crate::{config::Config, maps::TokenMap, operator::OperatorState};
 use command::Command;
 use dialect::{Dialect, excerpt};
 use event::{ActiveUsers, ClientLimits, Effect, ErrorText, Event};
@@ -71,7 +71,7 @@ pub struct Chat {
     reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, and its RFC 3339 form
     config: Config,
-    pub operator: Operator<Event>,
+    pub operator: OperatorState<Event>,
     is_cleared: bool, // after `clear`, the chat ignores the broker's events
 }
 
@@ -97,7 +97,7 @@ impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
         let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
-        let (config, operator, is_cleared) = (config.clone(), Operator::default(), false);
+        let (config, operator, is_cleared) = (config.clone(), OperatorState::default(), false);
         Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, operator, is_cleared }
     }
 

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_passes_and_then_the_rate() {
+    fn a_burst_passes_and_then_the_rate_applies() {
         let mut limiter = RateLimiter::new(5.0);
         let decisions: Vec<_> = (0..11).map(|_| limiter.check_message(&USER, at(0))).collect();
         assert_eq!(decisions[..10], [Decision::Pass; 10]);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn rejected_joins_are_no_flood() {
+    fn rejected_joins_do_not_count_as_flooding() {
         let mut limiter = RateLimiter::new(5.0);
         let join = |limiter: &mut RateLimiter| limiter.has_token(&USER, at(0)) && limiter.take_token(&USER, at(0));
         let passed = (0..1000).filter(|_| join(&mut limiter)).count();

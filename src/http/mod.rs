@@ -398,7 +398,7 @@ mod tests {
         }
     }
 
-    fn get(query: &str, name: &str) -> Result<Option<String>, u16> {
+    fn get_parameter(query: &str, name: &str) -> Result<Option<String>, u16> {
         let value = read_parameter(query, name);
         match percent_decode(query) {
             Ok(_) => Ok(value),
@@ -432,7 +432,7 @@ mod tests {
             ("token=%zz&token=a", Err(400)),
         ];
         for (query, expected) in cases {
-            assert_eq!(get(query, "token"), expected.map(|value| value.map(str::to_owned)), "{query}");
+            assert_eq!(get_parameter(query, "token"), expected.map(|value| value.map(str::to_owned)), "{query}");
         }
     }
 
@@ -460,7 +460,7 @@ mod tests {
         assert_eq!(percent_decode("a+b%20c").unwrap(), "a+b c");
     }
 
-    fn rejected(status: u16, is_head: bool) -> String {
+    fn rejection_text(status: u16, is_head: bool) -> String {
         let rejection = Rejection { status, headers: &[("Retry-After", "5")], body: "Why.".into() };
         String::from_utf8(format_rejection(&rejection, is_head, SystemTime::UNIX_EPOCH)).unwrap()
     }
@@ -470,12 +470,12 @@ mod tests {
         let head = "HTTP/1.1 503 Service Unavailable\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 5\r\n\
                     Content-Type: text/plain; charset=utf-8\r\nRetry-After: 5\r\nConnection: close\r\n\
                     Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\r\n";
-        assert_eq!(rejected(503, false), format!("{head}Why.\n"));
-        assert_eq!(rejected(503, true), head, "a HEAD gets the length of the body, and no body");
+        assert_eq!(rejection_text(503, false), format!("{head}Why.\n"));
+        assert_eq!(rejection_text(503, true), head, "a HEAD gets the length of the body, and no body");
     }
 
     #[test]
     fn only_a_401_has_no_newline() {
-        assert!(rejected(401, false).ends_with("\r\n\r\nWhy."));
+        assert!(rejection_text(401, false).ends_with("\r\n\r\nWhy."));
     }
 }

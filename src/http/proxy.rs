@@ -35,7 +35,7 @@ fn parse_address(text: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn client(headers: &str) -> Option<String> {
+    fn client_address(headers: &str) -> Option<String> {
         let proxies = ["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().unwrap());
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_rightmost_address_that_is_no_trusted_proxy() {
+    fn the_client_is_the_rightmost_untrusted_address() {
         let rows = [
             ("203.0.113.7", Some("203.0.113.7")),
             ("6.6.6.6, 203.0.113.7", Some("203.0.113.7")),
@@ -60,9 +60,9 @@ mod tests {
             ("", None),
         ];
         for (value, address) in rows {
-            assert_eq!(client(&format!("X-Forwarded-For: {value}\r\n")).as_deref(), address, "{value}");
+            assert_eq!(client_address(&format!("X-Forwarded-For: {value}\r\n")).as_deref(), address, "{value}");
         }
-        assert_eq!(client(""), None);
+        assert_eq!(client_address(""), None);
     }
 
     #[test]

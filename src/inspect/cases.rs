@@ -24,7 +24,7 @@ const MAX_RUNNING_CASES: usize = 4;
 const NO_PLAYER: &str = "This server plays no cases.";
 const MISSING_CASE: &str = "The command names no case. Send {\"do\":\"play\",\"case\":\"hello\"}.";
 const ALREADY_PLAYING: &str = "A case is being played already. Wait for its record \"played\".";
-const TOO_MANY_PLAYS: &str = "Other inspectors are playing too many cases already. Try again later.";
+const TOO_MANY_RUNNING_CASES: &str = "Other inspectors are playing too many cases already. Try again later.";
 
 /// A client that can run the test cases of `wirechat poke` against this server.
 pub trait CasePlayer {
@@ -121,7 +121,7 @@ impl RunningCases {
             return Err(ALREADY_PLAYING.into());
         }
         if self.running.len() >= MAX_RUNNING_CASES {
-            return Err(TOO_MANY_PLAYS.into());
+            return Err(TOO_MANY_RUNNING_CASES.into());
         }
         let (sender, wake) = (self.sender.clone(), Arc::clone(wake));
         let finish = move |result| {
@@ -130,7 +130,7 @@ impl RunningCases {
         };
         let address = player.start(case, *server, Box::new(finish)).map_err(format_error)?;
         let connection = CaseConnection::Expected(canonicalize(address));
-        let (case, link) = (case.to_owned(), Rc::new(InspectorLink::of_played_connection(inspector)));
+        let (case, link) = (case.to_owned(), Rc::new(InspectorLink::for_test_case(inspector)));
         self.running.push(RunningCase { inspector, case, link, connection, result: None });
         Ok(())
     }
@@ -231,7 +231,7 @@ mod tests {
         SocketAddr::new([127, 0, 0, 1].into(), port)
     }
 
-    fn plays() -> (RunningCases, FakePlayer) {
+    fn cases_with_fake_player() -> (RunningCases, FakePlayer) {
         let player = FakePlayer::default();
         let options = PlayOptions { player: Box::new(player.clone()), server: address(3000), wake: Arc::new(|| {}) };
         (RunningCases::new(Some(options)), player)
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_result_follows_the_removal_of_the_connection() {
-        let (mut plays, player) = plays();
+        let (mut plays, player) = cases_with_fake_player();
         plays.start(ALICE, Some("hello")).unwrap();
         assert!(plays.accept(Token(5), address(2)).is_none(), "no case expects a client at this address");
         assert!(plays.accept(Token(6), "[::ffff:127.0.0.1]:1".parse().unwrap()).is_some());
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn an_address_is_not_expected_after_the_result() {
-        let (mut plays, player) = plays();
+        let (mut plays, player) = cases_with_fake_player();
         plays.start(ALICE, Some("hello")).unwrap();
         finish(&player, Err("the socket failed".into()));
         assert!(plays.accept(Token(5), address(1)).is_none());
@@ -277,22 +277,22 @@ mod tests {
 
     #[test]
     fn cases_are_bounded_per_inspector_and_together() {
-        let (mut plays, player) = plays();
+        let (mut plays, player) = cases_with_fake_player();
         assert_eq!(plays.start(ALICE, Some("x")).unwrap_err(), "The case cannot be played: it is unknown.");
         player.0.borrow_mut().clear();
         for number in 0..MAX_RUNNING_CASES {
             plays.start(Token(number), Some("hello")).unwrap();
         }
         assert_eq!(plays.start(ALICE, Some("hello")).unwrap_err(), ALREADY_PLAYING);
-        assert_eq!(plays.start(Token(100), Some("hello")).unwrap_err(), TOO_MANY_PLAYS);
+        assert_eq!(plays.start(Token(100), Some("hello")).unwrap_err(), TOO_MANY_RUNNING_CASES);
         finish(&player, passed());
         assert_eq!(plays.next_finished(NOW).unwrap().0, Token(0), "a case can finish without a connection");
         plays.start(Token(100), Some("hello")).unwrap();
     }
 
     #[test]
-    fn the_records_of_a_case_end_with_their_inspector() {
-        let (mut plays, _player) = plays();
+    fn case_records_stop_when_their_inspector_leaves() {
+        let (mut plays, _player) = cases_with_fake_player();
         plays.start(ALICE, Some("hello")).unwrap();
         let link = plays.accept(Token(5), address(1)).unwrap();
         assert_eq!(link.inspector.get(), Some(ALICE));

@@ -20,13 +20,13 @@ pub struct RuleChecker {
     protocol: Protocol,
     /// Whether to report a protocol error only after the server has sent its Close or the TCP connection has closed.
     pub awaits_close: bool,
-    held: Option<(ProtocolError, Failure)>,
+    held_failure: Option<(ProtocolError, Failure)>,
 }
 
 impl Default for RuleChecker {
     fn default() -> RuleChecker {
         let protocol = Protocol::new(DEFAULT_LIMITS);
-        RuleChecker { limits: DEFAULT_LIMITS, protocol, awaits_close: false, held: None }
+        RuleChecker { limits: DEFAULT_LIMITS, protocol, awaits_close: false, held_failure: None }
     }
 }
 
@@ -70,7 +70,7 @@ impl RuleChecker {
         if !self.awaits_close {
             return Some(failure);
         }
-        self.held = Some((error, failure));
+        self.held_failure = Some((error, failure));
         None
     }
 
@@ -78,7 +78,7 @@ impl RuleChecker {
     /// if the server sent no Close. If the Close has a different code or reason than the failure, drops the failure and
     /// returns `None`: the server closed the connection before it reached the invalid frame.
     pub fn release_failure(&mut self, close: Option<&[u8]>) -> Option<Failure> {
-        let (error, failure) = self.held.take()?;
+        let (error, failure) = self.held_failure.take()?;
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         close.is_none_or(|payload| payload == expected).then_some(failure)
     }
@@ -90,9 +90,9 @@ mod tests {
     use crate::ws::frame::Role;
 
     #[test]
-    fn a_held_failure_is_released_by_the_close_for_its_rule_and_no_other() {
+    fn a_close_for_another_reason_drops_a_held_failure() {
         let error = ProtocolError::Unmasked;
-        let failure = Failure { by: Role::Client, frame: 1, code: 1002, section: "5.1", reason: String::new() };
+        let failure = Failure { by: Role::Client, frame_number: 1, code: 1002, section: "5.1", reason: String::new() };
         let agreeing = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         for (close, is_released) in [(Some(&agreeing[..]), true), (Some(b"\x03\xf0flooding"), false), (None, true)] {
             let mut checker = RuleChecker { awaits_close: true, ..RuleChecker::default() };

@@ -13,7 +13,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
         None => describe(error, frame, limits),
     };
-    Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
+    Failure { by: frame.from, frame_number: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
 /// Explains a masked frame from the server. [`ProtocolError`] covers only a client's errors.
@@ -22,7 +22,7 @@ pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
         format_byte(frame, 1)
     );
-    Failure { by: frame.from, frame: frame.number, code: 1002, section: "5.1", reason }
+    Failure { by: frame.from, frame_number: frame.number, code: 1002, section: "5.1", reason }
 }
 
 fn format_byte(frame: &Frame, index: usize) -> String {
@@ -53,7 +53,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         ProtocolError::Unmasked => format!(
             "this frame is not masked; a client must mask every frame; the second byte was {second}, its top bit is 0"
         ),
-        ProtocolError::LengthNotMinimal => describe_long_form(frame),
+        ProtocolError::LengthNotMinimal => describe_non_minimal_length(frame),
         // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
         ProtocolError::LengthTopBit => format!(
             "the top bit of the 64-bit length is 1; it must be 0; the length began with {}",
@@ -101,7 +101,7 @@ fn describe_size(frame: &Frame) -> String {
     format!("this frame is {} bytes long, which makes its message too long", frame.payload_len)
 }
 
-fn describe_long_form(frame: &Frame) -> String {
+fn describe_non_minimal_length(frame: &Frame) -> String {
     let (form, extended) = (frame.header.length_form(), frame.header.extended_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
     // The last two bytes of a 64-bit length may be missing: six zero bytes already prove that 16 bits are enough.

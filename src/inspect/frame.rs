@@ -3,7 +3,7 @@
 
 use super::MAX_SHOWN_BYTES;
 use super::escape::{first_chars, quote, spaced_hex};
-use super::inflated::Inflated;
+use super::inflated::InflatedPayload;
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER_SIZE, Opcode, Role};
 use crate::ws::mask;
@@ -42,7 +42,7 @@ pub struct Frame {
     pub position: Option<Position>,
     pub parts: Parts,
     /// The inflated payload, if the frame belongs to a compressed message.
-    pub inflated: Option<Inflated>,
+    pub inflated: Option<InflatedPayload>,
 }
 
 /// The position of a data frame within its message. Control frames between fragments do not count (§5.4).
@@ -88,7 +88,7 @@ impl Header {
         2 + self.length_form().size() + if self.is_masked() { 4 } else { 0 }
     }
 
-    pub fn cut_to_size(&mut self) {
+    pub fn truncate_to_size(&mut self) {
         let len = usize::from(self.len).min(self.size());
         self.bytes[len..].fill(0);
         self.len = len as u8;
@@ -201,7 +201,7 @@ impl Frame {
     /// The start of the payload for display: a close code and reason, text, or hex bytes.
     pub fn excerpt(&self) -> String {
         let inflated = self.inflated.as_ref().filter(|inflated| !inflated.is_broken);
-        let payload = inflated.map_or_else(|| self.unmasked_payload(), |inflated| inflated.start.clone());
+        let payload = inflated.map_or_else(|| self.unmasked_payload(), |inflated| inflated.prefix.clone());
         if payload.is_empty() {
             return String::new();
         }

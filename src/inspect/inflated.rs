@@ -8,11 +8,11 @@ use crate::ws::deflate::inflating::Cost;
 
 /// The inflated payload of a compressed frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Inflated {
-    /// Number of bytes that the frame's payload inflates to. `start` may contain fewer.
+pub struct InflatedPayload {
+    /// Number of bytes that the frame's payload inflates to. `prefix` may contain fewer.
     pub len: u64,
     /// The first [`MAX_SHOWN_BYTES`] inflated bytes.
-    pub start: Vec<u8>,
+    pub prefix: Vec<u8>,
     /// Whether inflating the message has failed: the message is invalid or too long, or refers to an earlier message
     /// that the inflater has not seen.
     pub is_broken: bool,
@@ -27,7 +27,7 @@ pub struct MessageInflater {
     is_reset: bool,
     is_broken: bool,
     /// The last few bytes of output: the field name `"token"` may be split across two pieces of output.
-    last: Vec<u8>,
+    tail: Vec<u8>,
     has_token: bool,
     /// Maximum length of an inflated message in bytes. Endpoints reject longer messages, so the inflater stops there.
     limit: usize,
@@ -44,7 +44,7 @@ impl MessageInflater {
             inflater: ContextInflater::default(),
             is_reset,
             is_broken: false,
-            last: Vec::new(),
+            tail: Vec::new(),
             has_token: false,
             limit: 0,
             len: 0,
@@ -58,21 +58,21 @@ impl MessageInflater {
         }
         (self.is_broken, self.has_token, self.limit, self.len) = (false, false, limit, 0);
         self.cost = Cost::default();
-        self.last.clear();
+        self.tail.clear();
     }
 
     /// Inflates unmasked payload bytes of a frame.
-    pub fn inflate(&mut self, mut payload: &[u8], frame: &mut Inflated) {
+    pub fn inflate(&mut self, mut payload: &[u8], frame: &mut InflatedPayload) {
         while !self.is_broken {
             let before = payload.len();
             let step = self.inflater.step(&mut payload);
             let (needs_input, output) = (step.needs_input, step.output);
             frame.len += output.len() as u64;
-            let room = MAX_SHOWN_BYTES - frame.start.len();
-            frame.start.extend_from_slice(&output[..output.len().min(room)]);
-            self.last.extend_from_slice(output);
-            self.has_token |= self.last.windows(Self::TOKEN.len()).any(|word| word == Self::TOKEN);
-            self.last.drain(..self.last.len().saturating_sub(Self::TOKEN.len() - 1));
+            let room = MAX_SHOWN_BYTES - frame.prefix.len();
+            frame.prefix.extend_from_slice(&output[..output.len().min(room)]);
+            self.tail.extend_from_slice(output);
+            self.has_token |= self.tail.windows(Self::TOKEN.len()).any(|word| word == Self::TOKEN);
+            self.tail.drain(..self.tail.len().saturating_sub(Self::TOKEN.len() - 1));
             self.len += output.len();
             let is_affordable = self.cost.add(before - payload.len(), step.is_final, self.len);
             self.is_broken |= step.is_broken || self.len > self.limit || !is_affordable;
@@ -83,7 +83,7 @@ impl MessageInflater {
         (frame.is_broken, frame.has_token) = (self.is_broken, self.has_token);
     }
 
-    pub fn end_message(&mut self, frame: &mut Inflated) {
+    pub fn end_message(&mut self, frame: &mut InflatedPayload) {
         self.is_broken |= !self.inflater.end_message();
         frame.is_broken = self.is_broken;
     }
@@ -103,11 +103,11 @@ mod tests {
     fn inflate(is_reset: bool, messages: &[&[u8]]) -> Vec<Option<String>> {
         let mut inflater = MessageInflater::new(is_reset);
         let mut inflate = |payload: &&[u8]| {
-            let mut frame = Inflated::default();
+            let mut frame = InflatedPayload::default();
             inflater.start_message(1000);
             payload.chunks(3).for_each(|piece| inflater.inflate(piece, &mut frame));
             inflater.end_message(&mut frame);
-            (!frame.is_broken).then(|| String::from_utf8(frame.start).unwrap())
+            (!frame.is_broken).then(|| String::from_utf8(frame.prefix).unwrap())
         };
         messages.iter().map(&mut inflate).collect()
     }

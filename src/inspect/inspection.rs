@@ -70,7 +70,7 @@ pub struct InspectorLink {
 }
 
 impl InspectorLink {
-    pub fn of_played_connection(inspector: Token) -> InspectorLink {
+    pub fn for_test_case(inspector: Token) -> InspectorLink {
         InspectorLink { inspector: Cell::new(Some(inspector)), is_played: true, ..InspectorLink::default() }
     }
 

@@ -84,7 +84,7 @@ fn frame_to_json(frame: &Frame) -> Value {
         "sections": frame.sections(),
     });
     if let Some(inflated) = frame.inflated.as_ref().filter(|inflated| !inflated.is_broken) {
-        json["inflated"] = json!({ "length": inflated.len, "payload": plain_hex(&inflated.start) });
+        json["inflated"] = json!({ "length": inflated.len, "payload": plain_hex(&inflated.prefix) });
     }
     json
 }
@@ -97,7 +97,7 @@ fn failure_to_json(failure: &Failure) -> Value {
     json!({
         "record": "refusal",
         "by": role_name(failure.by),
-        "frame": failure.frame,
+        "frame": failure.frame_number,
         "code": failure.code,
         "section": failure.section,
         "because": failure.reason,

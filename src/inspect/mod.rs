@@ -139,7 +139,7 @@ pub enum State {
 pub struct Failure {
     pub by: Role,
     /// The [`Frame::number`] of the frame that caused the protocol error.
-    pub frame: u64,
+    pub frame_number: u64,
     pub code: u16,
     pub section: &'static str,
     pub reason: String,

@@ -374,7 +374,7 @@ mod tests {
             self.inspect.receive(inspector, text, &|token| queued_bytes.get(&token).copied());
         }
 
-        fn action(&mut self) -> Option<Action> {
+        fn next_action(&mut self) -> Option<Action> {
             let queued_bytes = &self.queued_bytes;
             self.inspect.next_action(&|token| queued_bytes.get(&token).copied())
         }
@@ -382,7 +382,7 @@ mod tests {
         /// Executes all pending actions. Returns the records sent to inspectors, as JSON.
         fn records(&mut self) -> Vec<Value> {
             let mut records = Vec::new();
-            while let Some(action) = self.action() {
+            while let Some(action) = self.next_action() {
                 match action {
                     Action::Send(_, text) => records.push(serde_json::from_str(&text).expect("JSON")),
                     Action::Attach(connection) => {
@@ -429,10 +429,10 @@ mod tests {
             (vec!["frame", "frame"], &3.into(), &4.into())
         );
         server.remove(alice, "hung up");
-        assert!(matches!(server.action(), Some(Action::Send(..))), "the change to CLOSED");
-        let Some(Action::Send(_, text)) = server.action() else { panic!("the end") };
+        assert!(matches!(server.next_action(), Some(Action::Send(..))), "the change to CLOSED");
+        let Some(Action::Send(_, text)) = server.next_action() else { panic!("the end") };
         assert!(text.contains("\"record\":\"end\"") && text.contains("hung up"), "{text}");
-        let close = server.action();
+        let close = server.next_action();
         let Some(Action::Close(_, CloseCode::NORMAL, reason)) = close else { panic!("{close:?}") };
         assert_eq!(reason, "the inspected connection is over");
     }
@@ -472,7 +472,7 @@ mod tests {
         server.observe(alice, Role::Client, PING);
         server.remove(alice, "done");
         let mut sent = Vec::new();
-        while let Some(Action::Send(_, text)) = server.action() {
+        while let Some(Action::Send(_, text)) = server.next_action() {
             sent.push(serde_json::from_str::<Value>(&text).expect("JSON"));
         }
         assert_eq!((kinds(&sent), &sent[0]["count"]), (vec!["missed", "end"], &2.into()));
@@ -504,7 +504,7 @@ mod tests {
         let inspector = server.inspect(&ticket);
         server.records();
         server.command(inspector, r#"{"do":"ping"}"#);
-        let action = server.action();
+        let action = server.next_action();
         assert!(
             matches!(action, Some(Action::Ping(connection, ref payload)) if connection == alice && payload == "ping 1")
         );
@@ -531,7 +531,7 @@ mod tests {
             ("\"1000\"", false),
         ] {
             server.command(inspector, &format!("{{\"do\":\"close\",\"code\":{code}}}"));
-            match server.action() {
+            match server.next_action() {
                 Some(Action::Close(connection, sent, _)) => {
                     assert!(is_valid && connection == alice && sent.get().to_string() == code, "{code}");
                 }
@@ -619,9 +619,9 @@ mod tests {
 
     #[test]
     fn the_newest_handshakes_are_kept_unless_they_are_too_long() {
-        const KEPT: usize = 256;
+        const MAX_STORED_HANDSHAKES: usize = 256;
         let mut server = Server::new(false, None);
-        let tickets: Vec<String> = (0..KEPT + 1).map(|_| server.join().1).collect();
+        let tickets: Vec<String> = (0..MAX_STORED_HANDSHAKES + 1).map(|_| server.join().1).collect();
         let long = server.accept();
         server.observe(long, Role::Client, &[&REQUEST[..REQUEST.len() - 2], &[b'x'; 8 * 1024]].concat());
         assert!(!server.observers.contains_key(&long), "the observer has given up");
@@ -630,7 +630,7 @@ mod tests {
             kinds(&server.records()).contains(&"request")
         };
         assert!(!handshake(&tickets[0]), "the oldest handshake is evicted");
-        assert!(handshake(&tickets[1]) && handshake(&tickets[KEPT]));
+        assert!(handshake(&tickets[1]) && handshake(&tickets[MAX_STORED_HANDSHAKES]));
     }
 
     #[test]

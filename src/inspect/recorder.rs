@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use super::recording::{Entry, FirstLine, Step};
-use super::scan::{Direction, ScanResult};
+use super::scan::{DirectionState, ScanResult};
 use super::secret::{self, TokenRedactor, WelcomeRedactor};
 use super::{Frame, Head};
 use crate::ws::frame::Role;
@@ -75,7 +75,7 @@ pub struct Recorder {
     buffered: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
     response: Head,
-    client: Direction,
+    client: DirectionState,
     welcome: Option<WelcomeRedactor>,
     /// Redacts JWTs in the client's `token` commands. `None` unless the client uses the `events` dialect.
     tokens: Option<TokenRedactor>,
@@ -170,7 +170,7 @@ impl Recorder {
             buffered: Vec::new(),
             reads: Vec::new(),
             response: Head::default(),
-            client: Direction::new(Role::Client),
+            client: DirectionState::new(Role::Client),
             welcome: None,
             tokens: None,
             is_private: false,
@@ -210,8 +210,8 @@ impl Recorder {
         match from {
             _ if matches!(self.output, Output::Stopped) => {}
             Role::Client if self.response.bytes.is_empty() => self.buffer_request(bytes, now),
-            Role::Client => self.write_client(bytes, now),
-            Role::Server => self.write_server(bytes, now),
+            Role::Client => self.record_client_bytes(bytes, now),
+            Role::Server => self.record_server_bytes(bytes, now),
         }
     }
 
@@ -276,14 +276,14 @@ impl Recorder {
         }
     }
 
-    fn write_client(&mut self, bytes: &[u8], now: SystemTime) {
+    fn record_client_bytes(&mut self, bytes: &[u8], now: SystemTime) {
         if !self.is_private {
             let bytes = self.redact_non_frames(bytes);
             self.write(Step::Client(bytes), now);
         }
     }
 
-    fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
+    fn record_server_bytes(&mut self, bytes: &[u8], now: SystemTime) {
         // Once the server responds, it reads no more of the request, so redact and write the buffered bytes now.
         self.flush_request(now);
         let mut bytes = bytes.to_vec();
@@ -323,7 +323,7 @@ impl Recorder {
                     // read. Redact any other compressed message.
                     let is_whole = is_only && offset == 0 && frame.is_complete();
                     if !is_whole || inflated.has_token || inflated.is_broken {
-                        secret::replace_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);
+                        secret::redact_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);
                     }
                 }
                 (Some(frame), Some(tokens)) => {

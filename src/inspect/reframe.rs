@@ -8,7 +8,7 @@ const FIN_BIT: u8 = 0x80;
 /// Appends `frames` to `out`. Splits the first frame, which must be an unfragmented data frame, into three fragments.
 pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
     let (frame, rest) = frames.split_at(frame::server_frame_len(frames).min(frames.len()));
-    let parsed = FrameHeader::parse_negotiated(Role::Server, true, frame);
+    let parsed = FrameHeader::parse_with_deflate(Role::Server, true, frame);
     let Ok(Some(FrameHeader { opcode, size, is_compressed, .. })) = parsed else {
         debug_assert!(false, "not a frame that `append` wrote: {frame:02x?}");
         return out.extend_from_slice(frames);

@@ -8,7 +8,7 @@
 //!       └───a rule of §5.2 broken───▶ lost
 //! ```
 
-use super::inflated::{Inflated, MessageInflater};
+use super::inflated::{InflatedPayload, MessageInflater};
 use super::{Frame, Head, Header, MAX_SHOWN_BYTES, Parts, Position};
 use crate::ws::close::ProtocolError;
 use crate::ws::deflate::context::ContextInflater;
@@ -68,7 +68,7 @@ impl Head {
 
 /// The parsing state of one direction of a connection.
 #[derive(Debug)]
-pub struct Direction {
+pub struct DirectionState {
     /// Number of reads (from the client) or writes (to the client) so far.
     pub parts: u64,
     pub head: Head,
@@ -79,9 +79,9 @@ pub struct Direction {
     pub is_out_of_sync: bool,
 }
 
-impl Direction {
-    pub fn new(from: Role) -> Direction {
-        Direction {
+impl DirectionState {
+    pub fn new(from: Role) -> DirectionState {
+        DirectionState {
             parts: 0,
             head: Head::default(),
             frames: FrameScanner::new(from),
@@ -105,7 +105,7 @@ pub struct FrameScanner {
     /// The maximum size of an inflated message in bytes, if the endpoints negotiated compression.
     deflates: Option<usize>,
     /// Whether each compressed message starts with an empty window.
-    resets: bool,
+    resets_context: bool,
     /// `None` until the first compressed message.
     inflater: Option<Box<MessageInflater>>,
     is_compressed: bool, // whether the current message is compressed
@@ -130,7 +130,7 @@ impl FrameScanner {
             messages: 0,
             fragments: 0,
             deflates: None,
-            resets: from == Role::Client, // this server demands `client_no_context_takeover`
+            resets_context: from == Role::Client, // this server demands `client_no_context_takeover`
             inflater: None,
             is_compressed: false,
         }
@@ -144,7 +144,7 @@ impl FrameScanner {
 
     /// Permits compressed messages to refer to earlier ones (context takeover).
     pub fn keep_context(&mut self) {
-        self.resets = false;
+        self.resets_context = false;
     }
 
     /// The inflater's memory in bytes; 0 before the first compressed message.
@@ -180,7 +180,7 @@ impl FrameScanner {
             && let Err(error) = self.read_header(&mut frame, input, part)
         {
             // Show the payload length of the invalid frame: the length hints at what the peer meant to send.
-            frame.header.cut_to_size();
+            frame.header.truncate_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
             self.read_payload(&mut frame, input, part);
             return ScanResult::Lost(frame, error);
@@ -214,8 +214,8 @@ impl FrameScanner {
     fn read_header(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) -> Result<(), ProtocolError> {
         let before = frame.header.bytes().len();
         frame.header.push(&input[..input.len().min(MAX_HEADER_SIZE)]);
-        let parsed = FrameHeader::parse_negotiated(self.from, self.deflates.is_some(), frame.header.bytes());
-        frame.header.cut_to_size();
+        let parsed = FrameHeader::parse_with_deflate(self.from, self.deflates.is_some(), frame.header.bytes());
+        frame.header.truncate_to_size();
         let consumed = frame.header.bytes().len() - before;
         frame.parts.add(part, consumed);
         *input = &input[consumed..];
@@ -258,11 +258,11 @@ impl FrameScanner {
             self.is_compressed = header.is_compressed;
         }
         if self.is_compressed {
-            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(self.resets)));
+            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(self.resets_context)));
             if header.is_compressed {
                 inflater.start_message(self.deflates.unwrap_or_default());
             }
-            frame.inflated = Some(Inflated::default());
+            frame.inflated = Some(InflatedPayload::default());
         }
     }
 
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_beyond_the_limit_has_nothing_after_it() {
+    fn bytes_beyond_the_limit_still_belong_to_the_head() {
         let (mut head, piece) = (Head::default(), vec![b'x'; MAX_STORED_HEAD_LEN / 2 + 1]);
         assert_eq!(head.read(&piece, 1), b"");
         assert_eq!(head.read(&piece, 2), b"");

@@ -167,7 +167,7 @@ impl TokenRedactor {
 /// Redacts the payload bytes at `offset` of a client's compressed frame. Replaces them with `*`, and the message's last
 /// two bytes with codes that end the block, so that a replay can still inflate the message. In DEFLATE, the first `*`
 /// begins a block with fixed Huffman codes, and each further `*` is a literal.
-pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
+pub fn redact_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
         *byte = match payload_len - at {
             2 if header.fin() => 0x02, // ends the block of literals
@@ -200,20 +200,20 @@ fn redact_parameters(head: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// After `replace_compressed`, a message still inflates, whether it was sent in one frame or in two.
+    /// After `redact_compressed`, a message still inflates, whether it was sent in one frame or in two.
     #[cfg(feature = "deflate")]
     #[test]
     fn replaced_messages_inflate() {
-        use crate::inspect::inflated::{Inflated, MessageInflater};
+        use crate::inspect::inflated::{InflatedPayload, MessageInflater};
         for frames in [&[1][..], &[2], &[5], &[6], &[100], &[70_000], &[40, 25], &[3, 2]] {
-            let (mut inflater, mut inflated) = (MessageInflater::new(true), Inflated::default());
+            let (mut inflater, mut inflated) = (MessageInflater::new(true), InflatedPayload::default());
             inflater.start_message(1 << 20);
             for (number, len) in (1..).zip(frames) {
                 let fin = if number == frames.len() { 0x80 } else { 0 };
                 let mut payload = vec![0xff; *len];
                 let mut header = Header::default();
                 header.push(&[fin | 1, 0x80, 0, 0, 0, 0]);
-                replace_compressed(&header, *len as u64, 0, &mut payload);
+                redact_compressed(&header, *len as u64, 0, &mut payload);
                 inflater.inflate(&payload, &mut inflated);
             }
             inflater.end_message(&mut inflated);

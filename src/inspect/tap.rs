@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use super::checker::RuleChecker;
 use super::lifecycle::Lifecycle;
-use super::scan::{Direction, ScanResult};
+use super::scan::{DirectionState, ScanResult};
 use super::secret::{TokenRedactor, WelcomeRedactor};
 use super::{AcceptSteps, Frame, Head, MAX_SHOWN_BYTES, RecordKind, Records, Reporter, Response, State};
 use super::{failure, secret};
@@ -32,10 +32,10 @@ const MAX_INFLATED_BYTES: usize = 16 * 1024 * 1024;
 pub struct Tap {
     reporter: Reporter,
     stage: TapStage,
-    client: Direction,
-    server: Direction,
+    client: DirectionState,
+    server: DirectionState,
     /// Bytes that the client sent after its request but before the response: one (read number, bytes) pair per read.
-    early: Vec<(u64, Vec<u8>)>,
+    early_reads: Vec<(u64, Vec<u8>)>,
     /// Whether the tap dropped client bytes that arrived before the response, because of [`MAX_EARLY_BYTES`].
     has_early_gap: bool,
     checker: RuleChecker,
@@ -62,9 +62,9 @@ impl Tap {
         Tap {
             reporter: Reporter::new(connection, records),
             stage: TapStage::Handshake,
-            client: Direction::new(Role::Client),
-            server: Direction::new(Role::Server),
-            early: Vec::new(),
+            client: DirectionState::new(Role::Client),
+            server: DirectionState::new(Role::Server),
+            early_reads: Vec::new(),
             has_early_gap: false,
             checker: RuleChecker::default(),
             lifecycle: Lifecycle::new(State::Connecting),
@@ -144,7 +144,7 @@ impl Tap {
         self.checker.buffered_bytes()
             + heads
             + inflaters
-            + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+            + self.early_reads.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     /// Processes one read from the client or one write to the client.
@@ -186,7 +186,7 @@ impl Tap {
         self.reporter.report(RecordKind::End(end));
     }
 
-    fn direction(&mut self, from: Role) -> &mut Direction {
+    fn direction(&mut self, from: Role) -> &mut DirectionState {
         match from {
             Role::Client => &mut self.client,
             Role::Server => &mut self.server,
@@ -199,11 +199,11 @@ impl Tap {
         if self.client.head.is_complete && !was_complete {
             self.report_request();
         }
-        let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
+        let held: usize = self.early_reads.iter().map(|(_, bytes)| bytes.len()).sum();
         let exceeds = held > 0 && held + rest.len() > MAX_EARLY_BYTES;
         self.has_early_gap |= exceeds;
         if !self.has_early_gap && !rest.is_empty() {
-            self.early.push((part, rest.to_vec()));
+            self.early_reads.push((part, rest.to_vec()));
         }
     }
 
@@ -233,7 +233,7 @@ impl Tap {
         if status != 101 {
             let body = rest[..rest.len().min(MAX_SHOWN_BYTES)].to_vec();
             self.stage = TapStage::Ended;
-            self.early = Vec::new();
+            self.early_reads = Vec::new();
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
@@ -246,7 +246,7 @@ impl Tap {
         // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
         // Report these client frames before the server's frames, because they arrived before the response.
-        for (part, bytes) in std::mem::take(&mut self.early) {
+        for (part, bytes) in std::mem::take(&mut self.early_reads) {
             self.read_frames(Role::Client, &bytes, part);
         }
         if self.has_early_gap {
@@ -358,8 +358,8 @@ impl Tap {
                 if let (Some(_), Some(inflated)) = (&self.tokens, &mut frame.inflated) {
                     // The position of a token in the compressed payload is unknown, so redact the whole payload.
                     if inflated.has_token || inflated.is_broken || !is_complete {
-                        secret::replace_compressed(&frame.header, frame.payload_len, 0, &mut frame.wire);
-                        inflated.start.fill(b'*');
+                        secret::redact_compressed(&frame.header, frame.payload_len, 0, &mut frame.wire);
+                        inflated.prefix.fill(b'*');
                     }
                 } else if let Some(tokens) = &mut self.tokens {
                     tokens.redact(&frame.header, 0, &mut frame.wire);
@@ -456,7 +456,7 @@ mod tests {
             let text = |kind| match kind {
                 RecordKind::Frame(frame) => {
                     let inflated = frame.inflated.filter(|inflated| !inflated.is_broken);
-                    Some(inflated.map_or("broken".into(), |inflated| String::from_utf8(inflated.start).unwrap()))
+                    Some(inflated.map_or("broken".into(), |inflated| String::from_utf8(inflated.prefix).unwrap()))
                 }
                 RecordKind::Failure(failure) => Some(failure.code.to_string()),
                 _ => None,

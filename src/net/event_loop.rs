@@ -15,7 +15,7 @@ use super::{PollFlags, is_ready, log_writer::LogWriter, metrics::ADMIN_TOKEN, me
 use crate::config::{self, Config};
 use crate::server::{Readiness, Server};
 use crate::{broker::Random, chat::Now, http::access::AccessControl, server::limits::ConnectionLimits, systemd};
-use crate::{inspect::cases::BoxedPlayer, operator::Operator};
+use crate::{inspect::cases::BoxedPlayer, operator::OperatorState};
 
 const SIGNALS_TOKEN: Token = Token(usize::MAX);
 const WAKER_TOKEN: Token = Token(usize::MAX - 1); // lets other threads wake the poll
@@ -79,7 +79,7 @@ impl EventLoop {
         }
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
-        let mut operator = Operator::default();
+        let mut operator = OperatorState::default();
         let broker = super::new_broker(&config, random, &mut operator, wake)?;
         let mut server = Server::new(config.clone(), access, limits, Box::new(observers), broker, now);
         server.chat.operator = operator;

@@ -25,12 +25,12 @@ const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
 #[derive(Clone)]
-pub struct LogWriter(Arc<Mutex<Lines>>);
+pub struct LogWriter(Arc<Mutex<LogQueue>>);
 
 /// Writes to stderr and returns the number of bytes written. May block only if stderr cannot be made non-blocking.
 pub type WriteFn = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
 
-pub struct Lines {
+pub struct LogQueue {
     queued: Vec<u8>,
     dropped: usize,
     waiting_since: Option<Duration>, // monotonic time of the first line queued since the last flush
@@ -41,7 +41,7 @@ pub struct Lines {
 impl LogWriter {
     pub fn new(write: WriteFn) -> LogWriter {
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
-        LogWriter(Arc::new(Mutex::new(Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, write })))
+        LogWriter(Arc::new(Mutex::new(LogQueue { queued: Vec::new(), dropped: 0, waiting_since: None, now, write })))
     }
 
     /// Installs the global logger. The environment variable `WIRECHAT_LOG` (`env_filter` syntax) overrides `level`.
@@ -73,7 +73,7 @@ impl LogWriter {
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED_BYTES / 2));
     }
 
-    pub fn lines(&self) -> MutexGuard<'_, Lines> {
+    pub fn lines(&self) -> MutexGuard<'_, LogQueue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -90,7 +90,7 @@ impl Log for LogWriter {
     fn flush(&self) {} // does nothing: the event loop decides when to flush the queue
 }
 
-impl Lines {
+impl LogQueue {
     /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_LINE_WAIT`.
     pub fn begin_turn(&mut self, now: Now, is_idle: bool) {
         self.now = now;
@@ -167,41 +167,41 @@ mod tests {
         }
     }
 
-    struct PipeLines {
-        lines: Lines,
+    struct TestQueue {
+        lines: LogQueue,
         pipe: Arc<Mutex<Pipe>>,
     }
 
-    impl PipeLines {
+    impl TestQueue {
         fn stderr(&self) -> MutexGuard<'_, Pipe> {
             self.pipe.lock().unwrap()
         }
     }
 
-    impl Deref for PipeLines {
-        type Target = Lines;
+    impl Deref for TestQueue {
+        type Target = LogQueue;
 
-        fn deref(&self) -> &Lines {
+        fn deref(&self) -> &LogQueue {
             &self.lines
         }
     }
 
-    impl DerefMut for PipeLines {
-        fn deref_mut(&mut self) -> &mut Lines {
+    impl DerefMut for TestQueue {
+        fn deref_mut(&mut self) -> &mut LogQueue {
             &mut self.lines
         }
     }
 
-    fn lines(space: usize) -> PipeLines {
+    fn lines(space: usize) -> TestQueue {
         let pipe = Arc::new(Mutex::new(Pipe { taken: Vec::new(), space }));
         let stderr = Arc::clone(&pipe);
         let write = move |piece: &[u8]| stderr.lock().unwrap().write(piece);
         let lines = Arc::into_inner(LogWriter::new(Box::new(write)).0).unwrap().into_inner().unwrap();
-        PipeLines { lines, pipe }
+        TestQueue { lines, pipe }
     }
 
     /// Begins a turn `wait` milliseconds after the last turn, and returns the bytes written.
-    fn turn(lines: &mut PipeLines, wait: u64, is_idle: bool) -> Vec<u8> {
+    fn turn(lines: &mut TestQueue, wait: u64, is_idle: bool) -> Vec<u8> {
         let monotonic = lines.now.monotonic + Duration::from_millis(wait);
         lines.begin_turn(Now { time: SystemTime::UNIX_EPOCH, monotonic }, is_idle);
         std::mem::take(&mut lines.stderr().taken)
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_loop_writes_full_batches_and_lines_that_have_waited() {
+    fn a_busy_event_loop_writes_full_batches_and_overdue_lines() {
         let mut lines = lines(usize::MAX);
         lines.push(b"one\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 4, false), b"");
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_flood_of_rejections_leaves_room_for_the_lines_about_the_users() {
         let mut lines = lines(0);
-        let log = |lines: &mut PipeLines, level, message: &str| {
+        let log = |lines: &mut TestQueue, level, message: &str| {
             lines.log(&Record::builder().level(level).args(format_args!("{message}")).build());
         };
         for level in [Level::Info, Level::Warn].into_iter().cycle().take(2000) {

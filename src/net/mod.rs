@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
-use crate::{broker::Broker, broker::Random, config::Config, operator::Operator, server::new_memory_broker};
+use crate::{broker::Broker, broker::Random, config::Config, operator::OperatorState, server::new_memory_broker};
 use log_writer::LogWriter;
 
 pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
@@ -26,7 +26,7 @@ pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
 fn new_broker<E>(
     config: &Config,
     random: Random,
-    operator: &mut Operator<E>,
+    operator: &mut OperatorState<E>,
     wake: impl Fn() + Clone + Send + 'static,
 ) -> Result<Box<dyn Broker>, String> {
     #[cfg(feature = "redis")]
@@ -44,7 +44,7 @@ fn new_broker<E>(
         let options = DatabaseOptions {
             survives_power_failure: config.features.history_sync.as_deref() != Some("normal"),
             max_messages_per_room: config.features.history_keep.unwrap_or(10_000),
-            max_days: config.features.history_days.unwrap_or(0),
+            max_age_days: config.features.history_days.unwrap_or(0),
         };
         let limits = LogLimits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();

@@ -108,8 +108,8 @@ pub enum Stage {
     Open(Protocol),
     Draining {
         /// Whether to discard input until EOF: closing a socket with unread input sends an RST, which can lose output.
-        discards: bool,
-        is_shut: bool, // whether the server has already shut down the write side
+        discards_input: bool,
+        is_write_closed: bool, // whether the server has already shut down the write side
         reason: Cow<'static, str>,
     },
 }
@@ -170,7 +170,7 @@ impl<S: Socket> Connection<S> {
     pub fn wants_read(&self, max_outbox: usize) -> bool {
         let reads = match &self.cold.stage {
             Stage::Handshake(_) => true,
-            Stage::Draining { discards, .. } => *discards,
+            Stage::Draining { discards_input, .. } => *discards_input,
             Stage::Open(_) if self.is_echo() => self.is_flushed(),
             // Replies (mostly Pongs) must not fill the outbox of a peer that sends but does not read.
             Stage::Open(_) => !self.is_congested(max_outbox),
@@ -237,9 +237,10 @@ impl<S: Socket> Connection<S> {
         socket.flush()?;
         observer.take_if(|observer| observer.is_done());
         if self.is_flushed()
-            && let Stage::Draining { discards: true, is_shut: is_shut @ false, .. } = &mut self.cold.stage
+            && let Stage::Draining { discards_input: true, is_write_closed: is_write_closed @ false, .. } =
+                &mut self.cold.stage
         {
-            *is_shut = true;
+            *is_write_closed = true;
             self.socket.shutdown_write()?;
         }
         Ok(())
@@ -291,13 +292,13 @@ impl<S: Socket> Connection<S> {
         }
     }
 
-    pub fn drain(&mut self, discards: bool, reason: impl Into<Cow<'static, str>>) {
-        self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
+    pub fn drain(&mut self, discards_input: bool, reason: impl Into<Cow<'static, str>>) {
+        self.cold.stage = Stage::Draining { discards_input, is_write_closed: false, reason: reason.into() };
     }
 
     pub fn has_drained(&self) -> bool {
-        let Stage::Draining { discards, .. } = self.cold.stage else { return false };
-        self.is_flushed() && (!discards || self.input == Input::Ended)
+        let Stage::Draining { discards_input, .. } = self.cold.stage else { return false };
+        self.is_flushed() && (!discards_input || self.input == Input::Ended)
     }
 
     /// The bytes in the connection's own buffers, which count towards `--max-buffered`. Excludes shared frames.
@@ -389,17 +390,17 @@ mod tests {
 
     use super::*;
 
-    struct Silent {
+    struct SilentSocket {
         pending: Option<Role>,
     }
 
-    impl Read for Silent {
+    impl Read for SilentSocket {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             Err(ErrorKind::WouldBlock.into())
         }
     }
 
-    impl Write for Silent {
+    impl Write for SilentSocket {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(ErrorKind::WouldBlock.into())
         }
@@ -410,7 +411,7 @@ mod tests {
         }
     }
 
-    impl Socket for Silent {
+    impl Socket for SilentSocket {
         fn has_pending_bytes(&self, from: Role) -> bool {
             self.pending == Some(from)
         }
@@ -420,9 +421,9 @@ mod tests {
         }
     }
 
-    fn connection(stage: Stage, service: Service, queued: usize) -> Connection<Silent> {
+    fn connection(stage: Stage, service: Service, queued: usize) -> Connection<SilentSocket> {
         let peer = "192.0.2.1:1".parse().unwrap();
-        let mut connection = Connection::new(Silent { pending: None }, peer, None, Duration::ZERO);
+        let mut connection = Connection::new(SilentSocket { pending: None }, peer, None, Duration::ZERO);
         (connection.cold.stage, connection.cold.service) = (stage, Some(service));
         connection.outbox.push(vec![0; queued]);
         connection.set_readable(false);
@@ -433,12 +434,12 @@ mod tests {
         Stage::Open(Protocol::new(Limits { message: 9, fragments: 9, accepts_binary: true, deflates: false }))
     }
 
-    fn draining(discards: bool) -> Stage {
-        Stage::Draining { discards, is_shut: false, reason: "".into() }
+    fn draining(discards_input: bool) -> Stage {
+        Stage::Draining { discards_input, is_write_closed: false, reason: "".into() }
     }
 
     #[test]
-    fn the_table_of_interest_matches_the_code() {
+    fn the_interest_table_matches_the_code() {
         const BOUND: usize = 100;
         type Make = fn() -> Stage;
         let stages: [(&str, Make, Service); 5] = [
@@ -487,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_7_1_1_when_the_server_ends_tcp() {
+    fn rfc_7_1_1_when_the_server_closes_tcp() {
         let after = |mut bytes: Vec<u8>, has_input: bool| {
             let mut connection = connection(open(), Service::Echo, 0);
             connection.input = if has_input { Input::Readable } else { Input::Drained };
@@ -495,7 +496,7 @@ mod tests {
             while protocol.receive(&mut &mut bytes[..]).is_some_and(|_| false) {}
             connection.apply_protocol_state();
             match connection.cold.stage {
-                Stage::Draining { discards, .. } => Some(discards),
+                Stage::Draining { discards_input, .. } => Some(discards_input),
                 _ => None,
             }
         };

@@ -157,7 +157,7 @@ mod tests {
         batch.cursors.get(&member).copied().unwrap_or_default()
     }
 
-    fn frame(username: &str) -> Vec<u8> {
+    fn joined_frame(username: &str) -> Vec<u8> {
         let json = format!(r#"{{"event":"joined","data":{{"username":"{username}"}}}}"#);
         [&[0x81, json.len() as u8], json.as_bytes()].concat()
     }
@@ -186,13 +186,16 @@ mod tests {
     fn a_cursor_skips_what_was_read() {
         let mut fanout = Fanout::default();
         append(&mut fanout, ROOM, "one");
-        assert_eq!(fanout.advance_cursor(ROOM, ALICE, FORMAT), &frame("one")[..]);
+        assert_eq!(fanout.advance_cursor(ROOM, ALICE, FORMAT), &joined_frame("one")[..]);
         assert_eq!(fanout.advance_cursor(ROOM, ALICE, FORMAT), b"");
         append(&mut fanout, ROOM, "two");
         append(&mut fanout, ROOM, "three");
         let (_, batch) = fanout.take_next_batch().unwrap();
-        assert_eq!(batch.frames[EVENTS as usize][0], [frame("one"), frame("two"), frame("three")].concat());
-        assert_eq!((cursor(&batch, ALICE), cursor(&batch, BOB)), (frame("one").len(), 0));
+        assert_eq!(
+            batch.frames[EVENTS as usize][0],
+            [joined_frame("one"), joined_frame("two"), joined_frame("three")].concat()
+        );
+        assert_eq!((cursor(&batch, ALICE), cursor(&batch, BOB)), (joined_frame("one").len(), 0));
         assert!(fanout.is_empty() && fanout.take_next_batch().is_none());
     }
 

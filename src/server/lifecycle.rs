@@ -165,7 +165,7 @@ impl<S: Socket> Server<S> {
             request.extra = self.observers.welcome_field(token);
         }
         self.limits.client_count += 1;
-        self.chat.operator.counters.services[service as usize] += 1;
+        self.chat.operator.counters.open_connections[service as usize] += 1;
         let Some(connection) = self.connections.get_mut(token) else { return };
         let limits = Limits { deflates: deflate.is_some(), ..service.limits(&self.config) };
         let upgraded = ObservedStage::Upgraded {
@@ -185,11 +185,11 @@ impl<S: Socket> Server<S> {
             self.chat.join(token, *request, self.now);
             self.apply_effects();
         }
-        self.check_proof(token, self.config.ping_interval);
+        self.check_jwt_expiry(token, self.config.ping_interval);
     }
 
     /// Closes the connection if its JWT has expired. Otherwise, sets its timer to fire within `wait`.
-    fn check_proof(&mut self, token: Token, wait: Duration) {
+    fn check_jwt_expiry(&mut self, token: Token, wait: Duration) {
         let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) else {
             return;
         };
@@ -242,7 +242,7 @@ impl<S: Socket> Server<S> {
         if pings {
             self.ping(token, b"");
         }
-        self.check_proof(token, wait);
+        self.check_jwt_expiry(token, wait);
     }
 
     pub(super) fn ping(&mut self, token: Token, payload: &[u8]) {
@@ -262,7 +262,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Drops unsent room events and the outbox, except the rest of a half-sent frame. Then closes the connection.
-    pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
+    pub(super) fn close_slow_consumer(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
             self.chat.operator.counters.slow_consumers += 1;
@@ -339,7 +339,7 @@ impl<S: Socket> Server<S> {
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
-        self.chat.operator.counters.count_end(service.map(|kind| kind as usize), close_code, connection.bytes_sent);
+        self.chat.operator.counters.count_close(service.map(|kind| kind as usize), close_code, connection.bytes_sent);
         // Log chat clients and rejections only at debug level, because they already have LEAVE and REJECT lines.
         let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
@@ -354,7 +354,7 @@ impl<S: Socket> Server<S> {
                 self.limits.buffered += buffered;
                 self.limits.buffered -= std::mem::replace(&mut connection.cold.buffered, buffered);
             }
-            let buffered = self.limits.buffered + self.limits.buffered_shared.get() + self.chat.broker.queued_bytes();
+            let buffered = self.limits.buffered + self.limits.shared_bytes.get() + self.chat.broker.queued_bytes();
             if buffered <= self.config.max_buffered {
                 return;
             }
@@ -376,7 +376,7 @@ impl<S: Socket> Server<S> {
             self.connections.queue(Work::Write, token); // `write_to` removes the connection if it has drained
         } else if is_open {
             connection.cold.unprocessed = Box::default();
-            self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
+            self.close_slow_consumer(token, CloseCode::TRY_AGAIN_LATER, REASON);
         } else {
             self.abort(token, REASON);
         }
@@ -449,7 +449,7 @@ impl<S: Socket> Server<S> {
                 let schedule = CloseSchedule::new(connections, self.config.drain, now);
                 self.shutdown = Some(Shutdown::Spreading(schedule));
             }
-            Some(Shutdown::Spreading(schedule)) if schedule.step_at > now => {}
+            Some(Shutdown::Spreading(schedule)) if schedule.next_step_at > now => {}
             Some(Shutdown::Spreading(schedule)) if waits => schedule.is_postponed = true,
             Some(Shutdown::Spreading(schedule)) => {
                 schedule.waiting.retain(|token| self.connections.table.contains_key(token));
@@ -519,7 +519,7 @@ mod tests {
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     const WRITABLE: Readiness =
         Readiness { is_readable: false, is_writable: true, is_read_closed: false, has_error: false };
-    const READABLE: Readiness = Readiness { is_readable: true, ..WRITABLE };
+    const READABLE_AND_WRITABLE: Readiness = Readiness { is_readable: true, ..WRITABLE };
 
     /// A socket that accepts `space` bytes, then returns `WouldBlock`.
     #[derive(Default)]
@@ -556,7 +556,7 @@ mod tests {
 
     /// Ends a connection by calling `cause`. Returns the last three cells of this cause's row in the `connection.rs`
     /// table. If `is_upgraded`, the connection is open, and the first of its two queued frames is partly sent.
-    fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
+    fn describe_ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
@@ -575,7 +575,7 @@ mod tests {
             server.finish_turn();
         };
         if is_upgraded {
-            server.set_ready(token, READABLE);
+            server.set_ready(token, READABLE_AND_WRITABLE);
             turn(&mut server, 1000);
             for text in ["first", "second"] {
                 server.send_frame(token, Opcode::Text, text.as_bytes());
@@ -588,8 +588,8 @@ mod tests {
         let cold = server.connections.get_mut(token).map(|connection| &connection.cold);
         let reads = match cold.map(|cold| &cold.stage) {
             Some(Stage::Open(_) | Stage::Handshake(_)) => "frames, until the peer's Close",
-            Some(Stage::Draining { discards: true, .. }) => "discarded until the end of the stream",
-            Some(Stage::Draining { discards: false, .. }) | None => "nothing",
+            Some(Stage::Draining { discards_input: true, .. }) => "discarded until the end of the stream",
+            Some(Stage::Draining { discards_input: false, .. }) | None => "nothing",
         };
         let timer = cold.map_or("none", |cold| if cold.deadline == Some(close_at) { "close timeout" } else { "wrong" });
         turn(&mut server, 1000);
@@ -611,31 +611,37 @@ mod tests {
         let code = CloseCode::POLICY_VIOLATION;
         let close = || b"\x88\x80\0\0\0\0".to_vec();
         let rows = [
-            ("an HTTP response", ending(false, |server, token| server.reject(token, &http::forbidden("no"), false))),
-            ("the server closes", ending(true, |server, token| server.close(token, code, "no"))),
-            ("the consumer is slow", ending(true, |server, token| server.close_slow(token, code, "slow"))),
+            (
+                "an HTTP response",
+                describe_ending(false, |server, token| server.reject(token, &http::forbidden("no"), false)),
+            ),
+            ("the server closes", describe_ending(true, |server, token| server.close(token, code, "no"))),
+            (
+                "the consumer is slow",
+                describe_ending(true, |server, token| server.close_slow_consumer(token, code, "slow")),
+            ),
             (
                 "an error, framing intact",
-                ending(true, |server, token| {
+                describe_ending(true, |server, token| {
                     server.receive_frames(token, &mut b"\x81\x81\0\0\0\0\xff".to_vec());
                 }),
             ),
             (
                 "an error, framing lost",
-                ending(true, |server, token| {
+                describe_ending(true, |server, token| {
                     server.receive_frames(token, &mut b"\x81\x05".to_vec());
                 }),
             ),
-            ("the peer closes", ending(true, |server, token| server.receive_frames(token, &mut close()))),
+            ("the peer closes", describe_ending(true, |server, token| server.receive_frames(token, &mut close()))),
             (
                 "the peer closes, input left",
-                ending(true, |server, token| {
-                    server.set_ready(token, READABLE);
+                describe_ending(true, |server, token| {
+                    server.set_ready(token, READABLE_AND_WRITABLE);
                     server.receive_frames(token, &mut close());
                 }),
             ),
-            ("the peer ended the stream", ending(true, |server, token| server.handle_end_of_stream(token))),
-            ("a timeout or a failed socket", ending(true, |server, token| server.abort(token, "late"))),
+            ("the peer ended the stream", describe_ending(true, |server, token| server.handle_end_of_stream(token))),
+            ("a timeout or a failed socket", describe_ending(true, |server, token| server.abort(token, "late"))),
         ];
         let rows = rows.map(|(name, row)| format!("\n| {name} | {row} |"));
         let table = "| cause | still sent | still read | timer |\n|---|---|---|---|".to_owned() + &rows.concat();

@@ -27,12 +27,12 @@ pub struct ConnectionLimits {
     max_per_address: usize,
     per_address: HashMap<IpAddr, usize>,
     connect_rate: f64,
-    connects: PeerMap<IpAddr, TokenBucket>,
+    connect_buckets: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
     wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and time of the first one
     rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // when to log the next summary, and rejections per address
     pub buffered: usize, // bytes in the connections' own buffers, limited by `--max-buffered`
-    pub buffered_shared: Rc<Cell<usize>>, // bytes in broadcasts that outboxes share, also limited by `--max-buffered`
+    pub shared_bytes: Rc<Cell<usize>>, // bytes in broadcasts that outboxes share, also limited by `--max-buffered`
 }
 
 impl ConnectionLimits {
@@ -80,7 +80,7 @@ impl ConnectionLimits {
         let (rate, burst) = (self.connect_rate, (self.connect_rate * CONNECT_BURST_SECONDS).max(1.0));
         let is_expired = |bucket: &TokenBucket| bucket.is_expired(rate, burst, Duration::ZERO, now);
         let full = TokenBucket::full(burst, now);
-        let may_connect = rate == 0.0 || self.connects.entry(address, full, is_expired).take(rate, burst, now);
+        let may_connect = rate == 0.0 || self.connect_buckets.entry(address, full, is_expired).take(rate, burst, now);
         if may_connect { Ok(()) } else { Err("This address connects too fast") }
     }
 

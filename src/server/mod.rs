@@ -139,7 +139,7 @@ impl<S: Socket> Server<S> {
         let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();
         let stop = match &self.shutdown {
             Some(Shutdown::Announced { until } | Shutdown::Closing { until }) => Some(*until),
-            Some(Shutdown::Spreading(schedule)) if !schedule.is_postponed => Some(schedule.step_at),
+            Some(Shutdown::Spreading(schedule)) if !schedule.is_postponed => Some(schedule.next_step_at),
             _ => None,
         };
         let now = has_work.then_some(self.now.monotonic);
@@ -305,7 +305,7 @@ impl<S: Socket> Server<S> {
     fn send_frame(&mut self, token: Token, opcode: Opcode, payload: &[u8]) {
         let mut bytes = Vec::new();
         let agreement = self.connections.table.get(&token).and_then(|connection| connection.cold.deflate);
-        self.fanout.deflater.append_alone(agreement, opcode, payload, &mut bytes);
+        self.fanout.deflater.append_standalone(agreement, opcode, payload, &mut bytes);
         self.connections.send(token, bytes);
     }
 
@@ -404,7 +404,7 @@ impl<S: Socket> Server<S> {
                 self.send_batch(room, &batch);
             }
             while let Some(token) = self.connections.dequeue(Work::CloseSlow) {
-                self.close_slow(token, CloseCode::POLICY_VIOLATION, "too slow to read");
+                self.close_slow_consumer(token, CloseCode::POLICY_VIOLATION, "too slow to read");
             }
             self.apply_effects();
             self.serve_observers();
@@ -417,7 +417,7 @@ impl<S: Socket> Server<S> {
     }
 
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
-        let broadcast = |frames| Broadcast::new(frames, &self.limits.buffered_shared);
+        let broadcast = |frames| Broadcast::new(frames, &self.limits.shared_bytes);
         let mut broadcasts = batch.frames.each_ref().map(|frames| frames.each_ref().map(|frames| broadcast(frames)));
         let (mut failed, mut formats) = (Vec::new(), [[false; Variant::COUNT]; Dialect::ALL.len()]);
         for (token, dialect) in self.chat.recipients(room) {

@@ -49,32 +49,32 @@ impl Chunk {
 /// A copy of a broadcast's frames. Members whose sockets do not accept every byte at once share the copy.
 struct SharedFrames {
     bytes: Box<[u8]>,
-    buffered_shared: Rc<Cell<usize>>, // total bytes of all `SharedFrames`, for `--max-buffered`
+    shared_bytes: Rc<Cell<usize>>, // total bytes of all `SharedFrames`, for `--max-buffered`
 }
 
 impl Drop for SharedFrames {
     fn drop(&mut self) {
-        self.buffered_shared.set(self.buffered_shared.get() - self.bytes.len());
+        self.shared_bytes.set(self.shared_bytes.get() - self.bytes.len());
     }
 }
 
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
     pub count: u64, // number of WebSocket frames encoded in `frames`
-    buffered_shared: &'a Rc<Cell<usize>>,
-    copy: Option<Rc<SharedFrames>>,
+    shared_bytes: &'a Rc<Cell<usize>>,
+    shared: Option<Rc<SharedFrames>>,
 }
 
 impl<'a> Broadcast<'a> {
-    pub fn new(frames: &'a [u8], buffered_shared: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
-        Broadcast { frames, count: count_frames(frames), buffered_shared, copy: None }
+    pub fn new(frames: &'a [u8], shared_bytes: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
+        Broadcast { frames, count: count_frames(frames), shared_bytes, shared: None }
     }
 
-    fn copy(&mut self) -> Rc<SharedFrames> {
-        let Broadcast { frames, buffered_shared, copy, .. } = self;
-        Rc::clone(copy.get_or_insert_with(|| {
-            buffered_shared.set(buffered_shared.get() + frames.len());
-            Rc::new(SharedFrames { bytes: (*frames).into(), buffered_shared: Rc::clone(buffered_shared) })
+    fn share(&mut self) -> Rc<SharedFrames> {
+        let Broadcast { frames, shared_bytes, shared, .. } = self;
+        Rc::clone(shared.get_or_insert_with(|| {
+            shared_bytes.set(shared_bytes.get() + frames.len());
+            Rc::new(SharedFrames { bytes: (*frames).into(), shared_bytes: Rc::clone(shared_bytes) })
         }))
     }
 }
@@ -119,7 +119,7 @@ impl Outbox {
             result => result?,
         };
         self.len += frames.len();
-        self.chunks.push_back(Chunk::Shared(broadcast.copy()));
+        self.chunks.push_back(Chunk::Shared(broadcast.share()));
         self.consume(written);
         self.flush(socket, None)
     }
@@ -311,18 +311,18 @@ mod tests {
     fn members_that_have_to_wait_share_one_copy() {
         let frames = [frame(3), frame(200)].concat();
         for cut in 0..=frames.len() {
-            let buffered_shared = Rc::default();
-            let mut broadcast = Broadcast::new(&frames, &buffered_shared);
+            let shared_bytes = Rc::default();
+            let mut broadcast = Broadcast::new(&frames, &shared_bytes);
             let (mut quick, mut slow, mut slower) = (Outbox::default(), Outbox::default(), Outbox::default());
             let mut socket = pipe(usize::MAX);
             quick.send_broadcast(&mut broadcast, &mut socket).unwrap();
-            assert!(quick.is_empty() && buffered_shared.get() == 0 && socket.written == frames);
+            assert!(quick.is_empty() && shared_bytes.get() == 0 && socket.written == frames);
             let mut socket = pipe(cut);
             slow.send_broadcast(&mut broadcast, &mut socket).unwrap();
             slower.send_broadcast(&mut broadcast, &mut pipe(0)).unwrap();
             assert_eq!((slow.len(), slower.len()), (frames.len() - cut, frames.len()));
             assert_eq!(
-                (buffered_shared.get(), slow.owned_len(), slower.owned_len()),
+                (shared_bytes.get(), slow.owned_len(), slower.owned_len()),
                 (frames.len(), 0, 0),
                 "one copy, cut at {cut}"
             );
@@ -331,9 +331,9 @@ mod tests {
             slow.flush(&mut socket, None).unwrap();
             assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "the owned frame last, cut at {cut}");
             drop((slow, broadcast));
-            assert_eq!(buffered_shared.get(), frames.len(), "one outbox still holds the copy");
+            assert_eq!(shared_bytes.get(), frames.len(), "one outbox still holds the copy");
             slower.drop_unsent();
-            assert_eq!(buffered_shared.get(), 0);
+            assert_eq!(shared_bytes.get(), 0);
         }
     }
 
@@ -354,13 +354,13 @@ mod tests {
         let (_, all) = outbox();
         let ends = [0, 5, 5 + 204, all.len()];
         for cut in 0..=all.len() {
-            assert_dropped_at_an_end(outbox().0, &all, &ends, cut);
+            assert_dropped_at_frame_end(outbox().0, &all, &ends, cut);
         }
     }
 
     /// `all` is the content of `outbox`, whose frames end at `ends`. After the socket has accepted `cut` bytes and
     /// `drop_unsent` has run, the socket must receive only the rest of the half-sent frame.
-    fn assert_dropped_at_an_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
+    fn assert_dropped_at_frame_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
         let mut socket = pipe(cut);
         outbox.flush(&mut socket, None).unwrap();
         outbox.drop_unsent();
@@ -381,7 +381,7 @@ mod tests {
             outbox.push(frame(3));
             outbox.push(frame(1));
             assert_eq!((outbox.chunks().len(), outbox.len()), (2, all.len()));
-            assert_dropped_at_an_end(outbox, &all, &ends, cut);
+            assert_dropped_at_frame_end(outbox, &all, &ends, cut);
         }
     }
 

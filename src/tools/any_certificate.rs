@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, Signa
 
 pub fn connect(tcp: TcpStream) -> Result<StreamOwned<ClientConnection, TcpStream>, Error> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
+    let verifier = Arc::new(AcceptAnyCertificate(Arc::clone(&provider)));
     let settings = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let settings = settings.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     let name = ServerName::from(IpAddr::from([127, 0, 0, 1])); // an IP address, so that rustls sends no SNI
@@ -19,9 +19,9 @@ pub fn connect(tcp: TcpStream) -> Result<StreamOwned<ClientConnection, TcpStream
 }
 
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for AnyCertificate {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

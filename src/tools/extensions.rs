@@ -6,21 +6,21 @@ use crate::ws::deflate::negotiation::{EXTENSION_NAME, parse_window_bits, unquote
 
 /// The parameters of permessage-deflate that the endpoints have agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Agreed {
+pub struct DeflateParameters {
     /// Whether a message from the server may refer to earlier ones (context takeover).
-    pub server_takes_over: bool,
+    pub server_takes_over_context: bool,
     /// Whether a compressed message from the client may refer to the client's earlier messages (context takeover).
-    pub client_takes_over: bool,
+    pub client_takes_over_context: bool,
 }
 
-impl Agreed {
+impl DeflateParameters {
     /// Parses `chosen`, the value of `Sec-WebSocket-Extensions` in the response. Returns `None` if the server has not
     /// accepted permessage-deflate.
-    pub fn from_response(chosen: &str) -> Option<Agreed> {
+    pub fn from_response(chosen: &str) -> Option<DeflateParameters> {
         let response = elements(chosen).find(|element| element.name == EXTENSION_NAME)?;
-        Some(Agreed {
-            server_takes_over: response.get("server_no_context_takeover").is_none(),
-            client_takes_over: response.get("client_no_context_takeover").is_none(),
+        Some(DeflateParameters {
+            server_takes_over_context: response.get("server_no_context_takeover").is_none(),
+            client_takes_over_context: response.get("client_no_context_takeover").is_none(),
         })
     }
 }
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rfc_7692_7_1_what_a_client_checks_of_a_response() {
+    fn rfc_7692_7_1_a_client_checks_the_response() {
         let rows = [
             ("x", "x; a=1", None),
             ("x; a", "x", None),
@@ -168,8 +168,11 @@ mod tests {
             assert!(expected.is_none_or(|expected| found[0].contains(expected)), "{found:?}");
         }
         assert_eq!(find_violations("permessage-deflate", "").len(), 1);
-        assert_eq!(Agreed::from_response("x"), None);
-        let alone = Agreed::from_response("x, permessage-deflate;client_no_context_takeover");
-        assert_eq!(alone, Some(Agreed { server_takes_over: true, client_takes_over: false }));
+        assert_eq!(DeflateParameters::from_response("x"), None);
+        let alone = DeflateParameters::from_response("x, permessage-deflate;client_no_context_takeover");
+        assert_eq!(
+            alone,
+            Some(DeflateParameters { server_takes_over_context: true, client_takes_over_context: false })
+        );
     }
 }

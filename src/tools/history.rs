@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use crate::broker::Message;
-use crate::broker::sqlite::{database::StoredMessage, file::DAMAGED, reader::FileReader};
+use crate::broker::sqlite::{database::StoredMessage, file::DAMAGED, reader::HistoryReader};
 use crate::inspect::escape::escape;
 use crate::tools::screen::check_written;
 
@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         let _ = writeln!(io::stdout(), "{name} is damaged: {damage}");
         Ok(false)
     };
-    let mut file = match (FileReader::open(&arguments.file), &arguments.command) {
+    let mut file = match (HistoryReader::open(&arguments.file), &arguments.command) {
         (Ok(file), _) => file,
         (Err(error), Subcommand::Check { .. }) if error.starts_with(DAMAGED) => return print_damage(&error),
         (Err(error), _) => return Err(format!("{name}: {error}")),
@@ -96,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     done.map(|()| true).map_err(|error| format!("{name}: {error}"))
 }
 
-fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), String> {
+fn export(file: &HistoryReader, room: Option<&str>, json: bool) -> Result<(), String> {
     let rooms = file.room_names()?;
     if let Some(room) = room.filter(|room| !rooms.iter().any(|name| name == room)) {
         return Err(format!("there is no room {room:?}"));

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::extensions::{self, Agreed};
+use super::extensions::{self, DeflateParameters};
 use super::screen::{escape, quote, shorten};
 use crate::ws::close::{CloseFrame, ProtocolError};
 use crate::ws::deflate::context::inflate_message;
@@ -23,7 +23,7 @@ const MAX_FRAMES: u32 = 50_000;
 const MAX_HEADERS: usize = 128;
 /// The close code of a Close frame without a code. §7.1.5: "If this Close control frame contains no status code, _The
 /// WebSocket Connection Close Code_ is considered to be 1005."
-pub const NO_CODE: u16 = 1005;
+pub const NO_STATUS_RECEIVED: u16 = 1005;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Response {
@@ -31,7 +31,7 @@ pub struct Response {
     /// The value of `Sec-WebSocket-Version`: the versions that the server supports (§4.4).
     pub versions: Option<String>,
     /// The agreed parameters of permessage-deflate; `None` if the server declined the extension.
-    pub deflate: Option<Agreed>,
+    pub deflate: Option<DeflateParameters>,
     content_length: Option<usize>,
     pub body: Vec<u8>,
     /// Reasons to fail the connection even though the status is 101 (§4.1).
@@ -85,7 +85,7 @@ impl Response {
         let violations = if status == 101 { find_violations(&lines, offer) } else { Vec::new() };
         let versions = join_values(&lines, "Sec-WebSocket-Version");
         let extensions = join_values(&lines, "Sec-WebSocket-Extensions").filter(|_| status == 101);
-        let deflate = extensions.and_then(|chosen| Agreed::from_response(&chosen));
+        let deflate = extensions.and_then(|chosen| DeflateParameters::from_response(&chosen));
         Ok(Some((Response { status, versions, deflate, content_length, body: Vec::new(), violations }, len)))
     }
 
@@ -165,7 +165,7 @@ pub enum IncomingPayload {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncomingClose {
-    /// The code of the Close frame; [`NO_CODE`] if the Close frame contains none.
+    /// The code of the Close frame; [`NO_STATUS_RECEIVED`] if the Close frame contains none.
     pub code: u16,
     pub reason: String,
 }
@@ -228,7 +228,7 @@ impl Inbox {
         self.response.as_ref().is_some_and(|response| response.status == 101)
     }
 
-    pub fn deflate(&self) -> Option<Agreed> {
+    pub fn deflate(&self) -> Option<DeflateParameters> {
         self.response.as_ref()?.deflate
     }
 
@@ -285,7 +285,7 @@ impl Inbox {
             ProtocolError::MessageTooBig => TOO_MANY_BYTES.to_owned(), // this client's own limit, not a rule of the RFC
             error => format!("the server broke a rule: {error}"),
         };
-        let header = FrameHeader::parse_negotiated(Role::Server, self.deflate().is_some(), bytes);
+        let header = FrameHeader::parse_with_deflate(Role::Server, self.deflate().is_some(), bytes);
         let Some(header) = header.map_err(broken)? else { return Ok(None) };
         if self.close.is_some() {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
@@ -310,7 +310,7 @@ impl Inbox {
             (Opcode::Pong, _) => self.received.push(IncomingPayload::Pong(payload.to_vec())),
             (Opcode::Close, _) => {
                 let close = CloseFrame::parse(payload)?;
-                let code = close.code.map_or(NO_CODE, |code| code.get());
+                let code = close.code.map_or(NO_STATUS_RECEIVED, |code| code.get());
                 self.close = Some(IncomingClose { code, reason: close.reason.to_owned() });
             }
             (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
@@ -347,7 +347,7 @@ impl Inbox {
     }
 
     fn inflate(&mut self, payload: &[u8]) -> Result<Vec<u8>, ProtocolError> {
-        if self.deflate().is_some_and(|agreed| !agreed.server_takes_over) {
+        if self.deflate().is_some_and(|agreed| !agreed.server_takes_over_context) {
             self.window.clear();
         }
         let limit = MAX_FRAME_BYTES - self.frame_bytes;
@@ -399,7 +399,7 @@ mod tests {
         const REFERENCE: &[u8] = b"\xc1\x05\xf2\x00\x11\x00\x00"; // refers to the previous message (RFC 7692 §7.2.3.2)
         let receive = |parameters: &str, frames: &[&[u8]]| {
             let mut inbox = Inbox::open();
-            let deflate = Agreed::from_response(&format!("permessage-deflate{parameters}"));
+            let deflate = DeflateParameters::from_response(&format!("permessage-deflate{parameters}"));
             inbox.response.as_mut().unwrap().deflate = deflate;
             inbox.receive(&frames.concat());
             (inbox.received.len(), inbox.violation.unwrap_or_default())
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn violations_of_a_server_name_their_section() {
+    fn server_violations_cite_their_section() {
         let cases: [(&[u8], &str); 9] = [
             (b"\x81\x80\0\0\0\0", "§5.1"),
             (b"\xc1\x00", "§5.2"),
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_4_1_what_a_client_checks_of_a_101() {
+    fn rfc_4_1_client_checks_a_101_response() {
         let good =
             "Upgrade: WebSocket\r\nConnection: x, upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
         assert_eq!(violations_of(good, ""), [""; 0]);
@@ -475,7 +475,7 @@ mod tests {
     /// RFC 9110 §5.3: a header may appear twice only if its value is a list. The value of Connection is a list, but the
     /// value of Sec-WebSocket-Accept is not.
     #[test]
-    fn several_lines_of_one_name() {
+    fn repeated_headers() {
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
         let good = format!("Upgrade: websocket\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n{accept}");
         assert_eq!(violations_of(&good, ""), [""; 0]);
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_body_is_complete_when_no_more_of_it_is_stored() {
+    fn a_long_response_body_is_final_at_the_size_limit() {
         let mut inbox = Inbox::new(b"GET / HTTP/1.1\r\n\r\n");
         inbox.receive(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 99999999\r\n\r\n");
         assert!(!inbox.is_final());

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_a_recording_is_named_as_such() {
+    fn a_file_that_is_not_a_recording_is_reported_as_such() {
         let error = |bytes: &[u8]| parse_recording("f", bytes.to_vec()).unwrap_err();
         let start = "f is not a wirechat recording: its first line must be like {\"connection\":7,\"wirechat\":\"0.1.0\"}, and ";
         let end = ". Make recordings with wirechat --record DIR";

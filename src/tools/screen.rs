@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_from_the_wire_is_escaped_and_cut() {
+    fn data_from_the_wire_is_escaped_and_shortened() {
         assert_eq!(quote("say \"hi\"\x1b"), "\"say \"hi\"\\u{1b}\"");
         assert_eq!(quote(&"x".repeat(101)), format!("\"{}\"…", "x".repeat(100)));
         assert_eq!(shorten(b"hi\r\n"), "\"hi\\r\\n\"");

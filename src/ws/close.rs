@@ -78,7 +78,7 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    fn code_section_text(self) -> (u16, &'static str, Cow<'static, str>) {
+    fn code_section_and_text(self) -> (u16, &'static str, Cow<'static, str>) {
         use ProtocolError::*;
         match self {
             ReservedBits => (1002, "5.2", "RSV bits must be 0: no extension was negotiated".into()),
@@ -107,18 +107,18 @@ impl ProtocolError {
     }
 
     pub fn code(self) -> CloseCode {
-        CloseCode(self.code_section_text().0)
+        CloseCode(self.code_section_and_text().0)
     }
 
     /// The relevant section of RFC 6455. For a compression error, `Display` cites RFC 7692 instead.
     pub fn section(self) -> &'static str {
-        self.code_section_text().1
+        self.code_section_and_text().1
     }
 }
 
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, section, sentence) = self.code_section_text();
+        let (_, section, sentence) = self.code_section_and_text();
         match self {
             Self::MisplacedRsv1 => write!(f, "{sentence} (RFC 7692 §6)"),
             Self::InvalidDeflate => write!(f, "{sentence} (RFC 7692 §7.2.2)"),

@@ -71,11 +71,11 @@ pub struct FrameHeader {
 impl FrameHeader {
     /// Parses the header at the start of `bytes`, sent by `role`. Returns `Ok(None)` if the length field is incomplete.
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
-        FrameHeader::parse_negotiated(role, false, bytes)
+        FrameHeader::parse_with_deflate(role, false, bytes)
     }
 
     /// Like `parse`, but accepts RSV1 if the endpoints have negotiated permessage-deflate (`deflates`).
-    pub fn parse_negotiated(role: Role, deflates: bool, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
+    pub fn parse_with_deflate(role: Role, deflates: bool, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
         let is_compressed = first & RSV_BITS != 0;
@@ -125,7 +125,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 
 /// Returns the size in bytes of the first frame. `frames` must start with the header of a server frame.
 pub fn server_frame_len(frames: &[u8]) -> usize {
-    let header = FrameHeader::parse_negotiated(Role::Server, true, frames).ok().flatten();
+    let header = FrameHeader::parse_with_deflate(Role::Server, true, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
     header.map_or(frames.len(), |header| header.size + header.payload_len as usize)
 }
@@ -160,10 +160,10 @@ mod tests {
         assert_eq!(MAX_HEADER_SIZE * 8, 16 + 64 + 32);
     }
 
-    type Parsed = Result<Option<(bool, Opcode, u64)>, ProtocolError>;
+    type HeaderResult = Result<Option<(bool, Opcode, u64)>, ProtocolError>;
 
     /// Frame headers and their expected results. The headers omit the masking key, because no rule depends on it.
-    const HEADERS: &[(&[u8], Parsed)] = &[
+    const HEADERS: &[(&[u8], HeaderResult)] = &[
         (&[], Ok(None)),
         (&[0x81], Ok(None)),
         (&[0x81, 0x80], Ok(Some((true, Opcode::Text, 0)))),

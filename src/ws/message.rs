@@ -134,15 +134,15 @@ mod tests {
     }
 
     /// Ordinary characters, noncharacters, and the neighbors of every UTF-8 length limit and of the surrogate gap.
-    const VALID: &str = "a\u{7f}\u{80}é\u{7ff}\u{800}€\u{d7ff}\u{e000}\u{fffe}\u{ffff}\u{10000}😀\u{10ffff}";
+    const VALID_TEXT: &str = "a\u{7f}\u{80}é\u{7ff}\u{800}€\u{d7ff}\u{e000}\u{fffe}\u{ffff}\u{10000}😀\u{10ffff}";
 
     #[test]
     fn rfc_8_1_text_is_the_same_wherever_it_is_cut() {
-        let bytes = VALID.as_bytes();
+        let bytes = VALID_TEXT.as_bytes();
         for second in 0..=bytes.len() {
             for first in 0..=second {
                 let pieces = [&bytes[..first], &bytes[first..second], &bytes[second..]];
-                assert_eq!(assemble(&pieces).as_deref(), Ok(VALID), "cut at {first} and {second}");
+                assert_eq!(assemble(&pieces).as_deref(), Ok(VALID_TEXT), "cut at {first} and {second}");
             }
         }
     }

@@ -15,18 +15,18 @@
 //! | 5.1, 6.1 clients mask, servers do not | [`frame::FrameHeader::parse`], [`frame::append`] | `rfc_5_2_headers_and_results`, `rfc_6_1_server_frames` |
 //! | 5.2, 5.5, 5.8 header, opcodes, control frames, minimal length, top bit | [`frame::FrameHeader::parse`], [`frame::Opcode::from_bits`], [`reader::FrameReader`] | `rfc_5_2_headers_and_results`, `rfc_5_2_the_masking_key_follows_the_length` |
 //! | 5.3, 10.3 masking, and the attacks that it prevents | [`mask::apply`] | `rfc_5_3_split_at_every_offset` |
-//! | 5.4, 5.6 messages, fragments, control frames between them | [`protocol::Protocol`], [`message::Assembler`], [`message::Message`] | `rfc_5_4_orders_of_frames`, `rfc_5_4_binary_fragments_are_concatenated_and_not_validated`, `hostile_frames::fragments` |
-//! | 5.5.1, 7.1.5, 7.1.6 Close, its code and reason | [`close::CloseFrame`], [`protocol::Protocol`], [`protocol::Event`] | `rfc_5_5_1_close_payloads`, `rfc_7_1_states_and_events`, `hostile_frames::closes` |
+//! | 5.4, 5.6 messages, fragments, control frames between them | [`protocol::Protocol`], [`message::Assembler`], [`message::Message`] | `rfc_5_4_frame_order`, `rfc_5_4_binary_fragments_are_concatenated_and_not_validated`, `hostile_frames::fragments` |
+//! | 5.5.1, 7.1.5, 7.1.6 Close, its code and reason | [`close::CloseFrame`], [`protocol::Protocol`], [`protocol::Event`] | `rfc_5_5_1_close_payloads`, `rfc_7_1_states_and_events`, `hostile_frames::close_frames` |
 //! | 5.5.2, 5.5.3 Ping and Pong | [`protocol::Protocol::receive`] | `rfc_5_5_2_pong_repeats_the_ping_payload`, `hostile_frames::pings` |
 //! | 5.7, 6.2 receiving, with examples | [`reader::FrameReader`], [`protocol::Protocol::receive`], [`frame::append`] | `tests/rfc6455_examples.rs`, `random_streams_have_the_same_result_wherever_they_are_cut`, `hostile_frames::any_legal_stream_cut_anywhere` |
-//! | 7.1.1 the server closes TCP first | [`Connection::apply_protocol_state`](crate::server::connection::Connection::apply_protocol_state) | `rfc_7_1_1_when_the_server_ends_tcp`, `autobahn::the_server_closes_tcp_first` |
+//! | 7.1.1 the server closes TCP first | [`Connection::apply_protocol_state`](crate::server::connection::Connection::apply_protocol_state) | `rfc_7_1_1_when_the_server_closes_tcp`, `autobahn::the_server_closes_tcp_first` |
 //! | 7.1.2–7.1.4, 7.3 the closing handshake, clean or not | [`protocol::Protocol::close`], [`protocol::State`] | `rfc_7_1_states_and_events`, `memory::both_close_at_once`, `memory::peers_that_do_not_reply_to_a_close`, `server::sigterm_with_a_hundred_clients` |
 //! | 7.1.7, 10.7 failing the connection over invalid data | [`close::ProtocolError`], [`protocol::Protocol::receive`] | `rfc_7_1_picture_and_table_match_the_code`, `the_first_broken_rule_decides`, `hostile_frames::random_bytes` |
-//! | 7.4, 7.4.1, 7.4.2, 11.7 status codes | [`close::CloseCode::from_wire`], [`close::ProtocolError::code`] | `rfc_7_4_each_edge_of_each_range_of_codes`, `hostile_frames::closes` |
+//! | 7.4, 7.4.1, 7.4.2, 11.7 status codes | [`close::CloseCode::from_wire`], [`close::ProtocolError::code`] | `rfc_7_4_each_edge_of_each_range_of_codes`, `hostile_frames::close_frames` |
 //! | 8.1 text that is not UTF-8 | [`message::Assembler::push`] | `rfc_8_1_text_must_not_end_inside_a_character`, `hostile_frames::utf8` |
 //! | 9.1 extensions: permessage-deflate (RFC 7692) or none | [`extension::is_extension_list`], [`deflate::negotiation::negotiate`] | `rfc_9_1_offers`, `hostile_handshake::extensions` |
 //! | 10.1, 10.2, 10.5 clients that are not browsers, allowed origins, authentication | [`AccessControl::allows_origin`](crate::http::access::AccessControl::allows_origin), [`AccessControl::identify`](crate::http::access::AccessControl::identify) | `hostile_handshake::origins`, `hostile_handshake::tokens` |
-//! | 10.4 limits | [`protocol::Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::limits_of_messages` |
+//! | 10.4 limits | [`protocol::Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::message_limits` |
 //!
 //! | section that does not bind a server | why |
 //! |---|---|

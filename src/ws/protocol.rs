@@ -67,14 +67,14 @@ pub struct Protocol {
     frames: FrameReader,
     pub inflaters: InflaterPool,            // all connections of a server share the inflaters
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
-    control: Vec<u8>, // partial payload of a control frame that spans several reads: at most 125 bytes (§5.5)
+    control_payload: Vec<u8>, // of an incomplete control frame that spans several reads: at most 125 bytes (§5.5)
     output: Vec<u8>,
 }
 
 impl Protocol {
     pub fn new(limits: Limits) -> Protocol {
         let (frames, state, inflaters) = (FrameReader::new(limits.deflates), State::Open, InflaterPool::default());
-        Protocol { limits, state, frames, inflaters, message: None, control: Vec::new(), output: Vec::new() }
+        Protocol { limits, state, frames, inflaters, message: None, control_payload: Vec::new(), output: Vec::new() }
     }
 
     pub fn state(&self) -> State {
@@ -143,7 +143,7 @@ impl Protocol {
             return Ok(Some(Event::Message(Message::from_payload(opcode, chunk.payload)?)));
         }
         // Take the incomplete message out of `self`, so that an error in the new payload also drops the message.
-        let begin = || self.inflaters.begin(&chunk.header, self.limits.message);
+        let begin = || self.inflaters.begin_message(&chunk.header, self.limits.message);
         let mut message = self.message.take().unwrap_or_else(|| Box::new((begin(), 0)));
         // The cast cannot truncate the length of an uncompressed frame: `check_data` rejects frames longer than
         // `limits.message`, a `usize`. The cast may truncate the length of a compressed frame, but the inflater ignores
@@ -161,11 +161,11 @@ impl Protocol {
         let payload = if chunk.is_first && chunk.is_last {
             Cow::Borrowed(chunk.payload)
         } else {
-            self.control.extend_from_slice(chunk.payload);
+            self.control_payload.extend_from_slice(chunk.payload);
             if !chunk.is_last {
                 return Ok(None);
             }
-            Cow::Owned(std::mem::take(&mut self.control))
+            Cow::Owned(std::mem::take(&mut self.control_payload))
         };
         match (chunk.header.opcode, self.state) {
             (Opcode::Close, _) => self.receive_close(&payload).map(Some),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_5_4_orders_of_frames() {
+    fn rfc_5_4_frame_order() {
         let pong = b"\x8a\x01p".as_slice();
         let open = State::Open;
         expect(&[frame(0x01, b"He"), frame(0x80, b"llo")].concat(), &[text("Hello")], b"", open);

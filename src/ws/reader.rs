@@ -71,7 +71,7 @@ impl FrameReader {
         self.frames_received += u64::from(kept == 0);
         let added = input.len().min(MAX_HEADER_SIZE - kept);
         self.header[kept..kept + added].copy_from_slice(&input[..added]);
-        let header = FrameHeader::parse_negotiated(Role::Client, self.deflates, &self.header[..kept + added])?;
+        let header = FrameHeader::parse_with_deflate(Role::Client, self.deflates, &self.header[..kept + added])?;
         self.frame = header.filter(|header| header.masking_key.is_some());
         self.received = 0;
         let size = self.frame.map_or(kept + added, |header| header.size);

@@ -29,8 +29,8 @@ pub fn quote(bytes: &[u8]) -> String {
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
-    line: usize,         // offset in `bytes` of the last line, which is still incomplete
-    request_line: usize, // offset in `bytes` of the request line, which blank lines may precede
+    line_start: usize,         // offset in `bytes` of the last line, which is still incomplete
+    request_line_start: usize, // offset in `bytes` of the request line, which blank lines may precede
 }
 
 impl HeadReader {
@@ -42,15 +42,15 @@ impl HeadReader {
         for newline in memchr::memchr_iter(b'\n', accepted) {
             self.check_first_byte()?;
             let end = before + newline + 1;
-            let line = &self.bytes[self.line..end];
+            let line = &self.bytes[self.line_start..end];
             // RFC 9112 §2.2 allows a bare LF. Reject it: a proxy may split lines differently (request smuggling).
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
-            let (is_first, is_blank) = (self.line == self.request_line, line == b"\r\n");
+            let (is_first, is_blank) = (self.line_start == self.request_line_start, line == b"\r\n");
             if is_first && is_blank {
                 // RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF)" before the request line.
-                self.request_line = end;
+                self.request_line_start = end;
             } else if is_first {
                 // Parse the request line at once: a peer that does not speak HTTP may never send the final blank line.
                 Request::parse(line, 0)?;
@@ -58,20 +58,20 @@ impl HeadReader {
                 self.bytes.truncate(end);
                 return Ok(Some(newline + 1));
             }
-            self.line = end;
+            self.line_start = end;
         }
         self.check_first_byte()?;
         if self.bytes.len() < max {
             return Ok(None);
         }
-        if self.line == self.request_line && !self.head().is_empty() {
+        if self.line_start == self.request_line_start && !self.head().is_empty() {
             return Err(Rejection::new(414, format!("The request line is over {max} bytes (RFC 9110 §15.5.15).")));
         }
         Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")))
     }
 
     pub fn head(&self) -> &[u8] {
-        &self.bytes[self.request_line..]
+        &self.bytes[self.request_line_start..]
     }
 
     pub fn byte_count(&self) -> usize {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_a_head_at_n_and_n_plus_1() {
+    fn the_maximum_head_size_is_exact() {
         for size in [1, 7, HEAD.len()] {
             assert_eq!(read(HEAD.as_bytes(), size, HEAD.len()), Ok(Some(HEAD.len())));
             assert_eq!(read(HEAD.as_bytes(), size, HEAD.len() - 1), Err(431));

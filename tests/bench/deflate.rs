@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-const SECONDS: u64 = 5;
+const BENCH_SECONDS: u64 = 5;
 const SENDERS: usize = 10;
 
 #[derive(Default)]
@@ -82,7 +82,7 @@ fn frame_end(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Returns the user and system CPU time of a process in microseconds, assuming 100 clock ticks per second.
-fn cpu(pid: u32) -> u64 {
+fn cpu_micros(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
     (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 10_000
@@ -120,9 +120,9 @@ fn run(name: &str, args: &[&str], offer: &str, members: usize, rate: u64) {
     let readers: Vec<_> =
         streams.iter().map(|stream| count(stream.try_clone().unwrap(), Arc::clone(&counters))).collect();
     thread::sleep(Duration::from_secs(1));
-    let measure = || (cpu(server.id()), counters.frames.load(Relaxed), counters.bytes.load(Relaxed));
+    let measure = || (cpu_micros(server.id()), counters.frames.load(Relaxed), counters.bytes.load(Relaxed));
     let (start, before) = (Instant::now(), measure());
-    for number in 0..rate * SECONDS {
+    for number in 0..rate * BENCH_SECONDS {
         let sent = start + Duration::from_micros(number * 1_000_000 / rate);
         thread::sleep(sent.saturating_duration_since(Instant::now()));
         let text = text(number);
@@ -131,8 +131,8 @@ fn run(name: &str, args: &[&str], offer: &str, members: usize, rate: u64) {
         let frame = [&[0x81], &length[..], &[0; 4], text.as_bytes()].concat();
         (&streams[number as usize % SENDERS.min(members)]).write_all(&frame).unwrap();
     }
-    let expected = before.1 + rate * SECONDS * members as u64;
-    while counters.frames.load(Relaxed) < expected && start.elapsed() < Duration::from_secs(4 * SECONDS) {
+    let expected = before.1 + rate * BENCH_SECONDS * members as u64;
+    while counters.frames.load(Relaxed) < expected && start.elapsed() < Duration::from_secs(4 * BENCH_SECONDS) {
         thread::sleep(Duration::from_millis(10));
     }
     let after = measure();

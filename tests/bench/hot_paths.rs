@@ -209,8 +209,8 @@ fn fan_out(c: &mut Criterion) {
                         fanout.append(room, chat.dialects(room), None, &event);
                     }
                     let (_, batch) = fanout.take_next_batch().expect("a batch");
-                    let buffered_shared = Rc::default();
-                    let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize][0], &buffered_shared);
+                    let shared_bytes = Rc::default();
+                    let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize][0], &shared_bytes);
                     for (member, _) in chat.recipients(room) {
                         let sent = connections[member.0].send_broadcast(&mut broadcast);
                         sent.expect("the socket accepts everything");

@@ -20,15 +20,15 @@ use crate::support::{masked, upgrade_request, whole_frames};
 
 const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must be able to resume, because one `welcome` can hold them all.
-const CERTAINLY_FIT: u64 = 500;
-/// A client keeps the newest messages that it has received, at most `2 * CARRIED`. If the client resumes in a newer
+const RESUMABLE_MESSAGES: u64 = 500;
+/// A client keeps the newest messages that it has received, at most `2 * MIN_KEPT`. If the client resumes in a newer
 /// epoch, the history of that epoch includes these messages too, so the test records them again for that epoch.
-const CARRIED: usize = 200;
+const MIN_KEPT: usize = 200;
 /// How long a client waits for its `welcome` before it reconnects. Half of the clients also wait only this long for the
 /// reply to a message.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// Half of the clients wait this long, instead of `PATIENCE`, for the reply to a message.
-const LONG_PATIENCE: Duration = Duration::from_secs(15);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Half of the clients wait this long, instead of `SHORT_TIMEOUT`, for the reply to a message.
+const LONG_TIMEOUT: Duration = Duration::from_secs(15);
 
 struct Connection {
     stream: TcpStream,
@@ -44,13 +44,13 @@ struct Connection {
 
 impl Connection {
     /// Whether the server owes a reply to a resent message with this nonce. If so, counts the reply as received.
-    fn take_resent(&mut self, nonce: &str) -> bool {
+    fn take_repeated_reply(&mut self, nonce: &str) -> bool {
         let replies = self.resent.get_mut(nonce).filter(|replies| **replies > 0);
         replies.map(|replies| *replies -= 1).is_some()
     }
 }
 
-struct Pending {
+struct PendingMessage {
     nonce: String,
     text: String,
     sent: Instant,
@@ -67,12 +67,12 @@ pub struct Client {
     /// Set when Redis restarts: messages after this id may belong to a newer epoch than `epoch`.
     last_id_of_epoch: Option<u64>,
     session: String,
-    carried: Vec<(Rc<Value>, Text)>,
+    kept_messages: Vec<(Rc<Value>, Text)>,
     members: BTreeMap<String, usize>,
-    pending: Vec<Pending>,
-    switching: Option<String>,
+    pending: Vec<PendingMessage>,
+    switching_to: Option<String>,
     /// The target room of a switch that failed with an error. Redis may still execute the switch later.
-    late_switch: Option<String>,
+    failed_switch: Option<String>,
     connection: Option<Connection>,
     away_until: Instant,
 }
@@ -85,7 +85,7 @@ pub struct Counts {
     pub joins: usize,
     pub resumes: usize,
     pub rejected_joins: usize,
-    pub switched: usize,
+    pub forced_switches: usize,
     pub closes: BTreeMap<String, usize>,
     pub slowest: Duration,
 }
@@ -99,9 +99,9 @@ pub struct Pool {
     random: Rng,
     keeps_data: bool,
     rooms: usize,
-    restarted: Option<Instant>,
+    redis_restarted_at: Option<Instant>,
     /// Whether the clients only send messages: they neither switch rooms nor drop their connections.
-    pub is_calm: bool,
+    pub only_sends: bool,
 }
 
 impl Pool {
@@ -113,18 +113,29 @@ impl Pool {
             last_id: 0,
             last_id_of_epoch: None,
             session: String::new(),
-            carried: Vec::new(),
+            kept_messages: Vec::new(),
             members: BTreeMap::new(),
             pending: Vec::new(),
-            switching: None,
-            late_switch: None,
+            switching_to: None,
+            failed_switch: None,
             connection: None,
             away_until: Instant::now(),
         };
         let (poll, events) = (Poll::new().expect("a poll"), Events::with_capacity(1024));
         let clients = (0..count).map(client).collect();
         let (record, counts) = (Record::new(keeps_data), Counts::default());
-        Pool { poll, events, clients, record, counts, random, keeps_data, rooms, restarted: None, is_calm: false }
+        Pool {
+            poll,
+            events,
+            clients,
+            record,
+            counts,
+            random,
+            keeps_data,
+            rooms,
+            redis_restarted_at: None,
+            only_sends: false,
+        }
     }
 
     /// Runs one turn of the event loop: connects, writes and reads. `target` chooses the instance for a connection.
@@ -136,8 +147,8 @@ impl Pool {
                     let addr = target(&mut self.random);
                     self.connect(number, addr);
                 }
-            } else if self.clients[number].is_out_of_patience(now) {
-                self.lose(number, "patience");
+            } else if self.clients[number].has_timed_out(now) {
+                self.lose(number, "timeout");
             } else {
                 self.flush(number);
             }
@@ -151,16 +162,16 @@ impl Pool {
     pub fn act(&mut self) {
         let number = self.random.usize(..self.clients.len());
         let client = &mut self.clients[number];
-        if client.switching.is_some() || !client.has_joined() {
+        if client.switching_to.is_some() || !client.has_joined() {
             return;
         }
         match self.random.u16(..1000) {
-            0..4 if !self.is_calm => return self.lose(number, "own"),
-            4..10 if !self.is_calm && client.pending.is_empty() => {
+            0..4 if !self.only_sends => return self.lose(number, "own"),
+            4..10 if !self.only_sends && client.pending.is_empty() => {
                 let room = format!("room-{}", self.random.usize(..self.rooms));
                 if room != client.room {
                     client.send(&json!({"event": "switch_room", "data": {"room": room}}));
-                    client.switching = Some(room);
+                    client.switching_to = Some(room);
                 }
             }
             _ => {
@@ -178,7 +189,7 @@ impl Pool {
 
     /// Records a restart of Redis, which may start a new epoch in every room.
     pub fn note_restart(&mut self) {
-        self.restarted = Some(Instant::now());
+        self.redis_restarted_at = Some(Instant::now());
         for client in &mut self.clients {
             client.last_id_of_epoch.get_or_insert(client.last_id);
         }
@@ -196,14 +207,14 @@ impl Pool {
 
     fn connect(&mut self, number: usize, addr: SocketAddr) {
         let client = &mut self.clients[number];
-        client.late_switch = None;
-        if let Some(room) = client.switching.take()
+        client.failed_switch = None;
+        if let Some(room) = client.switching_to.take()
             && self.random.bool()
         {
             // The connection was lost during a switch, so the client may join its old room or its new room.
             client.room = room;
             (client.epoch, client.last_id) = (String::new(), 0);
-            client.carried.clear();
+            client.kept_messages.clear();
         }
         let mut path = events_path(&client.name, &client.room);
         if !client.epoch.is_empty() {
@@ -249,7 +260,7 @@ impl Pool {
                 Ok(0) => return self.lose(number, "end of the stream"),
                 Ok(n) => {
                     connection.received.extend_from_slice(&chunk[..n]);
-                    self.process(number);
+                    self.process_received(number);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,
                 Err(error) => return self.lose(number, &format!("{:?}", error.kind())),
@@ -257,7 +268,7 @@ impl Pool {
         }
     }
 
-    fn process(&mut self, number: usize) {
+    fn process_received(&mut self, number: usize) {
         let Some(connection) = &mut self.clients[number].connection else { return };
         if !connection.has_response {
             let Some(end) = connection.received.windows(4).position(|end| end == b"\r\n\r\n") else { return };
@@ -330,14 +341,14 @@ impl Pool {
     fn receive_error(&mut self, number: usize, data: &Value) {
         let client = &mut self.clients[number];
         let Some(nonce) = data["nonce"].as_str() else {
-            client.late_switch = client.switching.take();
-            if client.late_switch.is_none() {
+            client.failed_switch = client.switching_to.take();
+            if client.failed_switch.is_none() {
                 self.record.report(format!("{} receives the error {data}", client.name));
             }
             return;
         };
         let at = client.pending.iter().position(|pending| pending.nonce == nonce);
-        if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.take_resent(nonce)) {
+        if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.take_repeated_reply(nonce)) {
             return; // the message was published earlier, so an error for a resent copy does not matter
         }
         let (Some(at), "Message not stored") = (at, data["message"].as_str().unwrap_or_default()) else {
@@ -368,19 +379,20 @@ impl Pool {
             }
             client.epoch = string(&data["epoch"]);
             client.last_id_of_epoch = None;
-            let (room, epoch, carried) = (client.room.clone(), client.epoch.clone(), client.carried.clone());
+            let (room, epoch, kept_messages) =
+                (client.room.clone(), client.epoch.clone(), client.kept_messages.clone());
             if !self.keeps_data {
-                carried.iter().for_each(|(message, text)| self.record.insert(&room, &epoch, message, text));
+                kept_messages.iter().for_each(|(message, text)| self.record.insert(&room, &epoch, message, text));
             }
         } else {
             let missed = last_id.wrapping_sub(client.last_id);
-            if !is_new && self.keeps_data && !client.has_outlived_epoch() && missed <= CERTAINLY_FIT {
+            if !is_new && self.keeps_data && !client.has_outlived_epoch() && missed <= RESUMABLE_MESSAGES {
                 violation = Some(format!("no resume, since {} of {}: {data}", client.last_id, client.epoch));
             }
             if !is_new && self.keeps_data && client.last_id > last_id {
                 violation = Some(format!("knows {} and is told that the last id is {last_id}", client.last_id));
             }
-            client.restart(data);
+            client.start_epoch(data);
         }
         let client = &mut self.clients[number];
         client.session = string(&data["session"]);
@@ -397,20 +409,20 @@ impl Pool {
         let client = &mut self.clients[number];
         let (room, last_id) = (string(&data["room"]), data["last_id"].as_u64().expect("an id"));
         let mut violation = None;
-        let is_own = [&client.switching, &client.late_switch].contains(&&Some(room.clone()));
+        let is_own = [&client.switching_to, &client.failed_switch].contains(&&Some(room.clone()));
         if is_own {
             client.room = room;
-            (client.switching, client.late_switch) = (None, None);
+            (client.switching_to, client.failed_switch) = (None, None);
         } else {
-            self.counts.switched += 1;
+            self.counts.forced_switches += 1;
             if room != client.room {
                 violation = Some(format!("is switched to {room}"));
-            } else if self.keeps_data && last_id.saturating_sub(client.last_id) <= CERTAINLY_FIT {
+            } else if self.keeps_data && last_id.saturating_sub(client.last_id) <= RESUMABLE_MESSAGES {
                 violation =
                     Some(format!("is switched at {} of {}, without need: {data}", client.last_id, client.epoch));
             }
         }
-        client.restart(data);
+        client.start_epoch(data);
         client.read_members(data);
         self.finish_join(number, data, violation);
         if !is_own {
@@ -421,7 +433,7 @@ impl Pool {
     /// Receives the backlog of a `welcome` or `switched`, and checks that the backlog and the member list are complete.
     fn finish_join(&mut self, number: usize, data: &Value, violation: Option<String>) {
         // Soon after a restart of Redis, a client may still receive a backlog from before the restart.
-        if self.restarted.is_some_and(|restarted| restarted.elapsed() < LONG_PATIENCE) {
+        if self.redis_restarted_at.is_some_and(|redis_restarted_at| redis_restarted_at.elapsed() < LONG_TIMEOUT) {
             self.clients[number].last_id_of_epoch = data["last_id"].as_u64();
         }
         for message in data["history"].as_array().expect("a history") {
@@ -454,7 +466,7 @@ impl Pool {
         } else if id > client.last_id {
             Some(format!("misses messages after {}: {message}", client.last_id))
         } else if message["username"] != *client.name
-            || !client.connection.as_mut().is_some_and(|connection| connection.take_resent(nonce))
+            || !client.connection.as_mut().is_some_and(|connection| connection.take_repeated_reply(nonce))
         {
             Some(format!("at {} receives again {message}", client.last_id))
         } else {
@@ -463,10 +475,10 @@ impl Pool {
         client.last_id = client.last_id.max(id);
         let (room, epoch, message) = (client.room.clone(), client.epoch.clone(), Rc::new(message));
         if !self.keeps_data {
-            if client.carried.len() >= 2 * CARRIED {
-                client.carried.drain(..CARRIED);
+            if client.kept_messages.len() >= 2 * MIN_KEPT {
+                client.kept_messages.drain(..MIN_KEPT);
             }
-            client.carried.push((Rc::clone(&message), Rc::clone(&text)));
+            client.kept_messages.push((Rc::clone(&message), Rc::clone(&text)));
         }
         if let Some(violation) = violation {
             self.record.report(format!("{} in #{room}, epoch {epoch}: {violation}", self.clients[number].name));
@@ -490,7 +502,7 @@ impl Pool {
             let Client { name, room, .. } = client;
             if !client.has_joined() {
                 Some(format!("{name} has not joined"))
-            } else if !client.pending.is_empty() || client.switching.is_some() {
+            } else if !client.pending.is_empty() || client.switching_to.is_some() {
                 Some(format!("{name} waits for an answer"))
             } else if client.last_id != last_id {
                 Some(format!("{name} knows {} of {last_id} messages of #{room}", client.last_id))
@@ -518,13 +530,13 @@ impl Client {
         self.last_id_of_epoch.is_some_and(|last_id| self.last_id > last_id)
     }
 
-    fn is_out_of_patience(&self, now: Instant) -> bool {
+    fn has_timed_out(&self, now: Instant) -> bool {
         let Some(connection) = &self.connection else { return false };
         if !connection.has_joined {
-            return now > connection.opened + PATIENCE;
+            return now > connection.opened + SHORT_TIMEOUT;
         }
-        let patience = if self.name.ends_with(['0', '1', '2', '3', '4']) { PATIENCE } else { LONG_PATIENCE };
-        self.pending.iter().any(|pending| !pending.is_rejected && now > pending.sent + patience)
+        let timeout = if self.name.ends_with(['0', '1', '2', '3', '4']) { SHORT_TIMEOUT } else { LONG_TIMEOUT };
+        self.pending.iter().any(|pending| !pending.is_rejected && now > pending.sent + timeout)
     }
 
     fn send(&mut self, event: &Value) {
@@ -534,10 +546,10 @@ impl Client {
 
     fn send_new(&mut self, nonce: String, text: String) {
         self.send(&json!({"event": "message", "data": {"text": text, "nonce": nonce}}));
-        self.pending.push(Pending { nonce, text, sent: Instant::now(), count: 1, is_rejected: false });
+        self.pending.push(PendingMessage { nonce, text, sent: Instant::now(), count: 1, is_rejected: false });
     }
 
-    fn resend(&mut self, which: impl Fn(&Pending) -> bool) {
+    fn resend(&mut self, which: impl Fn(&PendingMessage) -> bool) {
         let mut pending = std::mem::take(&mut self.pending);
         for pending in pending.iter_mut().filter(|pending| which(pending)) {
             self.send(&json!({"event": "message", "data": {"text": pending.text, "nonce": pending.nonce}}));
@@ -548,12 +560,12 @@ impl Client {
     }
 
     /// Starts over with the epoch in `data`: the next message must be the first one of the backlog in `data`.
-    fn restart(&mut self, data: &Value) {
+    fn start_epoch(&mut self, data: &Value) {
         let history = data["history"].as_array().expect("a history").len() as u64;
         self.last_id = data["last_id"].as_u64().expect("an id").saturating_sub(history);
         self.epoch = string(&data["epoch"]);
         self.last_id_of_epoch = None;
-        self.carried.clear();
+        self.kept_messages.clear();
     }
 
     fn read_members(&mut self, data: &Value) {

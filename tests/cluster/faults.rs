@@ -43,7 +43,7 @@ impl Fault {
 }
 
 /// An active fault and the time when it ends.
-struct Current {
+struct ActiveFault {
     fault: Fault,
     end: Instant,
 }
@@ -56,7 +56,7 @@ pub struct Machines {
     addrs: Vec<SocketAddr>,
     proxies: Vec<Proxy>,
     args: Vec<String>,
-    current: Vec<Current>,
+    current: Vec<ActiveFault>,
     /// The faults that this round has not used yet. [`Machines::fail`] takes faults from the end.
     deck: Vec<Fault>,
     next: Instant,
@@ -65,7 +65,7 @@ pub struct Machines {
     /// Whether Redis has been killed since the caller last cleared this flag.
     pub has_restarted: bool,
     /// When the last Redis fault ended. `None` after the next delivered message or the next fault.
-    pub repaired: Option<Instant>,
+    pub repaired_at: Option<Instant>,
 }
 
 impl Machines {
@@ -86,7 +86,7 @@ impl Machines {
             counts: Vec::new(),
             keeps_data,
             has_restarted: false,
-            repaired: None,
+            repaired_at: None,
         };
         for i in 0..count {
             let server = machines.launch(i);
@@ -98,7 +98,7 @@ impl Machines {
 
     fn launch(&self, i: usize) -> Server {
         let proxy = SocketAddr::from(([127, 0, 0, 1], self.proxies[i].port()));
-        let url = self.redis.url_by(proxy);
+        let url = self.redis.url_via(proxy);
         let args: Vec<&str> = ["--redis", &url].into_iter().chain(self.args.iter().map(String::as_str)).collect();
         Server::start_at(&self.addrs[i].to_string(), &args)
     }
@@ -113,7 +113,7 @@ impl Machines {
 
     /// Ends the faults that have expired. Returns `true` if it is time for the next fault.
     pub fn turn(&mut self) -> bool {
-        self.end_until(Instant::now());
+        self.end_expired_faults(Instant::now());
         Instant::now() >= self.next
     }
 
@@ -167,7 +167,7 @@ impl Machines {
             Some((_, count)) => *count += 1,
             None => self.counts.push((name, 1)),
         }
-        self.repaired = None;
+        self.repaired_at = None;
         println!("{} {fault:?} for {:.1} s", now(), length.as_secs_f64());
         self.has_restarted |= matches!(fault, Fault::KillRedis | Fault::EraseRedis);
         match fault {
@@ -196,20 +196,20 @@ impl Machines {
             }
             Fault::Flush => drop(self.redis.ask(&["FLUSHALL"])),
         }
-        self.current.push(Current { fault, end: Instant::now() + length });
+        self.current.push(ActiveFault { fault, end: Instant::now() + length });
     }
 
-    fn end_until(&mut self, now: Instant) {
+    fn end_expired_faults(&mut self, now: Instant) {
         let (over, active): (Vec<_>, _) =
             std::mem::take(&mut self.current).into_iter().partition(|current| current.end <= now);
         self.current = active;
-        for Current { fault, .. } in over {
+        for ActiveFault { fault, .. } in over {
             // The instance is still draining. Check again in 100 ms: waiting here would stall the clients, which run on
             // the same thread.
             if let Fault::DrainInstance(i) = fault
                 && self.servers[i].as_mut().is_some_and(Server::is_running)
             {
-                self.current.push(Current { fault, end: now + Duration::from_millis(100) });
+                self.current.push(ActiveFault { fault, end: now + Duration::from_millis(100) });
             } else {
                 self.end(fault);
             }
@@ -239,14 +239,14 @@ impl Machines {
         }
         // Start measuring the recovery time, unless another active fault could delay the recovery.
         if fault.target() == 20 && self.current.is_empty() {
-            self.repaired = Some(Instant::now());
+            self.repaired_at = Some(Instant::now());
         }
     }
 
     /// Ends all active faults early and waits until no instance is draining.
     pub fn repair(&mut self) {
         while let Some(last) = self.current.iter().map(|current| current.end).max() {
-            self.end_until(last);
+            self.end_expired_faults(last);
             std::thread::sleep(Duration::from_millis(5));
         }
     }

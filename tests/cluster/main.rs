@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 
 /// Maximum time after the last fault until all clients agree on the members and messages of their rooms. Up to five
 /// seconds pass before the instances detect that another instance is dead and remove its members.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Arguments {
     seed: u64,
@@ -95,7 +95,7 @@ struct Run {
     rate: u64,
     last_action: Instant,
     /// Times from the end of a Redis fault until the next message was delivered, if no other fault interfered.
-    repairs: Vec<Duration>,
+    repair_times: Vec<Duration>,
 }
 
 impl Run {
@@ -111,8 +111,8 @@ impl Run {
         let machines = Machines::start(redis, arguments.instances, &args, !arguments.is_volatile);
         let random = Rng::with_seed(arguments.seed.wrapping_add(1));
         let mut pool = Pool::new(arguments.clients, arguments.rooms, random, !arguments.is_volatile);
-        pool.is_calm = arguments.is_rolling;
-        Some(Run { pool, machines, rate: arguments.rate, last_action: Instant::now(), repairs: Vec::new() })
+        pool.only_sends = arguments.is_rolling;
+        Some(Run { pool, machines, rate: arguments.rate, last_action: Instant::now(), repair_times: Vec::new() })
     }
 
     fn turn(&mut self) {
@@ -120,9 +120,9 @@ impl Run {
         let count = self.pool.record.count;
         self.pool.turn(|random| addrs[random.usize(..addrs.len())]);
         if self.pool.record.count > count
-            && let Some(repaired) = self.machines.repaired.take()
+            && let Some(repaired_at) = self.machines.repaired_at.take()
         {
-            self.repairs.push(repaired.elapsed());
+            self.repair_times.push(repaired_at.elapsed());
         }
     }
 
@@ -134,10 +134,10 @@ impl Run {
         }
     }
 
-    /// Waits until all clients agree on the members and messages of their rooms. After [`SETTLE`], reports all
+    /// Waits until all clients agree on the members and messages of their rooms. After [`SETTLE_TIMEOUT`], reports all
     /// disagreements.
     fn settle(&mut self) {
-        let end = Instant::now() + SETTLE;
+        let end = Instant::now() + SETTLE_TIMEOUT;
         while Instant::now() < end {
             (0..50).for_each(|_| self.turn());
             self.pool.resend_rejected();
@@ -162,7 +162,7 @@ impl Run {
             let mut stored: Vec<Value> = Vec::new();
             let mut before = welcome["last_id"].as_u64().expect("an id") + 1;
             loop {
-                reader.sends_event("history", json!({"before": before, "limit": 100}));
+                reader.send_event("history", json!({"before": before, "limit": 100}));
                 let page = cluster::next(&mut reader, "history");
                 let mut messages = page["messages"].as_array().expect("messages").clone();
                 before = messages.first().map_or(0, |message| message["id"].as_u64().expect("an id"));
@@ -185,7 +185,7 @@ impl Run {
                 let name = client.name.clone();
                 self.pool.record.report(format!("in the end, {name} cannot resume: {welcome}"));
             }
-            guest.leaves();
+            guest.leave();
         }
     }
 }
@@ -219,13 +219,13 @@ fn main() -> ExitCode {
         }
     }
     run.machines.repair();
-    run.machines.repaired = None;
+    run.machines.repaired_at = None;
     run.settle();
     if run.pool.record.violations.is_empty() {
         run.check_end();
     }
     let (counts, record) = (&run.pool.counts, &run.pool.record);
-    let slowest_repair = run.repairs.iter().max().copied().unwrap_or_default();
+    let slowest_repair = run.repair_times.iter().max().copied().unwrap_or_default();
     println!(
         "cluster: {} messages, {counts:?}, {} graceful restarts, faults: {:?}, delivery after a repair within {:.2} s",
         record.count,

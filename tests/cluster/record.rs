@@ -24,7 +24,7 @@ pub struct Record {
     histories: HashMap<(String, String), History>,
     /// The messages of each room, from all epochs. Empty unless Redis keeps its data, because only then do message ids
     /// continue across epochs.
-    all: HashMap<String, History>,
+    room_histories: HashMap<String, History>,
     keeps_data: bool,
     /// The sender and nonce of each message that was rejected and not resent. Such a message must never appear.
     rejected: HashSet<(String, String)>,
@@ -82,7 +82,7 @@ impl Record {
         let history = self.histories.entry((room.to_owned(), epoch.to_owned())).or_default();
         let mut results = vec![history.insert(message, text)];
         if self.keeps_data {
-            results.push(self.all.entry(room.to_owned()).or_default().insert(message, text));
+            results.push(self.room_histories.entry(room.to_owned()).or_default().insert(message, text));
         }
         self.count += usize::from(results.last() == Some(&Ok(true)));
         for violation in results.into_iter().filter_map(Result::err) {
@@ -104,8 +104,11 @@ impl Record {
     /// The highest message id that any client has received in `room`. If Redis keeps its data, message ids continue
     /// across epochs, so all epochs count. Otherwise, only `epoch` counts.
     pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
-        let history =
-            if self.keeps_data { self.all.get(room) } else { self.histories.get(&(room.to_owned(), epoch.to_owned())) };
+        let history = if self.keeps_data {
+            self.room_histories.get(room)
+        } else {
+            self.histories.get(&(room.to_owned(), epoch.to_owned()))
+        };
         history.and_then(|history| history.messages.keys().next_back().copied()).unwrap_or_default()
     }
 
@@ -116,7 +119,7 @@ impl Record {
             self.insert(room, epoch, message, &message.to_string().into());
         }
         let ids: HashSet<u64> = stored.iter().filter_map(|message| message["id"].as_u64()).collect();
-        let known = if self.keeps_data { self.all.get(room) } else { None };
+        let known = if self.keeps_data { self.room_histories.get(room) } else { None };
         let known = known.or_else(|| self.histories.get(&(room.to_owned(), epoch.to_owned())));
         let is_lost = |(id, _): &(&u64, &Text)| (self.keeps_data || **id >= first) && !ids.contains(*id);
         let lost: Vec<String> = known

@@ -25,7 +25,7 @@ impl Broker for Decisions {
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
         let broker = &mut self.broker;
-        self.events.extend(Model::decide(&self.model, client, request, now, |request| {
+        self.events.extend(Model::execute_and_check(&self.model, client, request, now, |request| {
             broker.submit(client, request, now);
             std::iter::from_fn(|| broker.next_event()).collect()
         }));
@@ -48,13 +48,13 @@ impl Broker for Events {
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
-        self.model.borrow_mut().see_request(client, &request);
+        self.model.borrow_mut().observe_request(client, &request);
         self.broker.submit(client, request, now);
     }
 
     fn next_event(&mut self) -> Option<RoomEvent> {
         let event = self.broker.next_event()?;
-        self.model.borrow_mut().see_event(&event);
+        self.model.borrow_mut().observe_event(&event);
         Some(event)
     }
 }

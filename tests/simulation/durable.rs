@@ -14,7 +14,7 @@ use wirechat::broker::sqlite::{LogLimits, SqliteBroker};
 use wirechat::broker::{Broker, BrokerError, Join, Message, Request, RoomEvent};
 
 use crate::manual_disk::ManualDisk;
-use crate::model::{Model, Submitted};
+use crate::model::{Model, Submission};
 use crate::script::ROOMS;
 
 /// Controls the simulated disk from the test.
@@ -31,19 +31,19 @@ struct State {
     runs: usize,
 }
 
-fn new_file() -> Connection {
+fn new_database() -> Connection {
     Connection::open_in_memory().expect("a database")
 }
 
 impl DiskControl {
     pub fn new(keep: u64) -> DiskControl {
-        let options = DatabaseOptions { survives_power_failure: true, max_messages_per_room: keep, max_days: 0 };
+        let options = DatabaseOptions { survives_power_failure: true, max_messages_per_room: keep, max_age_days: 0 };
         let state = State { database: None, options, fails: false, runs: 0 };
         DiskControl { disk: ManualDisk::default(), state: Rc::new(RefCell::new(state)) }
     }
 
     pub fn is_pending(&self) -> bool {
-        self.disk.waiting() > 0
+        self.disk.waiting_count() > 0
     }
 
     /// Executes all waiting operations in one transaction. Returns `false` if there are none.
@@ -86,8 +86,8 @@ impl DiskControl {
         state.runs += 1;
         let name = format!("run{}", state.runs);
         let connection = match state.database.take() {
-            Some(mut database) => std::mem::replace(&mut database.connection, new_file()),
-            None => new_file(),
+            Some(mut database) => std::mem::replace(&mut database.connection, new_database()),
+            None => new_database(),
         };
         let database = Database::begin_run(connection, state.options.clone(), &name, SystemTime::UNIX_EPOCH);
         state.database = Some(database.expect("a sound file"));
@@ -108,21 +108,21 @@ impl DiskControl {
     }
 }
 
-/// Creates the SQLite broker for the next run of the server. The SQLite broker stores the messages, and `decisions`
-/// tracks the members of each room. `decisions` must be configured to keep no messages.
+/// Creates the SQLite broker for the next run of the server. The SQLite broker stores the messages, and `inner`
+/// tracks the members of each room. `inner` must be configured to keep no messages.
 pub fn broker(
     disk: &DiskControl,
-    decisions: MemoryBroker,
+    inner: MemoryBroker,
     limits: LogLimits,
     model: &Rc<RefCell<Model>>,
 ) -> Box<dyn Broker> {
     let run = disk.begin_run();
     model.borrow_mut().begin_run(&run);
     let counts = Rc::new(RefCell::new(0));
-    let decisions = Counted { broker: decisions, events: VecDeque::new(), count: Rc::clone(&counts) };
-    let broker = SqliteBroker::new(Box::new(decisions), Box::new(disk.disk.clone()), &run, limits);
+    let inner = Counted { broker: inner, events: VecDeque::new(), count: Rc::clone(&counts) };
+    let broker = SqliteBroker::new(Box::new(inner), Box::new(disk.disk.clone()), &run, limits);
     let (submitted, released) = (VecDeque::new(), Vec::new());
-    Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
+    Box::new(CheckedBroker { broker, model: Rc::clone(model), counts, submitted, released })
 }
 
 /// Wraps an in-memory broker, and stores in `count` the number of events that the last request caused.
@@ -150,15 +150,15 @@ impl Broker for Counted {
 
 /// Wraps the SQLite broker. Once the SQLite broker has returned all events of a request, passes the request and these
 /// events to the model.
-struct Released {
+struct CheckedBroker {
     broker: SqliteBroker,
     model: Rc<RefCell<Model>>,
     counts: Rc<RefCell<usize>>,
-    submitted: VecDeque<(Token, Submitted, usize)>,
+    submitted: VecDeque<(Token, Submission, usize)>,
     released: Vec<RoomEvent>,
 }
 
-impl Released {
+impl CheckedBroker {
     fn check(&mut self) {
         while self.submitted.front().is_some_and(|(.., count)| *count == self.released.len()) {
             let Some((client, submitted, _)) = self.submitted.pop_front() else { return };
@@ -168,7 +168,7 @@ impl Released {
     }
 }
 
-impl Broker for Released {
+impl Broker for CheckedBroker {
     fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
         self.broker.check_join(join)
     }

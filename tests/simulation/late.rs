@@ -5,19 +5,19 @@ use crate::delayed_broker::Control;
 use crate::durable::DiskControl;
 
 #[derive(Clone)]
-pub enum Late {
+pub enum DelayedEvents {
     Broker(Control),
     #[cfg(feature = "sqlite")]
     Disk(DiskControl),
 }
 
-impl Late {
-    /// Whether [`Late::release_one`] has an event to release or an operation to execute.
+impl DelayedEvents {
+    /// Whether [`DelayedEvents::release_one`] has an event to release or an operation to execute.
     pub fn is_pending(&self) -> bool {
         match self {
-            Late::Broker(control) => control.pending() > 0,
+            DelayedEvents::Broker(control) => control.pending_count() > 0,
             #[cfg(feature = "sqlite")]
-            Late::Disk(disk) => disk.is_pending(),
+            DelayedEvents::Disk(disk) => disk.is_pending(),
         }
     }
 
@@ -25,9 +25,9 @@ impl Late {
     /// the disk. Returns `false` if nothing was pending.
     pub fn release_one(&self) -> bool {
         match self {
-            Late::Broker(control) => control.release_one(),
+            DelayedEvents::Broker(control) => control.release_one(),
             #[cfg(feature = "sqlite")]
-            Late::Disk(disk) => disk.execute(),
+            DelayedEvents::Disk(disk) => disk.execute(),
         }
     }
 }

@@ -39,7 +39,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use model::{ISOLATION, PANIC, REPLAY, Violation};
+use model::{DETERMINISM, ISOLATION, NO_PANIC, Violation};
 use run::Outcome;
 use script::Script;
 
@@ -51,7 +51,7 @@ const REPLAY_EVERY: u64 = 10;
 const INSTANCES_EVERY: u64 = 3;
 
 /// States that a run of 300 or more seeds must reach.
-const OFTEN: &[&str] = &[
+const FREQUENT_STATES: &[&str] = &[
     "a Close by the server",
     "a Close that is answered",
     "a Close with 1013",
@@ -84,10 +84,10 @@ const OFTEN: &[&str] = &[
     "clients that waited for a descriptor",
 ];
 /// The additional states that a run of 300 or more seeds must reach if the feature `deflate` is enabled.
-const COMPRESSED: &[&str] = &["a message with a shared context", "a message compressed alone"];
+const DEFLATE_STATES: &[&str] = &["a message with a shared context", "a message compressed alone"];
 
 /// The additional states that a run of 300 or more seeds must reach if the feature `sqlite` is enabled.
-const STORED: &[&str] = &[
+const SQLITE_STATES: &[&str] = &[
     "a crash",
     "a crash between a commit and its events",
     "a disk that fails",
@@ -96,7 +96,7 @@ const STORED: &[&str] = &[
     "a resume across a restart",
 ];
 /// Rare states. A run of 1,000 or more seeds must reach all of them. A shorter run may miss some.
-const RARELY: &[&str] = &[
+const RARE_STATES: &[&str] = &[
     "a hold of broadcasts",
     "a peer that does not end the stream",
     "a peer that does not read the last bytes",
@@ -146,7 +146,7 @@ fn arguments() -> Arguments {
 /// Runs a script of client actions. Reports a panic as a violation.
 fn run(script: &Script, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
-        violation: Some(Violation { rule: PANIC, text: LAST_PANIC.take() }),
+        violation: Some(Violation { rule: NO_PANIC, text: LAST_PANIC.take() }),
         step: script.actions.len(),
         trace: run::last_trace(),
         hash: 0,
@@ -168,7 +168,7 @@ fn check(script: &Script) -> Outcome {
         let again = run(script, false);
         if again.hash != outcome.hash || again.time != outcome.time {
             let text = format!("hashes {:016x} and {:016x}", outcome.hash, again.hash);
-            outcome.violation = Some(Violation { rule: REPLAY, text });
+            outcome.violation = Some(Violation { rule: DETERMINISM, text });
         }
     }
     if script.is_independent && outcome.violation.is_none() {
@@ -233,9 +233,19 @@ fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
     let shrunk = if shrinks { shrink_script(script, violation.rule) } else { script.clone() };
     let traced = run(&shrunk, true);
     println!("{} actions are enough. Options: {:?}", shrunk.actions.len(), shrunk.options);
-    let Script { short, block, interrupt, spurious, latency, delay, is_observed, .. } = &shrunk;
+    let Script {
+        short_io_chance,
+        would_block_chance,
+        interrupt_chance,
+        spurious_edge_chance,
+        latency,
+        delay,
+        is_observed,
+        ..
+    } = &shrunk;
     println!(
-        "Faults: short {short:.2}, block {block:.2}, interrupt {interrupt:.2}, spurious {spurious:.2}, latency {latency:?}, broker {delay:?}, observed {is_observed}"
+        "Faults: short {short_io_chance:.2}, block {would_block_chance:.2}, interrupt {interrupt_chance:.2}, spurious \
+         {spurious_edge_chance:.2}, latency {latency:?}, broker {delay:?}, observed {is_observed}"
     );
     for timed in &shrunk.actions {
         let actor = &shrunk.actors[timed.actor];
@@ -315,9 +325,9 @@ fn main() -> ExitCode {
     if arguments.instances {
         return ExitCode::SUCCESS;
     }
-    let stored = if cfg!(feature = "sqlite") { missing(STORED, 300) } else { Vec::new() };
-    let compressed = if cfg!(feature = "deflate") { missing(COMPRESSED, 300) } else { Vec::new() };
-    let missing = [missing(OFTEN, 300), missing(RARELY, 1000), stored, compressed].concat();
+    let stored = if cfg!(feature = "sqlite") { missing(SQLITE_STATES, 300) } else { Vec::new() };
+    let compressed = if cfg!(feature = "deflate") { missing(DEFLATE_STATES, 300) } else { Vec::new() };
+    let missing = [missing(FREQUENT_STATES, 300), missing(RARE_STATES, 1000), stored, compressed].concat();
     if !missing.is_empty() {
         println!("These states were never reached: {}", missing.join(", "));
         return ExitCode::FAILURE;

@@ -21,8 +21,8 @@ pub const BOUNDS: &str = "6: buffers stay within their bounds, and nothing is le
 pub const LIVENESS: &str = "7: everything pending is delivered, and no turn is without progress";
 pub const ISOLATION: &str = "8: a rude client changes nothing for the others";
 pub const LOG: &str = "every line of the log is written, or counted as dropped";
-pub const PANIC: &str = "the server does not panic";
-pub const REPLAY: &str = "two runs of one seed are the same";
+pub const NO_PANIC: &str = "the server does not panic";
+pub const DETERMINISM: &str = "two runs of one seed are the same";
 
 #[derive(Debug, Clone)]
 pub struct Violation {
@@ -44,9 +44,9 @@ pub struct Rules {
     pub rate_limit: f64,
     pub unique_names: bool,
     /// The number of messages that the history file keeps per room; 0 means all. `None` without a history file.
-    pub durable: Option<usize>,
+    pub history_keep: Option<usize>,
     /// Whether the limits on rooms and on total history are so high that no run reaches them.
-    pub is_roomy: bool,
+    pub has_high_limits: bool,
 }
 
 /// A text frame that a client must receive.
@@ -54,7 +54,7 @@ pub struct Rules {
 pub struct Expected {
     pub text: Rc<str>,
     /// The nonce of the client's command that this event acknowledges or rejects.
-    pub answers: Option<Rc<str>>,
+    pub in_reply_to: Option<Rc<str>>,
     /// The id of a room message; `None` for other events.
     pub id: Option<u64>,
 }
@@ -64,7 +64,7 @@ pub struct Member {
     pub dialect: Dialect,
     pub expected: VecDeque<Expected>,
     /// The total size of the frames in `expected`, in bytes.
-    pub owed: usize,
+    pub expected_bytes: usize,
     /// Texts that the client has sent but the chat has not yet submitted to the broker.
     pub sent: VecDeque<Rc<str>>,
     /// Number of texts that the chat dropped instead of submitting. The client must receive an error for each of them.
@@ -75,7 +75,7 @@ pub struct Member {
 }
 
 /// A request to the broker, reduced to the fields that the model checks.
-pub enum Submitted {
+pub enum Submission {
     Join { username: Rc<str>, room: Rc<str>, client_id: Option<Rc<str>>, resume: Option<Resume>, may_replace: bool },
     Leave,
     Switch(Rc<str>),
@@ -87,32 +87,32 @@ pub enum Submitted {
 
 /// The broker's state, derived from its decisions so far.
 #[derive(Default)]
-struct Decided {
-    rooms: HashMap<RoomId, Place>,
-    members: BTreeMap<Token, Seat>,
+struct BrokerState {
+    rooms: HashMap<RoomId, BrokerRoom>,
+    members: BTreeMap<Token, BrokerMember>,
     /// All messages of each history. With a history file, each room has one history, and the key is the room name.
     /// Otherwise, a room can start a new history with a new epoch, and the key is the epoch.
     logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
     /// The epoch of every server run that has used the history file, oldest first.
     runs: Vec<Rc<str>>,
     /// For each message in `logs`, the index in `runs` of the server run that stored the message.
-    stored_in: HashMap<Rc<str>, Vec<usize>>,
+    stored_in_run: HashMap<Rc<str>, Vec<usize>>,
     /// Messages submitted to the broker since the server started. Kept only if there is a history file to check.
-    pending: Vec<Sent>,
+    pending: Vec<PendingMessage>,
     /// For each room that has become empty, by name: the epoch of its history, and the time when it last became empty.
-    kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
+    emptied_rooms: HashMap<Rc<str>, (Rc<str>, Duration)>,
     now: Duration,
 }
 
-type Sent = (Rc<str>, Box<str>, Option<Rc<str>>);
+type PendingMessage = (Rc<str>, Box<str>, Option<Rc<str>>);
 
-struct Place {
+struct BrokerRoom {
     name: Rc<str>,
     epoch: Option<Rc<str>>,
     members: usize,
 }
 
-struct Seat {
+struct BrokerMember {
     room: RoomId,
     username: Rc<str>,
     client_id: Option<Rc<str>>,
@@ -126,12 +126,12 @@ struct Room {
 
 pub struct Model {
     rules: Rules,
-    decided: Decided,
+    broker: BrokerState,
     rooms: HashMap<RoomId, Room>,
     pub members: HashMap<Token, Member>,
     pub violation: Option<Violation>,
     pub counters: BTreeMap<&'static str, u64>,
-    pub lefts: usize,
+    pub leave_count: usize,
     largest_frame: usize,
 }
 
@@ -159,7 +159,7 @@ fn quoted(text: &str) -> String {
     to_string(text).unwrap_or_default()
 }
 
-fn list(names: &[Rc<str>]) -> String {
+fn quoted_list(names: &[Rc<str>]) -> String {
     format!("[{}]", names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(","))
 }
 
@@ -187,8 +187,8 @@ fn render_message(dialect: Dialect, message: &Message) -> String {
 
 impl Rules {
     /// The number of messages that the broker keeps per room.
-    fn kept(&self) -> usize {
-        match self.durable {
+    fn keep_limit(&self) -> usize {
+        match self.history_keep {
             None => self.history,
             Some(0) => usize::MAX,
             Some(keep) => keep,
@@ -200,12 +200,12 @@ impl Model {
     pub fn new(rules: Rules) -> Model {
         Model {
             rules,
-            decided: Decided::default(),
+            broker: BrokerState::default(),
             rooms: HashMap::new(),
             members: HashMap::new(),
             violation: None,
             counters: BTreeMap::new(),
-            lefts: 0,
+            leave_count: 0,
             largest_frame: 0,
         }
     }
@@ -229,12 +229,12 @@ impl Model {
 
     /// Checks a request that the chat submits to the broker. A message's text must be one of the client's `sent` texts.
     /// If that text is not the first, the chat has dropped the texts before it, so they count as `skipped`.
-    pub fn see_request(&mut self, client: Token, request: &Request) {
+    pub fn observe_request(&mut self, client: Token, request: &Request) {
         let (text, username) = match request {
             Request::Publish(message) => {
-                if self.rules.durable.is_some() {
+                if self.rules.history_keep.is_some() {
                     let Message { username, text, nonce, .. } = message;
-                    self.decided.pending.push((Rc::clone(username), text.clone(), nonce.clone()));
+                    self.broker.pending.push((Rc::clone(username), text.clone(), nonce.clone()));
                 }
                 (&message.text, &message.username)
             }
@@ -265,35 +265,35 @@ impl Model {
 
     // ----------------------------------------------------------------------------------------- decisions of the broker
 
-    pub fn simplify(request: &Request) -> Submitted {
+    pub fn simplify(request: &Request) -> Submission {
         match request {
-            Request::Join(join) => Submitted::Join {
+            Request::Join(join) => Submission::Join {
                 username: Rc::clone(&join.username),
                 room: Rc::clone(&join.room),
                 client_id: join.client_id.clone(),
                 resume: join.resume.clone(),
                 may_replace: join.is_bound || join.session.is_some() || join.client_id.is_some(),
             },
-            Request::Leave => Submitted::Leave,
-            Request::Switch { room, .. } => Submitted::Switch(Rc::clone(room)),
-            Request::Publish(message) => Submitted::Publish {
+            Request::Leave => Submission::Leave,
+            Request::Switch { room, .. } => Submission::Switch(Rc::clone(room)),
+            Request::Publish(message) => Submission::Publish {
                 username: Rc::clone(&message.username),
                 text: message.text.clone(),
                 nonce: message.nonce.clone(),
             },
-            Request::Private(message) => Submitted::Private {
+            Request::Private(message) => Submission::Private {
                 from: Rc::clone(&message.from),
                 to: Rc::clone(&message.to),
                 text: message.text.clone(),
             },
-            Request::History { before, limit } => Submitted::History { before: *before, limit: *limit },
-            Request::Typing { username } => Submitted::Typing { username: Rc::clone(username) },
+            Request::History { before, limit } => Submission::History { before: *before, limit: *limit },
+            Request::Typing { username } => Submission::Typing { username: Rc::clone(username) },
             Request::Announce { .. } => unreachable!("the simulation has no operator"),
         }
     }
 
     /// Passes the request to the broker with `execute`. Checks and returns the resulting events.
-    pub fn decide(
+    pub fn execute_and_check(
         this: &std::cell::RefCell<Model>,
         client: Token,
         request: Request,
@@ -303,13 +303,13 @@ impl Model {
         let submitted = Model::simplify(&request);
         let events = execute(request);
         let model = &mut *this.borrow_mut();
-        model.decided.now = now;
+        model.broker.now = now;
         model.check_group(client, &submitted, &events);
         events
     }
 
     /// Checks all events that one request caused.
-    pub fn check_group(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
+    pub fn check_group(&mut self, client: Token, submitted: &Submission, events: &[RoomEvent]) {
         self.check_request(client, submitted, events);
         for event in events {
             self.check_decision(client, submitted, event);
@@ -321,7 +321,7 @@ impl Model {
     /// Records that the server has started with a history file. `name` is the epoch of every room until the server
     /// crashes.
     pub fn begin_run(&mut self, name: &str) {
-        self.decided.runs.push(name.into());
+        self.broker.runs.push(name.into());
     }
 
     /// Updates the model after a server crash, and checks the history file. The file may contain messages that no
@@ -330,17 +330,17 @@ impl Model {
         self.check_file(&file);
         for (name, (last_id, messages)) in file {
             let name: Rc<str> = name.into();
-            let run = self.decided.runs.len() - 1;
-            let log = self.decided.logs.entry(Rc::clone(&name)).or_default();
+            let run = self.broker.runs.len() - 1;
+            let log = self.broker.logs.entry(Rc::clone(&name)).or_default();
             let first = last_id as usize - messages.len();
             // Add placeholders for messages that were stored and deleted before any client received them.
             for id in log.len() + 1..=first {
                 let (username, text, time) = ("".into(), "".into(), "".into());
                 log.push(Rc::new(Message { username, text, id: id as u64, time, nonce: None }));
-                self.decided.stored_in.entry(Rc::clone(&name)).or_default().push(run);
+                self.broker.stored_in_run.entry(Rc::clone(&name)).or_default().push(run);
             }
             for message in messages.into_iter().skip(log.len().saturating_sub(first)) {
-                let is_pending = self.decided.pending.iter().any(|(username, text, nonce)| {
+                let is_pending = self.broker.pending.iter().any(|(username, text, nonce)| {
                     (username, text, nonce) == (&message.username, &message.text, &message.nonce)
                 });
                 if !is_pending {
@@ -348,12 +348,12 @@ impl Model {
                     self.violation.get_or_insert(Violation { rule: ACKNOWLEDGEMENT, text });
                 }
                 log.push(Rc::new(message));
-                self.decided.stored_in.entry(Rc::clone(&name)).or_default().push(run);
+                self.broker.stored_in_run.entry(Rc::clone(&name)).or_default().push(run);
                 *self.counters.entry("a message that was stored and not acknowledged").or_default() += 1;
             }
         }
-        (self.decided.rooms, self.decided.members) = (HashMap::new(), BTreeMap::new());
-        self.decided.pending.clear();
+        (self.broker.rooms, self.broker.members) = (HashMap::new(), BTreeMap::new());
+        self.broker.pending.clear();
         (self.rooms, self.members) = (HashMap::new(), HashMap::new());
     }
 
@@ -362,9 +362,9 @@ impl Model {
     pub fn check_file(&mut self, file: &BTreeMap<&'static str, (u64, Vec<Message>)>) {
         for (name, (last_id, messages)) in file {
             let empty = Vec::new();
-            let log = self.decided.logs.get(*name).unwrap_or(&empty);
+            let log = self.broker.logs.get(*name).unwrap_or(&empty);
             let first = *last_id as usize - messages.len();
-            let keep = self.rules.durable.filter(|keep| *keep > 0).unwrap_or(usize::MAX);
+            let keep = self.rules.history_keep.filter(|keep| *keep > 0).unwrap_or(usize::MAX);
             let is_complete = messages.len() == (*last_id as usize).min(keep);
             let is_same =
                 |(at, message): (usize, &Message)| log.get(first + at).is_none_or(|known| **known == *message);
@@ -378,19 +378,20 @@ impl Model {
     fn check_durable_backlog(&mut self, name: &Rc<str>, resume: Option<&Resume>, backlog: &Backlog) {
         let Backlog { epoch, last_id, resumed, messages } = backlog;
         let rules = self.rules.clone();
-        let is_current = self.decided.runs.last() == Some(epoch);
+        let is_current = self.broker.runs.last() == Some(epoch);
         self.require(RESUME, is_current, || format!("the epoch of {name} is {epoch}, which is not the run"));
-        let log = self.decided.logs.entry(Rc::clone(name)).or_default().clone();
+        let log = self.broker.logs.entry(Rc::clone(name)).or_default().clone();
         self.require(RESUME, *last_id == log.len() as u64, || {
             format!("last_id is {last_id}, after {} messages", log.len())
         });
         let len =
             |messages: &[Rc<Message>]| messages.iter().map(|message| message_fields(message).len() + 60).sum::<usize>();
         let missed = resume.filter(|resume| resume.since <= *last_id).and_then(|resume| {
-            let run = self.decided.runs.iter().position(|run| **run == *resume.epoch)?;
+            let run = self.broker.runs.iter().position(|run| **run == *resume.epoch)?;
             let since = resume.since as usize;
-            let stored_in = since.checked_sub(1).map(|at| self.decided.stored_in[name][at]);
-            (stored_in.is_none_or(|stored_in| stored_in <= run) && log.len() - since <= rules.kept()).then_some(since)
+            let stored_in_run = since.checked_sub(1).map(|at| self.broker.stored_in_run[name][at]);
+            (stored_in_run.is_none_or(|stored_in_run| stored_in_run <= run) && log.len() - since <= rules.keep_limit())
+                .then_some(since)
         });
         if *resumed {
             let exact = missed.is_some_and(|since| log[since..] == messages[..]);
@@ -403,10 +404,10 @@ impl Model {
                 self.count("a resume across a restart");
             }
         } else {
-            let kept = rules.history.min(log.len()).min(rules.kept());
+            let kept = rules.history.min(log.len()).min(rules.keep_limit());
             let is_suffix = log.ends_with(messages) && messages.len() <= kept;
             let fits = |count: usize| len(&log[log.len() - count..]) <= rules.max_outbox;
-            let is_short = rules.is_roomy && messages.len() < kept && fits(kept);
+            let is_short = rules.has_high_limits && messages.len() < kept && fits(kept);
             self.require(RESUME, is_suffix && !is_short, || {
                 format!("a new client gets {} of {} messages", messages.len(), log.len())
             });
@@ -421,43 +422,43 @@ impl Model {
     }
 
     /// Checks that this kind of request can cause `events`. Looks only at their number and at the last event.
-    fn check_request(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
-        let seat = self.decided.members.get(&client);
+    fn check_request(&mut self, client: Token, submitted: &Submission, events: &[RoomEvent]) {
+        let member = self.broker.members.get(&client);
         let last = events.last();
         let (rule, holds) = match (submitted, last) {
-            (Submitted::Join { .. }, Some(RoomEvent::Joined { client: joined, from: None, .. })) => {
+            (Submission::Join { .. }, Some(RoomEvent::Joined { client: joined, from: None, .. })) => {
                 (MEMBERS, *joined == client)
             }
-            (Submitted::Join { .. }, Some(RoomEvent::JoinRejected { client: rejected, .. })) => {
+            (Submission::Join { .. }, Some(RoomEvent::JoinRejected { client: rejected, .. })) => {
                 (MEMBERS, *rejected == client && events.len() == 1)
             }
-            (Submitted::Join { .. }, _) => (MEMBERS, false),
-            (_, None) if seat.is_none() => (MEMBERS, true),
-            (_, Some(_)) if seat.is_none() => (MEMBERS, false),
-            (Submitted::Leave, Some(RoomEvent::Left { member, .. })) => {
+            (Submission::Join { .. }, _) => (MEMBERS, false),
+            (_, None) if member.is_none() => (MEMBERS, true),
+            (_, Some(_)) if member.is_none() => (MEMBERS, false),
+            (Submission::Leave, Some(RoomEvent::Left { member, .. })) => {
                 (MEMBERS, *member == MemberId::Local(client) && events.len() == 1)
             }
-            (Submitted::Switch(name), None) => {
-                (MEMBERS, seat.is_some_and(|seat| self.decided.rooms[&seat.room].name == *name))
+            (Submission::Switch(name), None) => {
+                (MEMBERS, member.is_some_and(|member| self.broker.rooms[&member.room].name == *name))
             }
-            (Submitted::Switch(_), Some(RoomEvent::Joined { from, client: joined, .. })) => {
-                (MEMBERS, *joined == client && *from == seat.map(|seat| seat.room))
+            (Submission::Switch(_), Some(RoomEvent::Joined { from, client: joined, .. })) => {
+                (MEMBERS, *joined == client && *from == member.map(|member| member.room))
             }
-            (Submitted::Switch(_), Some(RoomEvent::Rejected { .. })) => (MEMBERS, events.len() == 1),
-            (Submitted::Publish { .. }, Some(RoomEvent::Published { client: by, .. })) => {
+            (Submission::Switch(_), Some(RoomEvent::Rejected { .. })) => (MEMBERS, events.len() == 1),
+            (Submission::Publish { .. }, Some(RoomEvent::Published { client: by, .. })) => {
                 (ORDER, *by == Some(client) && events.len() == 1)
             }
             (
-                Submitted::Publish { .. },
+                Submission::Publish { .. },
                 Some(RoomEvent::Duplicate { client: by, .. } | RoomEvent::Rejected { client: by, .. }),
             ) => (ACKNOWLEDGEMENT, *by == client && events.len() == 1),
-            (Submitted::Private { .. }, Some(RoomEvent::Private { .. } | RoomEvent::Rejected { .. })) => {
+            (Submission::Private { .. }, Some(RoomEvent::Private { .. } | RoomEvent::Rejected { .. })) => {
                 (ORDER, events.len() == 1)
             }
-            (Submitted::History { .. }, Some(RoomEvent::History { client: by, .. })) => {
+            (Submission::History { .. }, Some(RoomEvent::History { client: by, .. })) => {
                 (ORDER, *by == client && events.len() == 1)
             }
-            (Submitted::Typing { .. }, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => {
+            (Submission::Typing { .. }, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => {
                 (ORDER, events.len() == 1)
             }
             _ => (ORDER, false),
@@ -465,27 +466,27 @@ impl Model {
         self.require(rule, holds, || format!("the broker's events for a request of {client:?} are {events:?}"));
     }
 
-    fn holds_name(&self, name: &str, but: Token) -> bool {
-        let mut seats = self.decided.members.iter();
-        seats.any(|(token, seat)| *token != but && key(&seat.username) == key(name))
+    fn holds_name(&self, name: &str, except: Token) -> bool {
+        let mut members = self.broker.members.iter();
+        members.any(|(token, member)| *token != except && key(&member.username) == key(name))
     }
 
-    fn check_decision(&mut self, client: Token, submitted: &Submitted, event: &RoomEvent) {
+    fn check_decision(&mut self, client: Token, submitted: &Submission, event: &RoomEvent) {
         match (event, submitted) {
-            (RoomEvent::Opened { room, name, members }, Submitted::Join { .. } | Submitted::Switch(_)) => {
-                let place = Place { name: Rc::clone(name), epoch: None, members: 0 };
-                let before = self.decided.rooms.insert(*room, place);
+            (RoomEvent::Opened { room, name, members }, Submission::Join { .. } | Submission::Switch(_)) => {
+                let room_state = BrokerRoom { name: Rc::clone(name), epoch: None, members: 0 };
+                let before = self.broker.rooms.insert(*room, room_state);
                 let is_new = before.is_none() && members.is_empty();
-                let names = self.decided.rooms.values().filter(|place| place.name == *name).count();
+                let names = self.broker.rooms.values().filter(|room_state| room_state.name == *name).count();
                 self.require(MEMBERS, is_new && names == 1, || format!("{name} opens twice"));
             }
             (RoomEvent::Left { room, member: MemberId::Local(token) }, _) => {
                 let is_replaced = match submitted {
-                    Submitted::Join { username, client_id, may_replace, .. } => {
-                        self.decided.members.get(token).is_some_and(|seat| {
+                    Submission::Join { username, client_id, may_replace, .. } => {
+                        self.broker.members.get(token).is_some_and(|member| {
                             *may_replace
-                                && (key(&seat.username) == key(username)
-                                    || client_id.is_some() && seat.client_id == *client_id)
+                                && (key(&member.username) == key(username)
+                                    || client_id.is_some() && member.client_id == *client_id)
                         })
                     }
                     _ => *token == client,
@@ -494,71 +495,73 @@ impl Model {
                 if *token != client {
                     self.count("a takeover");
                 }
-                let was_there = self.decided.members.remove(token).is_some_and(|seat| seat.room == *room);
+                let was_there = self.broker.members.remove(token).is_some_and(|member| member.room == *room);
                 self.require(MEMBERS, was_there, || format!("{token:?} leaves a room in which it is not"));
                 self.vacate(*room);
             }
             (RoomEvent::Joined { client: token, from, to, backlog, .. }, _) => {
                 let (username, client_id, name, resume) = match submitted {
-                    Submitted::Join { username, client_id, room, resume, .. } => {
+                    Submission::Join { username, client_id, room, resume, .. } => {
                         (Rc::clone(username), client_id.clone(), room, resume.as_ref())
                     }
-                    Submitted::Switch(room) => {
-                        let Some(seat) = self.decided.members.remove(token) else {
+                    Submission::Switch(room) => {
+                        let Some(member) = self.broker.members.remove(token) else {
                             return self.fail(MEMBERS, "a switch of nobody");
                         };
-                        (seat.username, seat.client_id, room, None)
+                        (member.username, member.client_id, room, None)
                     }
                     _ => return self.fail(MEMBERS, "a join without a request"),
                 };
                 if self.rules.unique_names && !is_default(&username) && self.holds_name(&username, *token) {
                     self.fail(MEMBERS, format!("two members are {username}"));
                 }
-                let Some(place) = self.decided.rooms.get_mut(to) else {
+                let Some(room_state) = self.broker.rooms.get_mut(to) else {
                     return self.fail(MEMBERS, "a join to a room that is not open");
                 };
-                place.members += 1;
-                let is_named = place.name == *name;
+                room_state.members += 1;
+                let is_named = room_state.name == *name;
                 self.require(MEMBERS, is_named, || format!("a join to another room than {name}"));
                 self.check_backlog(*to, resume, backlog);
-                self.decided.members.insert(*token, Seat { room: *to, username, client_id });
+                self.broker.members.insert(*token, BrokerMember { room: *to, username, client_id });
                 from.iter().for_each(|room| self.vacate(*room));
             }
-            (RoomEvent::JoinRejected { error, .. }, Submitted::Join { username, .. }) => {
+            (RoomEvent::JoinRejected { error, .. }, Submission::Join { username, .. }) => {
                 let is_right = match error {
                     BrokerError::NameInUse => self.rules.unique_names && self.holds_name(username, client),
-                    BrokerError::TooManyRooms => !self.rules.is_roomy,
+                    BrokerError::TooManyRooms => !self.rules.has_high_limits,
                     _ => false,
                 };
                 self.require(MEMBERS, is_right, || format!("the join of {username} is rejected: {error:?}"));
                 self.count(if *error == BrokerError::NameInUse { "a name in use" } else { "too many rooms" });
             }
-            (RoomEvent::Published { room, message, .. }, Submitted::Publish { username, text, nonce }) => {
+            (RoomEvent::Published { room, message, .. }, Submission::Publish { username, text, nonce }) => {
                 let sent = (username, text, nonce);
                 let is_sent = (&message.username, &message.text, &message.nonce) == sent;
                 self.require(ORDER, is_sent, || format!("{message:?} is not what {username} sent"));
-                let seat = self.decided.members.get_mut(&client);
-                let is_there = seat.is_some_and(|seat| {
-                    seat.username = Rc::clone(username);
-                    seat.room == *room
+                let member = self.broker.members.get_mut(&client);
+                let is_there = member.is_some_and(|member| {
+                    member.username = Rc::clone(username);
+                    member.room == *room
                 });
                 self.require(ORDER, is_there, || "a message in a room of others".to_owned());
-                let Some(epoch) = self.decided.rooms.get(room).and_then(|place| place.epoch.clone()) else {
+                let Some(epoch) = self.broker.rooms.get(room).and_then(|room_state| room_state.epoch.clone()) else {
                     return self.fail(ORDER, "a message in a closed room");
                 };
-                let (kept, is_roomy) = (self.rules.kept(), self.rules.is_roomy || self.rules.durable.is_some());
-                let stored_in = self.decided.stored_in.entry(Rc::clone(&epoch)).or_default();
-                stored_in.push(self.decided.runs.len().saturating_sub(1));
-                let log = self.decided.logs.entry(epoch).or_default();
+                let (kept, has_high_limits) =
+                    (self.rules.keep_limit(), self.rules.has_high_limits || self.rules.history_keep.is_some());
+                let stored_in_run = self.broker.stored_in_run.entry(Rc::clone(&epoch)).or_default();
+                stored_in_run.push(self.broker.runs.len().saturating_sub(1));
+                let log = self.broker.logs.entry(epoch).or_default();
                 let next = log.len() as u64 + 1;
                 let mut recent = log.iter().rev().take(kept);
-                let is_again =
-                    is_roomy && nonce.is_some() && recent.any(|old| old.nonce == *nonce && old.username == *username);
+                let is_again = has_high_limits
+                    && nonce.is_some()
+                    && recent.any(|old| old.nonce == *nonce && old.username == *username);
                 log.push(Rc::clone(message));
                 self.require(ORDER, message.id == next, || format!("the id {} follows {}", message.id, next - 1));
                 self.require(ACKNOWLEDGEMENT, !is_again, || format!("{nonce:?} is stored twice"));
             }
-            (RoomEvent::Duplicate { message, .. }, Submitted::Publish { username, nonce, .. }) => {
+            (RoomEvent::Duplicate { message, .. }, Submission::Publish { username, nonce, .. }) => {
                 let log = self.log_of(client);
                 let stored = log.and_then(|log| log.get(message.id as usize - 1));
                 let is_stored = stored == Some(message)
@@ -568,9 +571,9 @@ impl Model {
                 self.require(ACKNOWLEDGEMENT, is_stored, || format!("{nonce:?} was never stored as {message:?}"));
                 self.count("a duplicate nonce");
             }
-            (RoomEvent::Private { recipients, message }, Submitted::Private { from, to, text }) => {
+            (RoomEvent::Private { recipients, message }, Submission::Private { from, to, text }) => {
                 let is_sent = message.from == *from && message.to == *to && message.text == *text;
-                let holders = self.decided.members.iter().filter(|(_, seat)| key(&seat.username) == key(to));
+                let holders = self.broker.members.iter().filter(|(_, member)| key(&member.username) == key(to));
                 let mut expected: Vec<Token> =
                     holders.map(|(token, _)| *token).filter(|token| *token != client).collect();
                 expected.push(client);
@@ -579,17 +582,17 @@ impl Model {
                 expected.sort();
                 let is_right = is_sent && sorted == expected && recipients.last() == Some(&client);
                 self.require(ORDER, is_right, || format!("{message:?} goes to {recipients:?}, not to {expected:?}"));
-                if let Some(seat) = self.decided.members.get_mut(&client) {
-                    seat.username = Rc::clone(from);
+                if let Some(member) = self.broker.members.get_mut(&client) {
+                    member.username = Rc::clone(from);
                 }
                 self.count("a private message");
             }
-            (RoomEvent::History { page, .. }, Submitted::History { before, limit }) => {
+            (RoomEvent::History { page, .. }, Submission::History { before, limit }) => {
                 self.check_page(client, *before, *limit, page)
             }
             (RoomEvent::Rejected { error, .. }, _) => {
                 let username = match submitted {
-                    Submitted::Publish { username, .. } | Submitted::Private { from: username, .. } => Some(username),
+                    Submission::Publish { username, .. } | Submission::Private { from: username, .. } => Some(username),
                     _ => None,
                 };
                 let is_right = match error {
@@ -598,25 +601,25 @@ impl Model {
                     }
                     BrokerError::TooManyRooms => {
                         self.count("too many rooms");
-                        !self.rules.is_roomy
+                        !self.rules.has_high_limits
                     }
                     BrokerError::NoSuchUser(name) => {
-                        !self.decided.members.values().any(|seat| key(&seat.username) == key(name))
+                        !self.broker.members.values().any(|member| key(&member.username) == key(name))
                     }
                     BrokerError::Unavailable => false,
                     BrokerError::NotStored => {
                         // A message with a new username renames the client as soon as the broker queues the message,
                         // even if the disk then fails to store the message.
-                        let seat = self.decided.members.get_mut(&client).zip(username);
-                        seat.into_iter().for_each(|(seat, name)| seat.username = Rc::clone(name));
-                        self.rules.durable.is_some()
+                        let member = self.broker.members.get_mut(&client).zip(username);
+                        member.into_iter().for_each(|(member, name)| member.username = Rc::clone(name));
+                        self.rules.history_keep.is_some()
                     }
                     BrokerError::ClientIdInUse => false,
                 };
                 self.require(ACKNOWLEDGEMENT, is_right, || format!("{client:?} is rejected: {error:?}"));
             }
-            (RoomEvent::Typing { room, client: by, username }, Submitted::Typing { username: sent }) => {
-                let is_there = self.decided.members.get(&client).is_some_and(|seat| seat.room == *room);
+            (RoomEvent::Typing { room, client: by, username }, Submission::Typing { username: sent }) => {
+                let is_there = self.broker.members.get(&client).is_some_and(|member| member.room == *room);
                 let is_right = is_there && *by == Some(client) && username == sent;
                 self.require(ORDER, is_right, || format!("{client:?} types as {sent}, but the event is {event:?}"));
             }
@@ -625,42 +628,44 @@ impl Model {
     }
 
     fn vacate(&mut self, room: RoomId) {
-        let now = self.decided.now;
-        let Some(place) = self.decided.rooms.get_mut(&room) else { return self.fail(MEMBERS, "a closed room empties") };
-        place.members -= 1;
-        if place.members == 0
-            && let Some(Place { name, epoch: Some(epoch), .. }) = self.decided.rooms.remove(&room)
+        let now = self.broker.now;
+        let Some(room_state) = self.broker.rooms.get_mut(&room) else {
+            return self.fail(MEMBERS, "a closed room empties");
+        };
+        room_state.members -= 1;
+        if room_state.members == 0
+            && let Some(BrokerRoom { name, epoch: Some(epoch), .. }) = self.broker.rooms.remove(&room)
         {
-            self.decided.kept.insert(name, (epoch, now));
+            self.broker.emptied_rooms.insert(name, (epoch, now));
         }
     }
 
     fn log_of(&self, client: Token) -> Option<&Vec<Rc<Message>>> {
-        let room = self.decided.members.get(&client)?.room;
-        self.decided.logs.get(self.decided.rooms.get(&room)?.epoch.as_ref()?)
+        let room = self.broker.members.get(&client)?.room;
+        self.broker.logs.get(self.broker.rooms.get(&room)?.epoch.as_ref()?)
     }
 
     fn check_backlog(&mut self, room: RoomId, resume: Option<&Resume>, backlog: &Backlog) {
         let Backlog { epoch, last_id, resumed, messages } = backlog;
-        let (rules, now) = (self.rules.clone(), self.decided.now);
-        let Some(place) = self.decided.rooms.get_mut(&room) else { return };
-        let name = Rc::clone(&place.name);
-        if rules.durable.is_some() {
+        let (rules, now) = (self.rules.clone(), self.broker.now);
+        let Some(room_state) = self.broker.rooms.get_mut(&room) else { return };
+        let name = Rc::clone(&room_state.name);
+        if rules.history_keep.is_some() {
             // With a history file, a room keeps its log when a restart gives it a new epoch, so the model identifies
             // the log by the room's name instead of the epoch.
-            place.epoch = Some(Rc::clone(&name));
+            room_state.epoch = Some(Rc::clone(&name));
             return self.check_durable_backlog(&name, resume, backlog);
         }
-        let before = place.epoch.replace(Rc::clone(epoch));
-        let is_known = self.decided.logs.contains_key(epoch);
-        let is_right = match (before, self.decided.kept.get(&name)) {
+        let before = room_state.epoch.replace(Rc::clone(epoch));
+        let is_known = self.broker.logs.contains_key(epoch);
+        let is_right = match (before, self.broker.emptied_rooms.get(&name)) {
             (Some(before), _) => before == *epoch,
             (None, Some((kept, at))) if *kept == *epoch => now - *at <= rules.history_ttl,
-            (None, Some((_, at))) => !is_known && (!rules.is_roomy || now - *at > rules.history_ttl),
+            (None, Some((_, at))) => !is_known && (!rules.has_high_limits || now - *at > rules.history_ttl),
             (None, None) => !is_known,
         };
         self.require(RESUME, is_right, || format!("the epoch of {name} is {epoch}"));
-        let log = self.decided.logs.entry(Rc::clone(epoch)).or_default().clone();
+        let log = self.broker.logs.entry(Rc::clone(epoch)).or_default().clone();
         self.require(RESUME, *last_id == log.len() as u64, || {
             format!("last_id is {last_id}, after {} messages", log.len())
         });
@@ -683,7 +688,7 @@ impl Model {
             }
         } else {
             let is_suffix = log.ends_with(messages) && messages.len() <= kept;
-            let fits = |count: usize| rules.is_roomy && len(&log[log.len() - count..]) <= rules.max_outbox;
+            let fits = |count: usize| rules.has_high_limits && len(&log[log.len() - count..]) <= rules.max_outbox;
             let is_short = messages.len() < kept && fits(kept);
             self.require(RESUME, is_suffix && !is_short, || {
                 format!("a new client gets {} of {} messages", messages.len(), log.len())
@@ -702,16 +707,16 @@ impl Model {
         let rules = self.rules.clone();
         let Some(log) = self.log_of(client).cloned() else { return self.fail(ORDER, "a page for nobody") };
         let end = log.len().min(before.saturating_sub(1) as usize);
-        let oldest = log.len().saturating_sub(rules.kept());
+        let oldest = log.len().saturating_sub(rules.keep_limit());
         let is_part = log[..end].ends_with(&page.messages) && page.messages.len() <= limit;
         let start = end - page.messages.len().min(end);
         let len = log[..end].iter().rev().take(limit).map(|message| message_fields(message).len() + 60).sum::<usize>();
         let is_full = page.messages.len() == limit.min(end.saturating_sub(oldest));
-        let is_right = !rules.is_roomy && rules.durable.is_none()
+        let is_right = !rules.has_high_limits && rules.history_keep.is_none()
             || ((is_full || len > rules.max_outbox / 2) && page.more == (start > oldest && end > oldest));
-        let is_empty_right = page.messages.is_empty() && end <= oldest && (!page.more || !rules.is_roomy);
+        let is_empty_right = page.messages.is_empty() && end <= oldest && (!page.more || !rules.has_high_limits);
         let is_named =
-            self.decided.members.get(&client).is_some_and(|seat| self.decided.rooms[&seat.room].name == page.room);
+            self.broker.members.get(&client).is_some_and(|member| self.broker.rooms[&member.room].name == page.room);
         let is_named = is_named && page.before == before;
         self.require(ORDER, is_named && (is_part && is_right || is_empty_right), || {
             format!(
@@ -727,15 +732,15 @@ impl Model {
 
     // ----------------------------------------------------------------------------------- events that the chat receives
 
-    fn expect(&mut self, client: Token, text: String, answers: Option<Rc<str>>, id: Option<u64>) {
-        self.expect_shared(client, text.into(), answers, id);
+    fn expect(&mut self, client: Token, text: String, in_reply_to: Option<Rc<str>>, id: Option<u64>) {
+        self.expect_shared(client, text.into(), in_reply_to, id);
     }
 
-    fn expect_shared(&mut self, client: Token, text: Rc<str>, answers: Option<Rc<str>>, id: Option<u64>) {
+    fn expect_shared(&mut self, client: Token, text: Rc<str>, in_reply_to: Option<Rc<str>>, id: Option<u64>) {
         self.largest_frame = self.largest_frame.max(frame_len(&text));
         if let Some(member) = self.members.get_mut(&client) {
-            member.owed += frame_len(&text);
-            member.expected.push_back(Expected { text, answers, id });
+            member.expected_bytes += frame_len(&text);
+            member.expected.push_back(Expected { text, in_reply_to, id });
         }
     }
 
@@ -743,18 +748,18 @@ impl Model {
         self.members.get(&client).map(|member| member.dialect)
     }
 
-    /// Adds an event to the expected frames of every member of the room except `but`. `render` returns the event in a
+    /// Adds an event to the expected frames of every member of the room but `except`. `render` returns the event in a
     /// dialect (JSON format), or `None` if the dialect has no such event.
     fn broadcast(
         &mut self,
         room: RoomId,
-        but: Option<Token>,
+        except: Option<Token>,
         id: Option<u64>,
-        answers: Option<(Token, Rc<str>)>,
+        in_reply_to: Option<(Token, Rc<str>)>,
         render: impl Fn(Dialect) -> Option<String>,
     ) {
-        let Some(place) = self.rooms.get(&room) else { return self.fail(MEMBERS, "an event of a closed room") };
-        let members: Vec<Token> = place.members.keys().copied().filter(|token| Some(*token) != but).collect();
+        let Some(room_state) = self.rooms.get(&room) else { return self.fail(MEMBERS, "an event of a closed room") };
+        let members: Vec<Token> = room_state.members.keys().copied().filter(|token| Some(*token) != except).collect();
         let mut texts: [Option<Rc<str>>; 3] = [None, None, None];
         for client in members {
             let Some(dialect) = self.dialect(client) else { continue };
@@ -763,13 +768,13 @@ impl Model {
                 *slot = render(dialect).map(Rc::from);
             }
             let Some(text) = slot.clone() else { continue };
-            let nonce = answers.as_ref().filter(|(token, _)| *token == client).map(|(_, nonce)| Rc::clone(nonce));
+            let nonce = in_reply_to.as_ref().filter(|(token, _)| *token == client).map(|(_, nonce)| Rc::clone(nonce));
             self.expect_shared(client, text, nonce, id);
         }
     }
 
     /// Formats a `joined` or `left` event as JSON in the given dialect.
-    fn render_move(&self, room: RoomId, dialect: Dialect, username: &str, joined: bool) -> String {
+    fn render_membership_event(&self, room: RoomId, dialect: Dialect, username: &str, joined: bool) -> String {
         let verb = if joined { "joined" } else { "left" };
         match dialect {
             Dialect::Events => format!(r#"{{"event":"{verb}","data":{{"username":{}}}}}"#, quoted(username)),
@@ -779,34 +784,34 @@ impl Model {
                 let active = if names.len() > self.rules.max_presence {
                     format!(r#""active_users":[],"active_count":{}"#, names.len())
                 } else {
-                    format!(r#""active_users":{}"#, list(&names))
+                    format!(r#""active_users":{}"#, quoted_list(&names))
                 };
                 format!(r#"{{"type":"user_{verb}","username":{},{active}}}"#, quoted(username))
             }
         }
     }
 
-    fn move_member(&mut self, room: RoomId, but: Option<Token>, username: &str, joined: bool) {
+    fn broadcast_membership_event(&mut self, room: RoomId, except: Option<Token>, username: &str, joined: bool) {
         let texts = [Dialect::Events, Dialect::Rooms, Dialect::Presence]
-            .map(|dialect| self.render_move(room, dialect, username, joined));
-        self.broadcast(room, but, None, None, |dialect| Some(texts[dialect as usize].clone()));
+            .map(|dialect| self.render_membership_event(room, dialect, username, joined));
+        self.broadcast(room, except, None, None, |dialect| Some(texts[dialect as usize].clone()));
     }
 
     fn remove_from(&mut self, room: RoomId, client: Token) {
-        let Some(place) = self.rooms.get_mut(&room) else { return self.fail(MEMBERS, "a closed room is left") };
-        let Some(username) = place.members.remove(&client) else {
+        let Some(room_state) = self.rooms.get_mut(&room) else { return self.fail(MEMBERS, "a closed room is left") };
+        let Some(username) = room_state.members.remove(&client) else {
             return self.fail(MEMBERS, format!("{client:?} leaves twice"));
         };
-        self.lefts += 1;
-        if place.members.is_empty() {
+        self.leave_count += 1;
+        if room_state.members.is_empty() {
             self.rooms.remove(&room);
         } else {
-            self.move_member(room, None, &username, false);
+            self.broadcast_membership_event(room, None, &username, false);
         }
     }
 
     /// Derives the frames that clients must receive because of an event that the chat received.
-    pub fn see_event(&mut self, event: &RoomEvent) {
+    pub fn observe_event(&mut self, event: &RoomEvent) {
         match event {
             RoomEvent::Closed { .. } => unreachable!("the simulation has no operator"),
             RoomEvent::Opened { room, name, .. } => {
@@ -819,13 +824,15 @@ impl Model {
                 let Some(member) = self.members.get_mut(client) else { return };
                 let is_switch = std::mem::replace(&mut member.has_joined, true);
                 let (username, dialect) = (Rc::clone(&member.username), member.dialect);
-                let Some(place) = self.rooms.get_mut(to) else { return self.fail(MEMBERS, "a join to a closed room") };
-                let name = Rc::clone(&place.name);
-                let names: Vec<Rc<str>> = place.members.values().take(self.rules.max_listed).cloned().collect();
-                let count = place.members.len();
-                place.members.insert(*client, Rc::clone(&username));
+                let Some(room_state) = self.rooms.get_mut(to) else {
+                    return self.fail(MEMBERS, "a join to a closed room");
+                };
+                let name = Rc::clone(&room_state.name);
+                let names: Vec<Rc<str>> = room_state.members.values().take(self.rules.max_listed).cloned().collect();
+                let count = room_state.members.len();
+                room_state.members.insert(*client, Rc::clone(&username));
                 let Backlog { epoch, last_id, resumed, messages } = backlog;
-                let (room, members, past) = (quoted(&name), list(&names), history(messages));
+                let (room, members, past) = (quoted(&name), quoted_list(&names), history(messages));
                 if is_switch {
                     let text = format!(
                         r#"{{"event":"switched","data":{{"room":{room},"members":{members},"member_count":{count},"epoch":"{epoch}","last_id":{last_id},"history":{past}}}}}"#
@@ -841,18 +848,18 @@ impl Model {
                     );
                     self.expect(*client, text, None, None);
                 } else {
-                    let text = self.render_move(*to, dialect, &username, true);
+                    let text = self.render_membership_event(*to, dialect, &username, true);
                     self.expect(*client, text, None, None);
                     messages
                         .iter()
                         .for_each(|message| self.expect(*client, render_message(dialect, message), None, None));
                 }
-                self.move_member(*to, Some(*client), &username, true);
+                self.broadcast_membership_event(*to, Some(*client), &username, true);
             }
             RoomEvent::Left { room, member: MemberId::Local(client) } => self.remove_from(*room, *client),
             RoomEvent::Published { room, client, message } => {
-                let answers = client.zip(message.nonce.clone());
-                self.broadcast(*room, None, Some(message.id), answers, |dialect| {
+                let in_reply_to = client.zip(message.nonce.clone());
+                self.broadcast(*room, None, Some(message.id), in_reply_to, |dialect| {
                     Some(render_message(dialect, message))
                 });
             }
@@ -864,7 +871,7 @@ impl Model {
                 let (from, to, text) = (quoted(&message.from), quoted(&message.to), quoted(&message.text));
                 let time = &message.time;
                 for client in recipients {
-                    let answers = message.nonce.clone().filter(|_| Some(client) == recipients.last());
+                    let in_reply_to = message.nonce.clone().filter(|_| Some(client) == recipients.last());
                     let nonce = message
                         .nonce
                         .as_ref()
@@ -880,7 +887,7 @@ impl Model {
                             r#"{{"type":"private_message","from":{from},"to":{to},"text":{text},"timestamp":"{time}"}}"#
                         ),
                     };
-                    self.expect(*client, text, answers, None);
+                    self.expect(*client, text, in_reply_to, None);
                 }
             }
             RoomEvent::History { client, page } => {
@@ -937,7 +944,7 @@ impl Model {
         let member = Member {
             dialect,
             expected: VecDeque::new(),
-            owed: 0,
+            expected_bytes: 0,
             sent,
             skipped: 0,
             is_polite,
@@ -952,27 +959,30 @@ impl Model {
     pub fn receive(&mut self, client: Token, text: &str) -> Option<Expected> {
         let member = self.members.get_mut(&client)?;
         let expected = member.expected.pop_front_if(|front| *front.text == *text)?;
-        member.owed -= frame_len(&expected.text);
+        member.expected_bytes -= frame_len(&expected.text);
         Some(expected)
     }
 
     /// Checks that the frames that the server still has to send to a client fit in its outbox. Does not count the
     /// `in_flight` bytes, which are already in the socket.
-    pub fn check_owed(&mut self, client: Token, in_flight: usize) {
-        let Some(owed) = self.members.get(&client).map(|member| member.owed.saturating_sub(in_flight)) else { return };
+    pub fn check_outbox_bound(&mut self, client: Token, in_flight: usize) {
+        let Some(unsent) = self.members.get(&client).map(|member| member.expected_bytes.saturating_sub(in_flight))
+        else {
+            return;
+        };
         // The outbox holds compressed frames. Allow for the text that compresses best: one repeated letter shrinks to
         // a thousandth of its size.
         let shrinks = if self.rules.deflates { 1000 } else { 1 };
         let bound = shrinks * self.rules.max_outbox + 2 * self.largest_frame;
-        self.require(BOUNDS, owed <= bound, || format!("{owed} bytes wait for {client:?}, which is still open"));
+        self.require(BOUNDS, unsent <= bound, || format!("{unsent} bytes wait for {client:?}, which is still open"));
     }
 
     pub fn message_count(&self) -> usize {
-        self.decided.logs.values().map(Vec::len).sum()
+        self.broker.logs.values().map(Vec::len).sum()
     }
 
-    pub fn rooms_with_members(&self) -> usize {
-        self.rooms.len().max(self.decided.rooms.len())
+    pub fn open_room_count(&self) -> usize {
+        self.rooms.len().max(self.broker.rooms.len())
     }
 
     pub fn is_member(&self, client: Token) -> bool {

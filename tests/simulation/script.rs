@@ -14,21 +14,21 @@ pub struct Script {
     pub seed: u64,
     pub options: Vec<(&'static str, String)>,
     pub actors: Vec<Actor>,
-    pub actions: Vec<Timed>,
+    pub actions: Vec<TimedAction>,
     /// At this time, the actions and faults stop, and the final checks begin.
     pub end: Duration,
-    pub short: f64,
-    pub block: f64,
-    pub interrupt: f64,
-    pub spurious: f64,
-    pub accept_faults: f64,
+    pub short_io_chance: f64,
+    pub would_block_chance: f64,
+    pub interrupt_chance: f64,
+    pub spurious_edge_chance: f64,
+    pub accept_fault_chance: f64,
     pub latency: Duration,
     /// The maximum delay of the broker's events. `None`: the memory broker without delays.
     pub delay: Option<Duration>,
     /// The number of messages that the broker keeps per room in a history file; 0: no limit. `None`: no history file.
-    pub durable: Option<usize>,
+    pub history_keep: Option<usize>,
     pub is_observed: bool,
-    pub is_crowd: bool,
+    pub has_crowd: bool,
     pub is_public: bool,
     /// One client violates the protocol. Unless `shares_room` is also set, the other clients must receive the same
     /// bytes as in a run without that client.
@@ -53,7 +53,7 @@ pub struct Actor {
 }
 
 #[derive(Debug, Clone)]
-pub struct Timed {
+pub struct TimedAction {
     pub at: Duration,
     pub actor: usize,
     pub action: Action,
@@ -101,12 +101,12 @@ impl Script {
     pub fn new(seed: u64) -> Script {
         let mut random = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635);
         let random = &mut random;
-        let is_crowd = random.u8(..50) == 0;
-        let is_independent = !is_crowd && random.u8(..6) == 0;
+        let has_crowd = random.u8(..50) == 0;
+        let is_independent = !has_crowd && random.u8(..6) == 0;
         let shares_room = is_independent && random.bool();
-        let is_public = !is_crowd && random.u8(..4) == 0;
+        let is_public = !has_crowd && random.u8(..4) == 0;
         // In a busy script, clients send many messages, and some clients do not read.
-        let is_busy = !is_crowd && !is_independent && random.u8(..4) == 0;
+        let is_busy = !has_crowd && !is_independent && random.u8(..4) == 0;
         let mut options = Vec::new();
         let mut option = |random: &mut Rng, chance: u8, name, values: &[&str]| {
             if random.u8(..100) < chance {
@@ -130,7 +130,7 @@ impl Script {
         option(random, 20, "--ping-interval", &["3", "29"]);
         option(random, 20, "--close-timeout", &["1", "20"]);
         option(random, 20, "--handshake-timeout", &["5"]);
-        if !is_independent && !is_busy && !is_crowd {
+        if !is_independent && !is_busy && !has_crowd {
             option(random, 45, "--max-outbox", &["1024", "2048", "8192", "65536"]);
             option(random, 15, "--max-rooms", &["1", "2"]);
             option(random, 15, "--max-empty-rooms", &["0", "1"]);
@@ -143,7 +143,7 @@ impl Script {
         if is_public {
             options.extend([("--listen", "0.0.0.0:3000".to_owned()), ("--open", "true".into())]);
             options.push(("--connect-rate", "0".into()));
-            if random.bool() && !is_independent && !is_crowd {
+            if random.bool() && !is_independent && !has_crowd {
                 options.push(("--max-per-address", "3".into()));
             } else {
                 options.push(("--max-per-address", "0".into()));
@@ -154,7 +154,7 @@ impl Script {
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
         }
-        let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
+        let count = if has_crowd { random.usize(165..220) } else { random.usize(2..11) };
         let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
         // Exclude the `rooms` dialect: its join events have no username, so the test could not tell whose join it is.
         let named = [Dialect::Events, Dialect::Presence];
@@ -172,7 +172,7 @@ impl Script {
                 dialect: dialects[random.usize(..dialects.len())],
                 client_id: format!("id {}", if random.u8(..20) == 0 { 0 } else { number }),
                 address: if is_public { random.u8(1..5) } else { 0 },
-                capacity: if is_crowd || shares_room {
+                capacity: if has_crowd || shares_room {
                     64 * 1024
                 } else {
                     capacities[random.usize(..capacities.len())]
@@ -199,28 +199,29 @@ impl Script {
         // Each read, write and turn of the event loop advances the random number generator that decides a connection's
         // faults. A misbehaving client causes additional turns and, in a shared room, additional reads and writes on
         // the other connections. Turn off the faults that would differ in a run without that client.
-        let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
-        let spurious = if is_independent { 0.0 } else { spurious };
-        let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
+        let [short_io_chance, would_block_chance, interrupt_chance, spurious_edge_chance] =
+            if shares_room { [0.0; 4] } else { chances };
+        let spurious_edge_chance = if is_independent { 0.0 } else { spurious_edge_chance };
+        let accept_fault_chance = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
         let latency = [0, 0, 1, 20, 200, 900][random.usize(..6)];
         let delay =
-            (!is_independent && !is_crowd && random.u8(..5) < 2).then(|| [0, 1, 50, 400, 2000][random.usize(..5)]);
+            (!is_independent && !has_crowd && random.u8(..5) < 2).then(|| [0, 1, 50, 400, 2000][random.usize(..5)]);
         let mut script = Script {
             seed,
             options,
             actors,
             actions: Vec::new(),
             end: Duration::ZERO,
-            short,
-            block,
-            interrupt,
-            spurious,
-            accept_faults,
+            short_io_chance,
+            would_block_chance,
+            interrupt_chance,
+            spurious_edge_chance,
+            accept_fault_chance,
             latency: Duration::from_millis(latency),
             delay: delay.map(Duration::from_millis),
-            durable: None,
+            history_keep: None,
             is_observed: random.u8(..6) == 0,
-            is_crowd,
+            has_crowd,
             is_public,
             is_independent,
             shares_room,
@@ -229,7 +230,7 @@ impl Script {
             drain: None,
         };
         script.write_actions(random, is_busy);
-        if cfg!(feature = "sqlite") && !is_independent && !is_crowd {
+        if cfg!(feature = "sqlite") && !is_independent && !has_crowd {
             script.store_messages(&mut Rng::with_seed(seed ^ 0xd15c));
         }
         // A drain closes clients one after another, so an additional client would change when the others are closed.
@@ -267,7 +268,7 @@ impl Script {
         if random.u8(..3) > 0 {
             return;
         }
-        self.durable = Some([0, 0, 3, 40][random.usize(..4)]);
+        self.history_keep = Some([0, 0, 3, 40][random.usize(..4)]);
         let delay = [0, 1, 20, 300, 2000][random.usize(..5)];
         self.delay = Some(Duration::from_millis(delay));
         self.logs_to_stderr = false; // a simulated crash would lose log lines that the final checks expect
@@ -337,23 +338,23 @@ impl Script {
         let mut actions = Vec::new();
         let time = |random: &mut Rng| horizon.mul_f64(random.f64());
         for actor in 0..rude {
-            let at = if self.is_crowd { horizon / 100 } else { time(random) / 8 };
-            actions.push(Timed { at, actor, action: Connect, seed: random.u64(..) });
+            let at = if self.has_crowd { horizon / 100 } else { time(random) / 8 };
+            actions.push(TimedAction { at, actor, action: Connect, seed: random.u64(..) });
         }
-        let count = if self.is_crowd { 60 } else { random.usize(20..250) };
+        let count = if self.has_crowd { 60 } else { random.usize(20..250) };
         for _ in 0..count {
             let action = draw(random);
-            actions.push(Timed { at: time(random), actor: random.usize(..rude), action, seed: random.u64(..) });
+            actions.push(TimedAction { at: time(random), actor: random.usize(..rude), action, seed: random.u64(..) });
         }
         for actor in rude..self.actors.len() {
             for _ in 0..random.usize(1..12) {
                 let action = if random.u8(..3) == 0 { BreakHead } else { BreakRule };
-                actions.push(Timed { at: time(random), actor, action, seed: random.u64(..) });
+                actions.push(TimedAction { at: time(random), actor, action, seed: random.u64(..) });
             }
         }
-        if self.is_crowd {
+        if self.has_crowd {
             let (at, stay) = (horizon.mul_f64(0.9), random.usize(3..8));
-            let all = (0..rude).map(|actor| Timed { at, actor, action: Reset, seed: random.u64(..) });
+            let all = (0..rude).map(|actor| TimedAction { at, actor, action: Reset, seed: random.u64(..) });
             actions.extend(all.skip(stay));
         }
         // In most scripts, round the times, so that one turn of the event loop handles several actions.
@@ -402,8 +403,8 @@ impl Script {
             max_presence: self.number("--max-presence", 100),
             rate_limit: self.option("--rate-limit").and_then(|rate| rate.parse().ok()).unwrap_or(5.0),
             unique_names: self.option("--unique-names").is_some(),
-            durable: self.durable,
-            is_roomy: !is_tight,
+            history_keep: self.history_keep,
+            has_high_limits: !is_tight,
         }
     }
 }

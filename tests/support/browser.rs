@@ -217,14 +217,14 @@ impl Tab<'_> {
     }
 
     /// Sets the size of the screen in CSS pixels and the preferred color scheme.
-    pub fn view(&self, width: u32, height: u32, scheme: &str) {
+    pub fn set_screen(&self, width: u32, height: u32, scheme: &str) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", screen);
-        self.prefer(&[("prefers-color-scheme", scheme)]);
+        self.set_media_features(&[("prefers-color-scheme", scheme)]);
     }
 
     /// Sets these CSS media features and resets all others to their defaults.
-    pub fn prefer(&self, features: &[(&str, &str)]) {
+    pub fn set_media_features(&self, features: &[(&str, &str)]) {
         let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }

@@ -41,7 +41,7 @@ impl Certificate {
     }
 
     /// Returns the certificate that all test servers use if `WIRECHAT_TEST_TLS` is set.
-    pub fn of_all_tests() -> Option<&'static Certificate> {
+    pub fn shared() -> Option<&'static Certificate> {
         static CERTIFICATE: LazyLock<Option<Certificate>> = LazyLock::new(|| {
             std::env::var_os("WIRECHAT_TEST_TLS")?;
             Certificate::new("all-tests", EC)

@@ -63,14 +63,14 @@ pub fn kill(server: &mut Server) {
 pub fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
-    let welcome = user.receives_event("welcome", json!({"room": room}));
+    let welcome = user.expect_event("welcome", json!({"room": room}));
     (user, welcome)
 }
 
 /// Joins as user `guest`, leaves again, and returns the data of the `welcome` event.
 pub fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
-    user.leaves();
+    user.leave();
     welcome
 }
 
@@ -103,13 +103,13 @@ pub fn names(members: &Value) -> Vec<String> {
 }
 
 /// Sends a message with its text as its nonce.
-pub fn sends_nonce(user: &mut User, text: &str) {
-    user.sends_event("message", json!({"text": text, "nonce": text}));
+pub fn send_with_nonce(user: &mut User, text: &str) {
+    user.send_event("message", json!({"text": text, "nonce": text}));
 }
 
 /// Sends a message and receives its event, skipping all events before it. Returns the event's data.
-pub fn publishes(user: &mut User, text: &str) -> Value {
-    sends_nonce(user, text);
+pub fn publish(user: &mut User, text: &str) -> Value {
+    send_with_nonce(user, text);
     loop {
         let message = next(user, "message");
         if message["text"] == text {

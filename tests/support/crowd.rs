@@ -191,11 +191,11 @@ pub fn cpu_seconds(server: &Server) -> f64 {
 /// Resets a server's peak memory to its current memory. Returns the new peak in KiB.
 pub fn reset_peak(server: &Server) -> usize {
     std::fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").expect("an own process");
-    peak(server)
+    peak_memory(server)
 }
 
 /// Returns the server's peak resident memory (`VmHWM`) in KiB.
-pub fn peak(server: &Server) -> usize {
+pub fn peak_memory(server: &Server) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
     line.trim().trim_end_matches(" kB").parse().expect("a number")

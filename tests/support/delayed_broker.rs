@@ -19,7 +19,7 @@ pub struct DelayedBroker(Rc<RefCell<State>>);
 pub struct Control(Rc<RefCell<State>>);
 
 struct State {
-    decisions: Box<dyn Broker>,
+    inner: Box<dyn Broker>,
     /// Events held back until the test calls [`Control::release_one`], oldest first.
     pending: Vec<Pending>,
     released: VecDeque<RoomEvent>,
@@ -27,7 +27,7 @@ struct State {
     rooms: HashMap<Token, RoomId>,
     random: Rng,
     fails_next_publish: bool,
-    rejects_next_join: Option<BrokerError>,
+    next_join_error: Option<BrokerError>,
     remote_members: HashMap<String, Vec<(MemberId, Rc<str>)>>,
 }
 
@@ -45,15 +45,15 @@ enum Key {
 }
 
 impl DelayedBroker {
-    pub fn new(decisions: Box<dyn Broker>, seed: u64) -> (DelayedBroker, Control) {
+    pub fn new(inner: Box<dyn Broker>, seed: u64) -> (DelayedBroker, Control) {
         let state = State {
-            decisions,
+            inner,
             pending: Vec::new(),
             released: VecDeque::new(),
             rooms: HashMap::new(),
             random: Rng::with_seed(seed),
             fails_next_publish: false,
-            rejects_next_join: None,
+            next_join_error: None,
             remote_members: HashMap::new(),
         };
         let state = Rc::new(RefCell::new(state));
@@ -63,7 +63,7 @@ impl DelayedBroker {
 
 impl Broker for DelayedBroker {
     fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
-        self.0.borrow().decisions.check_join(join)
+        self.0.borrow().inner.check_join(join)
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
@@ -89,7 +89,7 @@ impl Control {
         true
     }
 
-    pub fn pending(&self) -> usize {
+    pub fn pending_count(&self) -> usize {
         self.0.borrow().pending.len()
     }
 
@@ -98,7 +98,7 @@ impl Control {
     }
 
     pub fn reject_next_join(&self, error: BrokerError) {
-        self.0.borrow_mut().rejects_next_join = Some(error);
+        self.0.borrow_mut().next_join_error = Some(error);
     }
 
     /// When the room opens, it already has these members on other instances.
@@ -108,7 +108,7 @@ impl Control {
     }
 
     /// Simulates an event from another instance.
-    pub fn happen(&self, event: RoomEvent) {
+    pub fn inject(&self, event: RoomEvent) {
         self.0.borrow_mut().hold(event, None);
     }
 }
@@ -116,8 +116,8 @@ impl Control {
 impl State {
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
         match request {
-            Request::Join(_) if self.rejects_next_join.is_some() => {
-                let Some(error) = self.rejects_next_join.take() else { return };
+            Request::Join(_) if self.next_join_error.is_some() => {
+                let Some(error) = self.next_join_error.take() else { return };
                 self.hold(RoomEvent::JoinRejected { client, error }, Some(client));
             }
             Request::Publish(message) if self.fails_next_publish && self.rooms.contains_key(&client) => {
@@ -125,9 +125,9 @@ impl State {
                 let (error, nonce) = (BrokerError::NotStored, message.nonce);
                 self.hold(RoomEvent::Rejected { client, error, nonce }, Some(client));
             }
-            request => self.decisions.submit(client, request, now),
+            request => self.inner.submit(client, request, now),
         }
-        while let Some(event) = self.decisions.next_event() {
+        while let Some(event) = self.inner.next_event() {
             self.hold(event, Some(client));
         }
     }

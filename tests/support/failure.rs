@@ -17,7 +17,7 @@ pub struct Failure {
 }
 
 #[track_caller]
-pub fn fail_to_start(listen: &str, args: &[&str]) -> Failure {
+pub fn expect_start_failure(listen: &str, args: &[&str]) -> Failure {
     run_to_failure(&mut Server::command(listen, args))
 }
 

@@ -160,7 +160,7 @@ impl Tab<'_> {
             }
             let to = json!({"type": "pointerMove", "x": at["x"], "y": at["y"]});
             let (down, up) = (json!({"type": "pointerDown", "button": 0}), json!({"type": "pointerUp", "button": 0}));
-            self.perform(json!({"type": "pointer", "id": "mouse", "actions": [to, down, up]}));
+            self.perform_actions(json!({"type": "pointer", "id": "mouse", "actions": [to, down, up]}));
             self.eval("__hit") == true
         });
     }
@@ -181,7 +181,7 @@ impl Tab<'_> {
     pub fn type_text(&self, text: &str) {
         let key = |kind: &str, key: char| json!({"type": kind, "value": key});
         let actions: Vec<_> = text.chars().flat_map(|c| [key("keyDown", c), key("keyUp", c)]).collect();
-        self.perform(json!({"type": "key", "id": "keyboard", "actions": actions}));
+        self.perform_actions(json!({"type": "key", "id": "keyboard", "actions": actions}));
     }
 
     /// Presses a named key such as `Enter`, with or without Shift.
@@ -204,10 +204,10 @@ impl Tab<'_> {
         let down = keys.iter().map(|key| json!({"type": "keyDown", "value": key}));
         let up = keys.iter().rev().map(|key| json!({"type": "keyUp", "value": key}));
         let actions: Vec<_> = down.chain(up).collect();
-        self.perform(json!({"type": "key", "id": "keyboard", "actions": actions}));
+        self.perform_actions(json!({"type": "key", "id": "keyboard", "actions": actions}));
     }
 
-    fn perform(&self, source: Value) {
+    fn perform_actions(&self, source: Value) {
         self.call("input.performActions", json!({"actions": [source]}));
     }
 }

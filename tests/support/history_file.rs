@@ -71,19 +71,19 @@ impl HistoryFile {
     }
 
     /// Returns the path of the history file with a suffix such as `-wal`.
-    pub fn beside(&self, suffix: &str) -> PathBuf {
+    pub fn path_with_suffix(&self, suffix: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(suffix);
         path.into()
     }
 
     pub fn wal(&self) -> Wal {
-        Wal(fs::read(self.beside("-wal")).unwrap_or_default())
+        Wal(fs::read(self.path_with_suffix("-wal")).unwrap_or_default())
     }
 
     pub fn remove(&self) {
         for suffix in ["", "-wal", "-journal", "-shm"] {
-            let _ = fs::remove_file(self.beside(suffix));
+            let _ = fs::remove_file(self.path_with_suffix(suffix));
         }
     }
 
@@ -91,8 +91,8 @@ impl HistoryFile {
     pub fn copy_to(&self, to: &HistoryFile) {
         to.remove();
         for suffix in ["", "-wal", "-journal"] {
-            if self.beside(suffix).exists() {
-                fs::copy(self.beside(suffix), to.beside(suffix)).expect("a copy");
+            if self.path_with_suffix(suffix).exists() {
+                fs::copy(self.path_with_suffix(suffix), to.path_with_suffix(suffix)).expect("a copy");
             }
         }
     }
@@ -127,7 +127,7 @@ impl HistoryFile {
     /// Like [`HistoryFile::rows`], but reads a copy, so that the next server finds the file exactly as the last
     /// server left it.
     pub fn rows_of_copy(&self) -> Rows {
-        let copy = HistoryFile { path: self.beside("-copy") };
+        let copy = HistoryFile { path: self.path_with_suffix("-copy") };
         self.copy_to(&copy);
         let rows = copy.rows();
         copy.remove();
@@ -159,7 +159,7 @@ impl Rows {
     }
 
     /// Returns the messages of one room, ordered by id.
-    pub fn of_room(&self, room: &str) -> Vec<Value> {
+    pub fn messages_in(&self, room: &str) -> Vec<Value> {
         self.messages.iter().filter(|(key, _)| key.0 == room).map(|(_, message)| message.clone()).collect()
     }
 }
@@ -169,7 +169,7 @@ impl Rows {
 /// See <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
 pub struct Wal(pub Vec<u8>);
 
-const WAL_HEADER: usize = 32;
+const WAL_HEADER_LEN: usize = 32;
 
 impl Wal {
     pub fn salts(&self) -> Option<&[u8]> {
@@ -184,7 +184,7 @@ impl Wal {
     /// Returns the number of bytes up to the end of the last frame that has the same salts as the header.
     pub fn valid_len(&self) -> usize {
         let Some(salts) = self.salts() else { return self.0.len() };
-        let mut len = WAL_HEADER;
+        let mut len = WAL_HEADER_LEN;
         while self.0.get(len + 8..len + 16) == Some(salts) {
             len += self.frame_len();
         }
@@ -193,7 +193,7 @@ impl Wal {
 
     /// Returns the offsets at which the header and each valid frame end, from offset `start` on.
     pub fn frame_ends(&self, start: usize) -> Vec<usize> {
-        let ends = (WAL_HEADER..=self.valid_len()).step_by(self.frame_len());
+        let ends = (WAL_HEADER_LEN..=self.valid_len()).step_by(self.frame_len());
         ends.filter(|end| *end >= start).collect()
     }
 }

@@ -29,17 +29,17 @@ pub enum End {
 }
 
 /// The faults that a link injects at random. A real socket may show any of them at any time. Each number is the
-/// probability of a fault per call, except for `spurious`.
+/// probability of a fault per call, except for `spurious_edge_chance`.
 pub struct Faults {
     pub random: Rng,
     /// Probability that a read or write transfers fewer bytes than it could.
-    pub short: f64,
+    pub short_io_chance: f64,
     /// Probability that a call returns `WouldBlock` although the socket is ready. A new edge then follows at once.
-    pub block: f64,
+    pub would_block_chance: f64,
     /// Probability that a call fails with `Interrupted`, as if a signal had arrived.
-    pub interrupt: f64,
+    pub interrupt_chance: f64,
     /// Probability per turn that the link reports an edge although the socket has not changed.
-    pub spurious: f64,
+    pub spurious_edge_chance: f64,
 }
 
 impl Faults {
@@ -74,31 +74,31 @@ impl Link {
     /// Decides at random whether the current call fails. Returns the error with which it must fail, if any.
     fn fault(&mut self) -> Option<io::Error> {
         let faults = self.faults.as_mut()?;
-        if faults.happens(faults.block) {
+        if faults.happens(faults.would_block_chance) {
             self.has_edge = true;
             return Some(ErrorKind::WouldBlock.into());
         }
-        faults.happens(faults.interrupt).then(|| ErrorKind::Interrupted.into())
+        faults.happens(faults.interrupt_chance).then(|| ErrorKind::Interrupted.into())
     }
 
     /// Whether the client's end of stream or reset has arrived at the server.
-    fn is_ended(&self) -> bool {
+    fn has_ended(&self) -> bool {
         self.client_end != End::Open && self.to_server.len() <= self.capacity
     }
 
     fn shorten(&mut self, len: usize) -> usize {
         let Some(faults) = self.faults.as_mut().filter(|_| len > 1) else { return len };
-        if faults.happens(faults.short) { faults.random.usize(1..=len) } else { len }
+        if faults.happens(faults.short_io_chance) { faults.random.usize(1..=len) } else { len }
     }
 
     pub fn take_edge(&mut self, spurious: Readiness) -> Option<Readiness> {
-        let is_spurious = self.faults.as_mut().is_some_and(|faults| faults.happens(faults.spurious));
+        let is_spurious = self.faults.as_mut().is_some_and(|faults| faults.happens(faults.spurious_edge_chance));
         let is_reset = self.client_end == End::Reset;
-        let is_ended = self.is_ended();
+        let has_ended = self.has_ended();
         let readiness = Readiness {
-            is_readable: spurious.is_readable || is_ended || !self.to_server.is_empty(),
+            is_readable: spurious.is_readable || has_ended || !self.to_server.is_empty(),
             is_writable: spurious.is_writable || is_reset || self.to_client.len() < self.capacity,
-            is_read_closed: is_ended,
+            is_read_closed: has_ended,
             has_error: is_reset,
         };
         (mem::take(&mut self.has_edge) || is_spurious || spurious != NO_EDGE).then_some(readiness)
@@ -128,14 +128,14 @@ impl Read for MemorySocket {
         if let Some(error) = link.fault() {
             return Err(error);
         }
-        let was_ended = link.is_ended();
+        let was_ended = link.has_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
         // The server takes a short read to mean that the socket is empty, so report a new edge if bytes are left. Also
         // report an edge if the client has ended its stream and the read freed enough receive buffer for the last bytes
         // to arrive.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
-        link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
+        link.has_edge |= rest_arrives || (link.has_ended() && !was_ended);
         match (len, link.client_end) {
             (0, End::Open) => Err(ErrorKind::WouldBlock.into()),
             (0, End::Reset) => Err(ErrorKind::ConnectionReset.into()),

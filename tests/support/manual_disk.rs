@@ -31,7 +31,7 @@ impl Disk for ManualDisk {
 
 impl ManualDisk {
     /// The number of database operations that wait until the test calls `execute`.
-    pub fn waiting(&self) -> usize {
+    pub fn waiting_count(&self) -> usize {
         self.0.borrow().waiting.len()
     }
 

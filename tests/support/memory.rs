@@ -245,7 +245,7 @@ impl World {
     }
 
     pub fn buffered_bytes(&self) -> usize {
-        self.server.limits.buffered + self.server.limits.buffered_shared.get()
+        self.server.limits.buffered + self.server.limits.shared_bytes.get()
     }
 
     /// The time by which the event loop must run again: the earliest deadline of the server, the listener and the log.
@@ -256,7 +256,7 @@ impl World {
     }
 
     /// The time at which the server logs the next summary of rejections, even if no connection is left.
-    pub fn next_summary(&self) -> Option<Duration> {
+    pub fn next_summary_at(&self) -> Option<Duration> {
         self.server.limits.next_summary_at()
     }
 

@@ -54,7 +54,7 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
         command.args(["--listen", listen]).args(args).env_remove("RUST_LOG");
         #[cfg(feature = "tls")]
-        if let Some(certificate) = certificate::Certificate::of_all_tests().filter(|_| !args.contains(&"--tls-cert")) {
+        if let Some(certificate) = certificate::Certificate::shared().filter(|_| !args.contains(&"--tls-cert")) {
             command.args(certificate.options());
         }
         command
@@ -91,7 +91,7 @@ impl Server {
         // Keep reading: a full pipe would block the server.
         let printed = collect(stdout);
         #[cfg(feature = "tls")]
-        if let Some(certificate) = certificate::Certificate::of_all_tests() {
+        if let Some(certificate) = certificate::Certificate::shared() {
             let settings = tls::client_settings(&[certificate], rustls::ALL_VERSIONS, &[]);
             addr = addr.map(|addr| tls::forward_to(addr, settings));
         }

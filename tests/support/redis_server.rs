@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::support::{require_tool, signal, wait_until};
 
 /// Linux chooses ephemeral ports from this number up, so a lower port stays free for Redis while Redis is down.
-const FIRST_ASSIGNED_PORT: u16 = 32768;
+const FIRST_EPHEMERAL_PORT: u16 = 32768;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Persistence {
@@ -117,11 +117,11 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        self.url_by(self.addr())
+        self.url_via(self.addr())
     }
 
     /// Returns the URL of this Redis with another address, such as the address of a proxy.
-    pub fn url_by(&self, addr: SocketAddr) -> String {
+    pub fn url_via(&self, addr: SocketAddr) -> String {
         let password = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         format!("redis://{password}{addr}")
     }
@@ -202,7 +202,7 @@ impl Drop for RedisServer {
 /// Returns a port that is free now, and that Linux does not choose as an ephemeral port.
 pub fn free_port() -> u16 {
     loop {
-        let port = fastrand::u16(10000..FIRST_ASSIGNED_PORT);
+        let port = fastrand::u16(10000..FIRST_EPHEMERAL_PORT);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }

@@ -17,7 +17,7 @@ use crate::support::{Frame, Server, masked, upgrade_request};
 const LIMIT: Duration = Duration::from_secs(120);
 const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must resume, because they always fit into one `welcome` event.
-const CERTAINLY_FIT: u64 = 500;
+const RESUMABLE_MESSAGES: u64 = 500;
 
 /// A client's state, derived only from what the client has sent and received.
 pub struct Client {
@@ -35,7 +35,7 @@ pub struct Client {
     has_response: bool,
     has_joined: bool,
     /// Whether the client resends unanswered messages right after its handshake request, before it receives `welcome`.
-    is_hasty: bool,
+    resends_early: bool,
 }
 
 pub struct Survivors {
@@ -61,7 +61,7 @@ impl Survivors {
             resent: Vec::new(),
             has_response: false,
             has_joined: false,
-            is_hasty: false,
+            resends_early: false,
         };
         let clients = (0..count).map(client).collect();
         let (messages, random) = (BTreeMap::new(), Rng::with_seed(seed));
@@ -80,8 +80,8 @@ impl Survivors {
             let connection = crowd.connect(server, &upgrade_request(&path), true);
             client.connection = Some(connection);
             client.resent.clear();
-            (client.has_response, client.has_joined, client.is_hasty) = (false, false, self.random.bool());
-            if client.is_hasty {
+            (client.has_response, client.has_joined, client.resends_early) = (false, false, self.random.bool());
+            if client.resends_early {
                 client.resend(crowd);
             }
         }
@@ -197,7 +197,7 @@ impl Survivors {
             self.resumed += 1;
         } else {
             assert!(client.last_id <= last_id, "{} knows {} > {last_id}", client.name, client.last_id);
-            assert!(is_new || last_id - client.last_id > CERTAINLY_FIT, "{} does not resume", client.name);
+            assert!(is_new || last_id - client.last_id > RESUMABLE_MESSAGES, "{} does not resume", client.name);
             client.last_id = last_id - history.len() as u64;
         }
         (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
@@ -209,7 +209,7 @@ impl Survivors {
         }
         let client = &mut self.clients[number];
         assert_eq!(client.last_id, last_id, "{}: the backlog ends at the last id", client.name);
-        if !client.is_hasty {
+        if !client.resends_early {
             client.resend(crowd);
         }
     }

@@ -48,8 +48,13 @@ pub fn forward_to(server: SocketAddr, settings: ClientConfig) -> SocketAddr {
             let settings = Arc::clone(&settings);
             std::thread::spawn(move || {
                 let Ok(tcp) = TcpStream::connect(server) else { return };
-                let mut link =
-                    Link { plain, tcp, session: new_session(&settings), to_plain: Vec::new(), ends: [false; 2] };
+                let mut link = Link {
+                    plain,
+                    tcp,
+                    session: new_session(&settings),
+                    plain_outbox: Vec::new(),
+                    has_ended: [false; 2],
+                };
                 if link.run().is_err() {
                     // Reset both streams. Otherwise, each peer would see a regular end of the stream.
                     for stream in [&link.plain, &link.tcp] {
@@ -68,8 +73,8 @@ struct Link {
     plain: TcpStream,
     tcp: TcpStream,
     session: ClientConnection,
-    to_plain: Vec<u8>,
-    ends: [bool; 2], // whether the plain client's stream and the server's stream have ended
+    plain_outbox: Vec<u8>,
+    has_ended: [bool; 2], // whether the plain client's stream and the server's stream have ended
 }
 
 impl Link {
@@ -78,7 +83,7 @@ impl Link {
         self.tcp.set_nonblocking(true)?;
         self.plain.set_nodelay(true)?;
         self.tcp.set_nodelay(true)?;
-        while !(self.ends == [true; 2] && self.to_plain.is_empty() && !self.session.wants_write()) {
+        while !(self.has_ended == [true; 2] && self.plain_outbox.is_empty() && !self.session.wants_write()) {
             self.wait()?;
             self.read_plain()?;
             self.read_tls()?;
@@ -89,9 +94,9 @@ impl Link {
 
     fn wait(&self) -> io::Result<()> {
         let flag = |condition: bool, flag| if condition { flag } else { PollFlags::empty() };
-        let reads_plain = !self.ends[0] && !self.session.wants_write() && !self.session.is_handshaking();
-        let plain = flag(reads_plain, PollFlags::IN) | flag(!self.to_plain.is_empty(), PollFlags::OUT);
-        let reads_tls = !self.ends[1] && self.to_plain.is_empty();
+        let reads_plain = !self.has_ended[0] && !self.session.wants_write() && !self.session.is_handshaking();
+        let plain = flag(reads_plain, PollFlags::IN) | flag(!self.plain_outbox.is_empty(), PollFlags::OUT);
+        let reads_tls = !self.has_ended[1] && self.plain_outbox.is_empty();
         let tls = flag(reads_tls, PollFlags::IN) | flag(self.session.wants_write(), PollFlags::OUT);
         let (mut fds, timeout) = ([PollFd::new(&self.plain, plain), PollFd::new(&self.tcp, tls)], DEADLINE.try_into());
         let ready = rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref().ok()))?;
@@ -99,14 +104,14 @@ impl Link {
     }
 
     fn read_plain(&mut self) -> io::Result<()> {
-        if self.ends[0] || self.session.wants_write() || self.session.is_handshaking() {
+        if self.has_ended[0] || self.session.wants_write() || self.session.is_handshaking() {
             return Ok(());
         }
         let mut chunk = [0; 16 * 1024];
-        match would_block(self.plain.read(&mut chunk))? {
+        match none_if_would_block(self.plain.read(&mut chunk))? {
             None => {}
             Some(0) => {
-                self.ends[0] = true;
+                self.has_ended[0] = true;
                 self.session.send_close_notify();
             }
             Some(len) => self.session.writer().write_all(&chunk[..len])?,
@@ -115,35 +120,35 @@ impl Link {
     }
 
     fn read_tls(&mut self) -> io::Result<()> {
-        if self.ends[1] || !self.to_plain.is_empty() {
+        if self.has_ended[1] || !self.plain_outbox.is_empty() {
             return Ok(());
         }
-        let Some(len) = would_block(self.session.read_tls(&mut self.tcp))? else { return Ok(()) };
+        let Some(len) = none_if_would_block(self.session.read_tls(&mut self.tcp))? else { return Ok(()) };
         let state = self.session.process_new_packets().map_err(io::Error::other)?;
-        let start = self.to_plain.len();
-        self.to_plain.resize(start + state.plaintext_bytes_to_read(), 0);
-        self.session.reader().read_exact(&mut self.to_plain[start..])?;
-        self.ends[1] = len == 0 || state.peer_has_closed();
+        let start = self.plain_outbox.len();
+        self.plain_outbox.resize(start + state.plaintext_bytes_to_read(), 0);
+        self.session.reader().read_exact(&mut self.plain_outbox[start..])?;
+        self.has_ended[1] = len == 0 || state.peer_has_closed();
         Ok(())
     }
 
     fn write(&mut self) -> io::Result<()> {
-        while self.session.wants_write() && would_block(self.session.write_tls(&mut self.tcp))?.is_some() {}
-        while !self.to_plain.is_empty() {
-            let Some(len) = would_block(self.plain.write(&self.to_plain))? else { break };
-            self.to_plain.drain(..len);
+        while self.session.wants_write() && none_if_would_block(self.session.write_tls(&mut self.tcp))?.is_some() {}
+        while !self.plain_outbox.is_empty() {
+            let Some(len) = none_if_would_block(self.plain.write(&self.plain_outbox))? else { break };
+            self.plain_outbox.drain(..len);
         }
-        if self.ends[0] && !self.session.wants_write() {
+        if self.has_ended[0] && !self.session.wants_write() {
             let _ = self.tcp.shutdown(Shutdown::Write);
         }
-        if self.ends[1] && self.to_plain.is_empty() {
+        if self.has_ended[1] && self.plain_outbox.is_empty() {
             let _ = self.plain.shutdown(Shutdown::Write);
         }
         Ok(())
     }
 }
 
-fn would_block(result: io::Result<usize>) -> io::Result<Option<usize>> {
+fn none_if_would_block(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
         result => result.map(Some),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{DEADLINE, Frame, RawClient, Server, masked};
 
 /// A placeholder in expected JSON that matches any time in the format of `time` and `timestamp`.
-pub const TIME: &str = "<a time>";
+pub const ANY_TIME: &str = "<a time>";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -19,7 +19,7 @@ pub enum Dialect {
 
 pub const DIALECTS: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Presence];
 
-/// The ways in which [`User::disconnects`] can end a connection.
+/// The ways in which [`User::disconnect`] can end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// A Close frame with code 1000, to which the server replies.
@@ -35,7 +35,7 @@ pub struct User {
     dialect: Dialect,
     /// The username in each message of the `rooms` dialect. If empty, messages contain no username.
     pub name: String,
-    /// The number of Pings that [`User::receives_nothing`] has sent.
+    /// The number of Pings that [`User::expect_nothing`] has sent.
     pings: u32,
 }
 
@@ -80,27 +80,27 @@ impl User {
         User { client, dialect, name: name.to_owned(), pings: 0 }
     }
 
-    pub fn joins(server: &Server, dialect: Dialect, name: &str, room: &str) -> User {
+    pub fn join(server: &Server, dialect: Dialect, name: &str, room: &str) -> User {
         User::at(server, dialect, &path(dialect, name, room), name)
     }
 
     /// Joins in the `events` dialect and reads the `welcome` event.
     pub fn events(server: &Server, name: &str, room: &str) -> User {
-        let mut user = User::joins(server, Dialect::Events, name, room);
-        user.receives_event("welcome", json!({"room": room.trim()}));
+        let mut user = User::join(server, Dialect::Events, name, room);
+        user.expect_event("welcome", json!({"room": room.trim()}));
         user
     }
 
     /// Joins in the `rooms` dialect and reads the event about the user's own join.
     pub fn rooms(server: &Server, name: &str, room: &str) -> User {
-        let mut user = User::joins(server, Dialect::Rooms, name, room);
-        user.receives(json!({"type": "system", "message": "A user joined the chat"}));
+        let mut user = User::join(server, Dialect::Rooms, name, room);
+        user.expect_message(json!({"type": "system", "message": "A user joined the chat"}));
         user
     }
 
     /// Joins in the `presence` dialect and reads the event about the user's own join.
     pub fn presence(server: &Server, name: &str, room: &str) -> User {
-        let mut user = User::joins(server, Dialect::Presence, name, room);
+        let mut user = User::join(server, Dialect::Presence, name, room);
         let received = user.receive();
         assert_eq!((&received["type"], &received["username"]), (&json!("user_joined"), &json!(name)), "{received}");
         user
@@ -111,7 +111,7 @@ impl User {
     }
 
     /// Sends a command in the format of the `events` dialect, even if the user joined in another dialect.
-    pub fn sends_event(&mut self, event: &str, data: Value) {
+    pub fn send_event(&mut self, event: &str, data: Value) {
         self.send(&json!({"event": event, "data": data}).to_string());
     }
 
@@ -125,7 +125,7 @@ impl User {
         }
     }
 
-    pub fn sends_message(&mut self, text: &str) {
+    pub fn send_message(&mut self, text: &str) {
         let message = self.message(text);
         self.send(&message);
     }
@@ -140,14 +140,14 @@ impl User {
     }
 
     /// The event for a private message without a nonce, in the user's dialect.
-    pub fn private(&self, from: &str, to: &str, text: &str) -> Value {
+    pub fn private_message(&self, from: &str, to: &str, text: &str) -> Value {
         match self.dialect {
             Dialect::Events => {
-                json!({"event": "private", "data": {"from": from, "to": to, "text": text, "time": TIME}})
+                json!({"event": "private", "data": {"from": from, "to": to, "text": text, "time": ANY_TIME}})
             }
             Dialect::Rooms => json!({"type": "private", "from": from, "to": to, "text": text}),
             Dialect::Presence => {
-                json!({"type": "private_message", "from": from, "to": to, "text": text, "timestamp": TIME})
+                json!({"type": "private_message", "from": from, "to": to, "text": text, "timestamp": ANY_TIME})
             }
         }
     }
@@ -156,10 +156,10 @@ impl User {
     pub fn room_message(&self, name: &str, text: &str, id: u64) -> Value {
         match self.dialect {
             Dialect::Events => {
-                json!({"event": "message", "data": {"username": name, "text": text, "id": id, "time": TIME}})
+                json!({"event": "message", "data": {"username": name, "text": text, "id": id, "time": ANY_TIME}})
             }
             Dialect::Rooms => json!({"type": "message", "username": name, "text": text}),
-            Dialect::Presence => json!({"type": "chat_message", "username": name, "text": text, "timestamp": TIME}),
+            Dialect::Presence => json!({"type": "chat_message", "username": name, "text": text, "timestamp": ANY_TIME}),
         }
     }
 
@@ -182,14 +182,14 @@ impl User {
     }
 
     /// Asserts that the next message equals `expected`, according to [`same`]. Returns the message.
-    pub fn receives(&mut self, expected: Value) -> Value {
+    pub fn expect_message(&mut self, expected: Value) -> Value {
         let received = self.receive();
         assert!(same(&expected, &received), "received {received}\nexpected {expected}");
         received
     }
 
     /// Asserts that the next message is the event `event` with at least the fields of `data`. Returns its data.
-    pub fn receives_event(&mut self, event: &str, data: Value) -> Value {
+    pub fn expect_event(&mut self, event: &str, data: Value) -> Value {
         let mut received = self.receive();
         assert_eq!(received["event"], event, "{received}");
         for (name, value) in data.as_object().expect("fields") {
@@ -200,7 +200,7 @@ impl User {
     }
 
     /// Asserts that the next message is an error event in the user's dialect. Returns the error text.
-    pub fn receives_error(&mut self) -> String {
+    pub fn expect_error(&mut self) -> String {
         let received = self.receive();
         let message = match self.dialect {
             Dialect::Events => &received["data"]["message"],
@@ -214,7 +214,7 @@ impl User {
 
     /// Asserts that no unread message is left: sends a Ping, and expects the Pong as the next frame. Pings do not count
     /// towards the rate limit.
-    pub fn receives_nothing(&mut self) {
+    pub fn expect_nothing(&mut self) {
         self.pings += 1;
         let ping = format!("nothing? {}", self.pings);
         self.client.send(&masked(0x89, ping.as_bytes()));
@@ -224,14 +224,14 @@ impl User {
     }
 
     /// Asserts that the next frame is a Close with `code` and `reason`, and that the server then ends the stream.
-    pub fn receives_close(mut self, code: u16, reason: &str) {
+    pub fn expect_close(mut self, code: u16, reason: &str) {
         assert_eq!(self.frame().close(), (code, reason.to_owned()));
         self.client.try_send(&masked(0x88, &code.to_be_bytes()));
         self.client.expect_end();
     }
 
     /// Ends the connection. With [`End::Close`], waits until the server has ended the TCP stream.
-    pub fn disconnects(mut self, how: End) {
+    pub fn disconnect(mut self, how: End) {
         match how {
             End::Close => {
                 self.client.send(&masked(0x88, &1000u16.to_be_bytes()));
@@ -248,15 +248,15 @@ impl User {
         }
     }
 
-    pub fn leaves(self) {
-        self.disconnects(End::Close);
+    pub fn leave(self) {
+        self.disconnect(End::Close);
     }
 }
 
-/// Whether `received` equals `expected`, where [`TIME`] matches any time, and lists of strings match in any order.
+/// Whether `received` equals `expected`, where [`ANY_TIME`] matches any time, and lists of strings match in any order.
 pub fn same(expected: &Value, received: &Value) -> bool {
     match (expected, received) {
-        (Value::String(word), Value::String(time)) if word == TIME => is_time(time),
+        (Value::String(word), Value::String(time)) if word == ANY_TIME => is_time(time),
         (Value::Object(expected), Value::Object(received)) => {
             expected.len() == received.len()
                 && expected.iter().all(|(name, value)| received.get(name).is_some_and(|received| same(value, received)))

@@ -122,7 +122,7 @@ pub fn tab_to(tab: &Tab, what: &str) {
 /// A script that makes reconnects fast and predictable: random numbers are always 0.9, and each timer's delay is
 /// recorded in `waits` and skipped. Four delays are not skipped: 15 seconds for a `welcome`, 10 seconds for a `pong`,
 /// 2 seconds for `typing`, and 250 milliseconds for rendering in a hidden tab.
-pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
+pub const SKIP_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
     const later = window.setTimeout;
     window.setTimeout = (run, ms) => {
         if ([15000, 10000, 2000, 250].includes(ms)) return later(run, ms);
@@ -131,7 +131,7 @@ pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
     };";
 
 /// A script that disables `setTimeout`, so that no timer of the page ever expires.
-pub const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
+pub const DISABLE_TIMERS: &str = "window.setTimeout = () => 0;";
 
 // ---- A guest without a browser ----
 
@@ -145,7 +145,7 @@ pub fn start_unlimited(args: &[&str]) -> Server {
 }
 
 pub fn guest(server: &Server, room: &str, name: &str) -> RawClient {
-    server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
+    server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent_encode(name)))
 }
 
 /// Connects a guest, and reads its `welcome`.
@@ -205,7 +205,7 @@ pub fn assert_accessible(tab: &Tab, axe: &str, what: &str) {
     assert_eq!(violations, json!([]), "{what}");
 }
 
-pub fn percent(text: &str) -> String {
+pub fn percent_encode(text: &str) -> String {
     text.bytes().map(|b| format!("%{b:02X}")).collect()
 }
 

@@ -9,31 +9,31 @@ use super::{RawClient, Server, masked};
 /// The demo tokens, which a local server accepts by default.
 pub const DEMO_TOKENS: [&str; 4] = ["token-alice", "token-bob", "token-carol", "dev-token"];
 
-pub struct Watched {
+pub struct WitnessedServer {
     server: Server,
     sender: RawClient,
     receiver: RawClient,
-    /// A client of `/echo` that only [`Watched::barrier`] uses.
+    /// A client of `/echo` that only [`WitnessedServer::barrier`] uses.
     pinger: RawClient,
     sent: u64,
 }
 
-impl Watched {
+impl WitnessedServer {
     /// Starts a server with the demo tokens and without a rate limit. Its Pings are so rare that a test receives
     /// none.
-    pub fn start(args: &[&str]) -> Watched {
+    pub fn start(args: &[&str]) -> WitnessedServer {
         let rare = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
-        Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
+        WitnessedServer::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
     /// Connects two clients, the witnesses, to a running server. Both use the access token `token`. Each call of
-    /// `still_chats` sends a message, so if a test calls it often, start the server with `--rate-limit 0`.
-    pub fn new(server: Server, token: &str) -> Watched {
+    /// `check_chat` sends a message, so if a test calls it often, start the server with `--rate-limit 0`.
+    pub fn new(server: Server, token: &str) -> WitnessedServer {
         let room = format!("/?token={token}&username=witness&room=witnesses");
         let (mut sender, receiver) = (server.upgrade(&room), server.upgrade(&room));
         sender.read_event("joined");
         let pinger = server.upgrade(&format!("/echo?token={token}"));
-        Watched { server, sender, receiver, pinger, sent: 0 }
+        WitnessedServer { server, sender, receiver, pinger, sent: 0 }
     }
 
     /// Sends a Ping and waits for the Pong. By then, the server has read all bytes that any client sent before this
@@ -46,7 +46,7 @@ impl Watched {
     /// Waits until the server has written its replies to all bytes that any client sent before this call. Sends two
     /// Pings: in one turn of its event loop, the server may write the first Pong before another client's reply, but
     /// it writes the second Pong in a later turn.
-    pub fn quiet(&mut self) {
+    pub fn wait_for_replies(&mut self) {
         self.barrier();
         self.barrier();
     }
@@ -62,7 +62,7 @@ impl Watched {
     }
 
     /// Checks that a message sent by one witness reaches both.
-    pub fn still_chats(&mut self) {
+    pub fn check_chat(&mut self) {
         self.sent += 1;
         let text = format!("ok {}", self.sent);
         let event = serde_json::json!({"event": "message", "data": {"text": text}});
@@ -75,7 +75,7 @@ impl Watched {
     /// Call this after the last test row. Checks that the server still runs and that its log contains no token and
     /// no control character.
     pub fn finish(mut self, secrets: &[&str]) {
-        self.still_chats();
+        self.check_chat();
         assert!(self.is_running(), "the server runs");
         let log = self.log();
         for secret in DEMO_TOKENS.iter().chain(secrets) {
@@ -86,7 +86,7 @@ impl Watched {
     }
 }
 
-impl Deref for Watched {
+impl Deref for WitnessedServer {
     type Target = Server;
 
     fn deref(&self) -> &Server {
@@ -94,7 +94,7 @@ impl Deref for Watched {
     }
 }
 
-impl DerefMut for Watched {
+impl DerefMut for WitnessedServer {
     fn deref_mut(&mut self) -> &mut Server {
         &mut self.server
     }

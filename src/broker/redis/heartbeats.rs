@@ -14,7 +14,7 @@ pub struct Heartbeats {
     pub is_calling: bool, // a call is pending: neither its reply nor its events have arrived
     pub calls: VecDeque<(u64, Duration)>, // calls that Redis has not confirmed: last request number, call time
     pub rejection: Option<String>, // why there is no connection, or why Redis rejects calls
-    others: HashMap<String, (String, u32)>, // per other instance: newest heartbeat, and how many we have sent since
+    other_instances: HashMap<String, (String, u32)>, // each one's newest heartbeat, and how many we have sent since
     was_available: Option<bool>,
 }
 
@@ -34,7 +34,7 @@ impl Heartbeats {
     pub fn handle_lost_connection(&mut self, reason: String) {
         self.is_calling = false;
         self.rejection = Some(reason);
-        self.others.clear();
+        self.other_instances.clear();
     }
 
     /// For each other instance, counts the heartbeats that this instance (`own`) has sent since the other one's newest
@@ -44,7 +44,7 @@ impl Heartbeats {
         if beats.is_empty() {
             return Vec::new(); // the call was not a heartbeat, so its reply lists no instances
         }
-        let before = std::mem::take(&mut self.others);
+        let before = std::mem::take(&mut self.other_instances);
         let mut silent = Vec::new();
         for [instance, beat] in beats.as_chunks().0 {
             let count = match before.get(instance) {
@@ -58,7 +58,7 @@ impl Heartbeats {
                 log::info!("REDIS instance {instance} is silent");
                 silent.push((instance.clone(), beat.clone()));
             }
-            self.others.insert(instance.clone(), (beat.clone(), count));
+            self.other_instances.insert(instance.clone(), (beat.clone(), count));
         }
         silent
     }
@@ -87,8 +87,8 @@ mod tests {
     fn an_instance_is_silent_after_seven_beats_without_one_of_its_own() {
         let mut beats = Heartbeats::default();
         for own in 0..20 {
-            let others = reply(&[("1", &own.to_string()), ("2", "5"), ("3", &own.to_string())]);
-            let silent = beats.find_silent_instances(&others, 1);
+            let instances = reply(&[("1", &own.to_string()), ("2", "5"), ("3", &own.to_string())]);
+            let silent = beats.find_silent_instances(&instances, 1);
             let expected =
                 if own < HEARTBEATS_UNTIL_DEAD { Vec::new() } else { vec![("2".to_owned(), "5".to_owned())] };
             assert_eq!(silent, expected, "beat {own}");

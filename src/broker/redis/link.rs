@@ -44,10 +44,10 @@ pub enum LinkEvent {
 pub struct Threads {
     calls: Option<Sender<(u64, Vec<String>)>>, // set to `None` to stop the `caller` thread
     reads: Sender<InboxRead>,
-    events: Receiver<(u64, LinkEvent)>, // each event and the `session` or `reading` that it belongs to
+    events: Receiver<(u64, LinkEvent)>, // each event and the `session` or `read_number` that it belongs to
     caller: Option<JoinHandle<()>>,
     session: u64, // number of the `caller` thread's newest connection; calls for an older one are dropped
-    reading: u64, // number of the newest `InboxRead`; entries returned by older reads are dropped
+    read_number: u64, // number of the newest `InboxRead`; entries returned by older reads are dropped
 }
 
 struct InboxRead {
@@ -88,7 +88,7 @@ impl Threads {
         Builder::new().name("redis inbox".into()).spawn(read).map_err(error)?;
         let call = move || send_calls(&client, &script, &receiver, timeout, &reporter);
         let caller = Builder::new().name("redis calls".into()).spawn(call).map_err(error)?;
-        Ok(Threads { calls: Some(calls), reads, events, caller: Some(caller), session: 0, reading: 0 })
+        Ok(Threads { calls: Some(calls), reads, events, caller: Some(caller), session: 0, read_number: 0 })
     }
 }
 
@@ -100,8 +100,9 @@ impl Link for Threads {
     }
 
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str) {
-        self.reading += 1;
-        let _ = self.reads.send(InboxRead { number: self.reading, key: key.into(), after, lineage: lineage.into() });
+        self.read_number += 1;
+        let _ =
+            self.reads.send(InboxRead { number: self.read_number, key: key.into(), after, lineage: lineage.into() });
     }
 
     fn next_event(&mut self) -> Option<LinkEvent> {
@@ -109,7 +110,7 @@ impl Link for Threads {
             let (number, event) = self.events.try_recv().ok()?;
             match event {
                 LinkEvent::Connected { .. } => self.session = number,
-                LinkEvent::Inbox(_) if number != self.reading => continue,
+                LinkEvent::Inbox(_) if number != self.read_number => continue,
                 _ => {}
             }
             return Some(event);

@@ -66,7 +66,7 @@ impl Mirror {
     }
 
     /// Whether another user's client already uses the client id in `join`.
-    pub fn has_client_id_of_other(&self, join: &Join) -> bool {
+    pub fn is_client_id_in_use(&self, join: &Join) -> bool {
         let older = join.client_id.as_ref().and_then(|id| self.clients.get(self.client_ids.get(id)?));
         older.is_some_and(|older| {
             older.join.credential != join.credential || (join.is_bound && older.username != join.username)

@@ -72,7 +72,7 @@ struct Inbox {
     generation: String,
     lineage: String,
     connection: String, // the number that Redis assigned to this instance's connection
-    read: u64,          // id of the last entry that the instance has read
+    last_read: u64,     // id of the last entry that the instance has read
     has_gap: bool,      // entries are missing: the inbox was full, so Redis trimmed it
 }
 
@@ -114,7 +114,7 @@ impl RedisBroker {
         let (instance, none) = (u32::from_be_bytes(bytes).max(1), String::new);
         let mirror = Mirror::new(instance, settings.limits);
         let inbox =
-            Inbox { instance, generation: none(), lineage: none(), connection: none(), read: 0, has_gap: false };
+            Inbox { instance, generation: none(), lineage: none(), connection: none(), last_read: 0, has_gap: false };
         RedisBroker {
             link,
             settings,
@@ -149,10 +149,10 @@ impl RedisBroker {
         if is_beat {
             self.beats.next_heartbeat_at = self.now + HEARTBEAT_INTERVAL;
         }
-        let Inbox { generation, connection, read, .. } = &self.inbox;
+        let Inbox { generation, connection, last_read, .. } = &self.inbox;
         let BrokerLimits { max_messages, max_backlog, max_empty_rooms, ttl, .. } = self.settings.limits;
         let mut arguments = self.first_arguments("call");
-        arguments.extend([generation.clone(), connection.clone(), read.to_string(), format_flag(is_beat)]);
+        arguments.extend([generation.clone(), connection.clone(), last_read.to_string(), format_flag(is_beat)]);
         arguments.extend([max_messages, max_backlog, max_empty_rooms].map(|limit| limit.to_string()));
         arguments.extend([ttl, INSTANCE_TTL].map(|time| time.as_millis().max(1).to_string()));
         let (requests, last) = if is_registered { self.requests.take_batch() } else { Default::default() };
@@ -234,8 +234,8 @@ impl RedisBroker {
     }
 
     fn read_entry(&mut self, id: u64, events: &str) {
-        self.inbox.has_gap |= id != self.inbox.read + 1;
-        self.inbox.read = id;
+        self.inbox.has_gap |= id != self.inbox.last_read + 1;
+        self.inbox.last_read = id;
         if self.inbox.has_gap {
             return; // events were lost, so `flush` registers this instance again, which makes Redis empty the inbox
         }
@@ -260,9 +260,9 @@ impl RedisBroker {
         let mut name = [0; 8];
         (self.random)(&mut name);
         let mut arguments = self.first_arguments("open");
-        let Inbox { generation, lineage, read, .. } = &self.inbox;
+        let Inbox { generation, lineage, last_read, .. } = &self.inbox;
         let (version, new_generation) = (PROTOCOL_VERSION.into(), format!("{:016x}", u64::from_be_bytes(name)));
-        arguments.extend([version, lineage.clone(), new_generation, generation.clone(), read.to_string()]);
+        arguments.extend([version, lineage.clone(), new_generation, generation.clone(), last_read.to_string()]);
         arguments.push(INSTANCE_TTL.as_millis().to_string());
         self.beats.next_heartbeat_at = self.now; // start with a heartbeat, which makes Redis set the inbox's expiry
         self.stage = Stage::Connected { open_at: None };
@@ -296,15 +296,17 @@ impl RedisBroker {
                 self.inbox.has_gap = false;
                 (self.inbox.generation, self.inbox.connection) = (generation.into(), connection.into());
                 if status == "lost" {
-                    self.inbox.read = number(last); // Redis has emptied the inbox: new entries follow this id
+                    self.inbox.last_read = number(last); // Redis has emptied the inbox: new entries follow this id
                 } else {
-                    self.requests.set_executed(number(executed));
+                    self.requests.mark_unsent_after(number(executed));
                 }
                 let key = format!("{}:inbox:{}", self.settings.prefix, self.inbox.instance);
-                self.link.read_inbox(&key, self.inbox.read, &self.inbox.lineage);
+                self.link.read_inbox(&key, self.inbox.last_read, &self.inbox.lineage);
                 match status {
                     "lost" => self.rejoin(true),
-                    "dead" if self.inbox.read < number(last) => self.stage = Stage::CatchingUp { until: number(last) },
+                    "dead" if self.inbox.last_read < number(last) => {
+                        self.stage = Stage::CatchingUp { until: number(last) }
+                    }
                     "dead" => self.rejoin(false),
                     _ => self.stage = Stage::Registered,
                 }
@@ -349,7 +351,7 @@ impl Broker for RedisBroker {
         if !self.is_available() {
             return Err(BrokerError::Unavailable);
         }
-        if self.mirror.has_client_id_of_other(join) {
+        if self.mirror.is_client_id_in_use(join) {
             return Err(BrokerError::ClientIdInUse);
         }
         self.mirror.may_open(&join.room, &join.user).then_some(()).ok_or(BrokerError::TooManyRooms)
@@ -429,7 +431,7 @@ mod tests {
     #[derive(Default)]
     struct FakeLink {
         calls: Vec<Vec<String>>,
-        reads_after: Vec<u64>,
+        read_positions: Vec<u64>,
         events: VecDeque<LinkEvent>,
     }
 
@@ -439,7 +441,7 @@ mod tests {
         }
 
         fn read_inbox(&mut self, _: &str, after: u64, _: &str) {
-            self.borrow_mut().reads_after.push(after);
+            self.borrow_mut().read_positions.push(after);
         }
 
         fn next_event(&mut self) -> Option<LinkEvent> {
@@ -493,7 +495,7 @@ mod tests {
         assert_eq!(run(broker, &link, stale), ["open"], "one `open` for two replies `stale`");
         // `open` reported entry 2 as the last one read, but now another entry of the old inbox arrives.
         run(broker, &link, vec![entry(3), reply(&["lost", "1-b", "1", "0", "2"])]);
-        assert_eq!(link.borrow().reads_after, [0, 2]);
+        assert_eq!(link.borrow().read_positions, [0, 2]);
     }
 
     /// The other instances have declared this instance dead, so it reads the rest of its inbox. It must notice if Redis

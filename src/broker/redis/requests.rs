@@ -100,7 +100,7 @@ impl Requests {
 
     /// Handles a reconnect to Redis, which has executed the requests up to `number`. Marks all later requests as
     /// unsent: Redis will reject them if they still arrive through an earlier connection.
-    pub fn set_executed(&mut self, number: u64) {
+    pub fn mark_unsent_after(&mut self, number: u64) {
         self.sent = self.queue.partition_point(|request| request.number <= number);
         self.queue.range_mut(self.sent..).for_each(|request| request.is_sent = false);
     }
@@ -171,7 +171,7 @@ mod tests {
         QueuedRequest::new(Token(client), kind, "name", vec!["argument".into()], Duration::from_secs(seconds))
     }
 
-    fn numbers(arguments: &[String]) -> Vec<&str> {
+    fn request_numbers(arguments: &[String]) -> Vec<&str> {
         arguments.chunks(4).map(|request| &*request[0]).collect()
     }
 
@@ -180,14 +180,18 @@ mod tests {
         let mut requests = Requests::default();
         (1..=3).for_each(|client| requests.push(request(client, Kind::Join, 0)));
         let (arguments, last) = requests.take_batch();
-        assert_eq!((numbers(&arguments), last), (vec!["1", "2", "3"], 3));
+        assert_eq!((request_numbers(&arguments), last), (vec!["1", "2", "3"], 3));
         assert!(!requests.has_unsent());
         requests.push(request(4, Kind::Join, 0));
-        requests.set_executed(1);
-        assert_eq!(numbers(&requests.take_batch().0), ["2", "3", "4"], "the connection was lost after request 1");
+        requests.mark_unsent_after(1);
+        assert_eq!(
+            request_numbers(&requests.take_batch().0),
+            ["2", "3", "4"],
+            "the connection was lost after request 1"
+        );
         requests.confirm(3);
-        requests.set_executed(3);
-        assert_eq!(numbers(&requests.take_batch().0), ["4"]);
+        requests.mark_unsent_after(3);
+        assert_eq!(request_numbers(&requests.take_batch().0), ["4"]);
         requests.confirm(4);
         assert_eq!((requests.queue.len(), requests.bytes, requests.sent), (0, 0, 0));
     }

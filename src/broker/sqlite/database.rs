@@ -52,7 +52,7 @@ CREATE UNIQUE INDEX messages_by_nonce ON messages (room, username, nonce) WHERE 
 pub struct DatabaseOptions {
     pub survives_power_failure: bool, // whether every commit syncs the WAL
     pub max_messages_per_room: u64,   // maximum number of messages kept per room; 0: no limit
-    pub max_days: u32,                // maximum age of a message in days; older messages are deleted; 0: no limit
+    pub max_age_days: u32,            // maximum age of a message in days; older messages are deleted; 0: no limit
 }
 
 /// An operation on the history file, requested by the broker. The operations of a batch take effect in order.
@@ -129,7 +129,7 @@ struct ChangedRoom {
     room: i64,
     last_id: u64,
     deleted_id: u64,
-    stored: u64, // number of messages that the batch has stored in the room
+    stored_count: u64, // number of messages that the batch has stored in the room
 }
 
 pub struct Database {
@@ -166,7 +166,7 @@ impl Database {
     }
 
     /// Like `open`, but takes the current time from the system clock and also returns the operator's bans.
-    pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, BanList), String> {
+    pub fn open_with_bans(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, BanList), String> {
         let now = SystemTime::now();
         let database = Database::open(path, options, run, now)?;
         let bans = bans::load(&database.connection, now).map_err(|error| explain(&error))?;
@@ -213,7 +213,7 @@ impl Database {
         self.is_trusted = false;
         let mut executed = self.commit(operations);
         let is_committed = executed.is_ok();
-        if executed.as_ref().is_err_and(is_full) {
+        if executed.as_ref().is_err_and(is_disk_full) {
             if !std::mem::replace(&mut self.is_full, true) {
                 log::warn!("STORAGE full: messages are rejected until the disk has space");
             }
@@ -322,9 +322,9 @@ impl Database {
 
     /// Deletes some expired messages. Returns whether more may be left. If not, the next sweep begins a minute later.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
-        let DatabaseOptions { max_messages_per_room: keep, max_days, .. } = self.options;
+        let DatabaseOptions { max_messages_per_room: keep, max_age_days, .. } = self.options;
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let oldest = now_since_1970.checked_sub(DAY.saturating_mul(max_days)).filter(|_| max_days > 0);
+        let oldest = now_since_1970.checked_sub(DAY.saturating_mul(max_age_days)).filter(|_| max_age_days > 0);
         if oldest.is_none() && keep == 0 {
             return Ok(false);
         }
@@ -382,13 +382,13 @@ impl Drop for Database {
     }
 }
 
-fn is_full(error: &rusqlite::Error) -> bool {
+fn is_disk_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
 /// Ignores a full-disk error, which only delays deletions and checkpoints: committed messages are already in the WAL.
 fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
-    result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
+    result.or_else(|error| if is_disk_full(&error) { Ok(()) } else { Err(error) })
 }
 
 /// Stores a message. Does not update the room's row: `update_rooms` does that once for several messages.
@@ -407,12 +407,12 @@ fn store<'b>(
                  ON CONFLICT (name) DO UPDATE SET last_id = last_id RETURNING id, last_id, deleted_id",
             )?;
             room.insert(statement.query_row([name], |row| {
-                Ok(ChangedRoom { room: row.get(0)?, last_id: row.get(1)?, deleted_id: row.get(2)?, stored: 0 })
+                Ok(ChangedRoom { room: row.get(0)?, last_id: row.get(1)?, deleted_id: row.get(2)?, stored_count: 0 })
             })?)
         }
     };
     room.last_id += 1;
-    room.stored += 1;
+    room.stored_count += 1;
     let StoredMessage { time, username, text, nonce, .. } = message;
     connection
         .prepare_cached(
@@ -424,11 +424,11 @@ fn store<'b>(
 
 /// Stores each room's newest id and deletes messages beyond `keep`, so that later reads in the batch see the changes.
 fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
-    for (_, ChangedRoom { room, last_id, deleted_id, stored }) in std::mem::take(rooms) {
+    for (_, ChangedRoom { room, last_id, deleted_id, stored_count }) in std::mem::take(rooms) {
         connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;
         let surplus = if keep == 0 { 0 } else { last_id.saturating_sub(keep).saturating_sub(deleted_id) };
         if surplus > 0 {
-            delete_until(connection, room, deleted_id + surplus.min(stored * DELETES_PER_MESSAGE))?;
+            delete_until(connection, room, deleted_id + surplus.min(stored_count * DELETES_PER_MESSAGE))?;
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ const LEGACY_FORMAT: u8 = 1; // the write version in the file header if the data
 pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_wal = has_wal(path);
-    let connection = Connection::open_with_flags(plain_path(path), flags)?;
+    let connection = Connection::open_with_flags(literal_path(path), flags)?;
     // If the file has a WAL, disable the checkpoint on close: the checkpoint would change a file that may be damaged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
     connection.busy_timeout(Duration::ZERO)?;
@@ -26,7 +26,7 @@ pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Prefixes a relative path with `./`, so that SQLite does not interpret a file name such as `:memory:`.
-pub fn plain_path(path: &Path) -> PathBuf {
+pub fn literal_path(path: &Path) -> PathBuf {
     Path::new(".").join(path)
 }
 

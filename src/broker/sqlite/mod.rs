@@ -67,12 +67,12 @@ pub struct StoredBans {
 }
 
 pub struct SqliteBroker {
-    decisions: Box<dyn Broker>,
+    inner: Box<dyn Broker>,
     disk: Box<dyn Disk>,
     epoch: Rc<str>, // the name of this run of the server
     limits: LogLimits,
     rooms: RoomMap<Room>,
-    queue: VecDeque<Queued>,
+    queue: VecDeque<QueuedEvent>,
     queued_bytes: usize,
     outcomes: VecDeque<Outcome>,
     deletions: Vec<Deletion>, // messages deleted from the file, but not yet from the rooms' logs
@@ -88,7 +88,7 @@ struct Room {
     openings: usize, // number of queued `Opened` events; may exceed 1, as replacing the only member reopens the room
 }
 
-struct Queued {
+struct QueuedEvent {
     event: RoomEvent,
     needs_outcome: bool,
     limit: usize, // for `History` events: the maximum number of messages in the page
@@ -97,14 +97,14 @@ struct Queued {
 
 impl SqliteBroker {
     /// Opens the database and starts the writer thread. The thread calls `wake` after each batch of operations, and
-    /// `on_commit` with the duration of each commit. `memory` creates the `MemoryBroker` that decides who is a member
-    /// of which room. On failure, returns an error text for the operator.
+    /// `on_commit` with the duration of each commit. `create_inner` creates the `MemoryBroker` that decides who is a
+    /// member of which room. On failure, returns an error text for the operator.
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
         mut limits: LogLimits,
         mut random: Random,
-        memory: impl FnOnce(Random) -> Box<B>,
+        create_inner: impl FnOnce(Random) -> Box<B>,
         wake: impl Fn() + Send + 'static,
         on_commit: impl Fn(Duration) + Send + 'static,
     ) -> Result<(SqliteBroker, StoredBans), String> {
@@ -114,20 +114,20 @@ impl SqliteBroker {
         if options.max_messages_per_room > 0 {
             limits.messages = limits.messages.min(usize::try_from(options.max_messages_per_room).unwrap_or(usize::MAX));
         }
-        let (mut database, bans) = Database::open_now(path, options, &run)?;
+        let (mut database, bans) = Database::open_with_bans(path, options, &run)?;
         let execute = move |operations: &[Operation]| database.execute_timed(operations, &on_commit);
         let writer = WriterThread::start(execute, wake, MAX_IDLE)?;
-        let store = writer.ban_store();
+        let store = writer.ban_submitter();
         let submit = move |subject, until, now| store.submit(subject, until, now);
         let bans = StoredBans { bans, submit: Box::new(submit) };
-        Ok((SqliteBroker::new(memory(random), Box::new(writer), &run, limits), bans))
+        Ok((SqliteBroker::new(create_inner(random), Box::new(writer), &run, limits), bans))
     }
 
-    /// Creates a broker that passes each request to `decisions` and stores the published messages on `disk`.
-    /// `decisions` must return its events at once and keep no messages. `epoch` is the name of this run of the server.
-    pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: LogLimits) -> SqliteBroker {
+    /// Creates a broker that passes each request to `inner` and stores the published messages on `disk`.
+    /// `inner` must return its events at once and keep no messages. `epoch` is the name of this run of the server.
+    pub fn new(inner: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: LogLimits) -> SqliteBroker {
         SqliteBroker {
-            decisions,
+            inner,
             disk,
             epoch: epoch.into(),
             limits,
@@ -144,7 +144,7 @@ impl SqliteBroker {
 
 impl Broker for SqliteBroker {
     fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
-        self.decisions.check_join(join)
+        self.inner.check_join(join)
     }
 
     fn submit(&mut self, client: Token, mut request: Request, now: Duration) {
@@ -153,8 +153,8 @@ impl Broker for SqliteBroker {
         }
         let mut resume = if let Request::Join(join) = &mut request { join.resume.take() } else { None };
         let limit = if let Request::History { limit, .. } = request { limit } else { 0 };
-        self.decisions.submit(client, request, now);
-        while let Some(event) = self.decisions.next_event() {
+        self.inner.submit(client, request, now);
+        while let Some(event) = self.inner.next_event() {
             let resume = resume.take_if(|_| matches!(event, RoomEvent::Joined { .. }));
             self.enqueue(event, resume, limit);
         }
@@ -182,7 +182,7 @@ impl Broker for SqliteBroker {
         if self.queue.front()?.needs_outcome && self.outcomes.is_empty() {
             return None;
         }
-        let Queued { event, needs_outcome, limit, bytes } = self.queue.pop_front()?;
+        let QueuedEvent { event, needs_outcome, limit, bytes } = self.queue.pop_front()?;
         self.queued_bytes -= bytes;
         let outcome = if needs_outcome { self.outcomes.pop_front() } else { None };
         let event = self.release(event, outcome, limit);
@@ -230,8 +230,8 @@ impl SqliteBroker {
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
         };
-        let bytes = size_of::<Queued>() + text;
-        self.queue.push_back(Queued { event, needs_outcome: operation.is_some(), limit, bytes });
+        let bytes = size_of::<QueuedEvent>() + text;
+        self.queue.push_back(QueuedEvent { event, needs_outcome: operation.is_some(), limit, bytes });
         self.queued_bytes += bytes;
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
@@ -252,7 +252,7 @@ impl SqliteBroker {
     fn release(&mut self, event: RoomEvent, outcome: Option<Outcome>, limit: usize) -> RoomEvent {
         match (event, outcome) {
             (RoomEvent::Published { room, client, mut message }, Some(Outcome::Stored(id))) => {
-                debug_assert_eq!(Rc::strong_count(&message), 1, "the broker `decisions` keeps no messages");
+                debug_assert_eq!(Rc::strong_count(&message), 1, "the broker `inner` keeps no messages");
                 Rc::get_mut(&mut message).into_iter().for_each(|message| message.id = id);
                 self.append(room, &message);
                 RoomEvent::Published { room, client, message }
@@ -382,16 +382,16 @@ mod tests {
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
     const OPTIONS: DatabaseOptions =
-        DatabaseOptions { survives_power_failure: true, max_messages_per_room: 0, max_days: 0 };
+        DatabaseOptions { survives_power_failure: true, max_messages_per_room: 0, max_age_days: 0 };
 
-    /// A folder that is removed at the end of the test.
-    struct Folder(PathBuf);
+    /// A directory that is removed at the end of the test.
+    struct TempDir(PathBuf);
 
-    impl Folder {
-        fn new(name: &str) -> Folder {
+    impl TempDir {
+        fn new(name: &str) -> TempDir {
             let path = std::env::temp_dir().join(format!("wirechat-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
-            Folder(path)
+            TempDir(path)
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -399,7 +399,7 @@ mod tests {
         }
     }
 
-    impl Drop for Folder {
+    impl Drop for TempDir {
         fn drop(&mut self) {
             fs::remove_dir_all(&self.0).unwrap();
         }
@@ -409,13 +409,13 @@ mod tests {
         Database::open(path, OPTIONS, run, NOW).unwrap()
     }
 
-    fn stored(text: &str, nonce: Option<&str>) -> StoredMessage {
+    fn stored_message(text: &str, nonce: Option<&str>) -> StoredMessage {
         let (time, nonce) = ("2026-01-31T12:00:00.000Z".into(), nonce.map(str::to_owned));
         StoredMessage { id: 0, time, username: "ann".into(), text: text.into(), nonce }
     }
 
     fn store(database: &mut Database, text: &str, nonce: Option<&str>) -> Outcome {
-        let store = Operation::Store { room: "tea".into(), message: stored(text, nonce) };
+        let store = Operation::Store { room: "tea".into(), message: stored_message(text, nonce) };
         database.execute(&[store]).unwrap().outcomes.remove(0)
     }
 
@@ -426,8 +426,8 @@ mod tests {
 
     #[test]
     fn picture_matches_the_code() {
-        let folder = Folder::new("picture");
-        let (file, backup) = (folder.path("file"), folder.path("backup"));
+        let directory = TempDir::new("picture");
+        let (file, backup) = (directory.path("file"), directory.path("backup"));
         let known = [("a", 1), ("a", 3), ("b", 3), ("b", 4), ("c", 4)];
         let row = |name: &str, database: &mut Database| {
             let resumed = known.map(|(epoch, since)| if is_resumed(database, epoch, since) { "yes" } else { "no" });
@@ -506,8 +506,8 @@ mod tests {
             default_room: "general",
         };
         let names = NameRules { key: Rc::clone, may_share: |_| true };
-        let decisions = MemoryBroker::new(config, Box::new(|bytes| bytes.fill(7)), names);
-        SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits)
+        let inner = MemoryBroker::new(config, Box::new(|bytes| bytes.fill(7)), names);
+        SqliteBroker::new(Box::new(inner), Box::new(disk.clone()), "run", limits)
     }
 
     const LIMITS: LogLimits = LogLimits { messages: 50, backlog: 100_000, bytes: 1 << 20 };
@@ -521,7 +521,7 @@ mod tests {
     }
 
     fn publish(text: &str, nonce: Option<&str>) -> Request {
-        Request::Publish(stored(text, nonce).into())
+        Request::Publish(stored_message(text, nonce).into())
     }
 
     /// Describes each event that the broker returns: a message with its id, a join with the last id of its backlog.
@@ -586,8 +586,8 @@ mod tests {
 
     #[test]
     fn bans_are_stored_with_the_batch() {
-        let folder = Folder::new("bans");
-        let path = folder.path("file");
+        let directory = TempDir::new("bans");
+        let path = directory.path("file");
         let mut database = open(&path, "a");
         let at = |seconds| NOW + Duration::from_millis(1000 * seconds);
         let mut results = Vec::new();
@@ -601,7 +601,7 @@ mod tests {
                 result_sender,
             })
         };
-        let store = |text: &str| Operation::Store { room: "tea".into(), message: stored(text, None) };
+        let store = |text: &str| Operation::Store { room: "tea".into(), message: stored_message(text, None) };
         let batch = [store("one"), change("username ann", Some(9), 1), Operation::Wait, store("two")];
         let outcomes = database.execute(&batch).unwrap().outcomes;
         assert!(matches!(outcomes[..], [Outcome::Stored(1), Outcome::Waited, Outcome::Stored(2)]), "{outcomes:?}");
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_disk_ends_everything() {
+    fn a_failed_disk_stops_the_broker() {
         let disk = ManualDisk::new();
         let mut broker = broker(&disk, LIMITS);
         submit(&mut broker, 1, join(1));
@@ -642,7 +642,7 @@ mod tests {
     #[test]
     fn the_logs_in_memory_stay_within_their_bound() {
         let disk = ManualDisk::new();
-        let bytes = memory_bytes(&stored("1", None).into()) * 5;
+        let bytes = memory_bytes(&stored_message("1", None).into()) * 5;
         let mut broker = broker(&disk, LogLimits { bytes, ..LIMITS });
         submit(&mut broker, 1, join(1));
         (1..20).for_each(|number| submit(&mut broker, 1, publish(&(number % 10).to_string(), None)));
@@ -690,23 +690,23 @@ mod tests {
 
     #[test]
     fn free_pages_return_to_the_file_system_and_the_wal_stays_small() {
-        let folder = Folder::new("vacuum");
-        let path = folder.path("file");
+        let directory = TempDir::new("vacuum");
+        let path = directory.path("file");
         let mut database = Database::open(&path, OPTIONS, "a", NOW).unwrap();
         let nonce = |number: usize| format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15_usize));
         for batch in 0..20_usize {
             let store = |number| {
-                let message = stored(&"x".repeat(400), Some(&nonce(batch * 500 + number)));
+                let message = stored_message(&"x".repeat(400), Some(&nonce(batch * 500 + number)));
                 Operation::Store { room: format!("room {}", number % 50).into(), message }
             };
             database.execute(&(0..500_usize).map(store).collect::<Vec<_>>()).unwrap();
         }
         drop(database);
         let before = fs::metadata(&path).unwrap().len();
-        let (options, now) = (DatabaseOptions { max_days: 1, ..OPTIONS }, NOW + Duration::from_secs(1 << 31));
+        let (options, now) = (DatabaseOptions { max_age_days: 1, ..OPTIONS }, NOW + Duration::from_secs(1 << 31));
         let mut database = Database::open(&path, options, "b", now).unwrap();
         assert_eq!(page(&mut database, u64::MAX, 100, 100_000), [0; 0]);
-        let wal = fs::metadata(folder.path("file-wal")).unwrap().len();
+        let wal = fs::metadata(directory.path("file-wal")).unwrap().len();
         assert!(wal < before, "the WAL has {wal} bytes, the file had {before}");
         drop(database);
         (0..3).for_each(|run| drop(open(&path, &run.to_string()))); // each start frees up to 1,000 database pages
@@ -716,25 +716,25 @@ mod tests {
 
     #[test]
     fn a_wal_of_another_copy_is_rejected() {
-        let folder = Folder::new("wal");
-        let (path, copy) = (folder.path("file"), folder.path("copy"));
+        let directory = TempDir::new("wal");
+        let (path, copy) = (directory.path("file"), directory.path("copy"));
         drop(open(&path, "a"));
-        let mut reader = reader::FileReader::open(&path).unwrap();
+        let mut reader = reader::HistoryReader::open(&path).unwrap();
         reader.copy_to(&copy).unwrap();
         drop(reader);
         let mut database = open(&path, "b");
         store(&mut database, "one", None);
-        let wal = fs::read(folder.path("file-wal")).unwrap();
+        let wal = fs::read(directory.path("file-wal")).unwrap();
         drop(database);
         fs::copy(&copy, &path).unwrap();
-        fs::write(folder.path("file-wal"), wal).unwrap();
-        for error in [Database::open(&path, OPTIONS, "c", NOW).err(), reader::FileReader::open(&path).err()] {
+        fs::write(directory.path("file-wal"), wal).unwrap();
+        for error in [Database::open(&path, OPTIONS, "c", NOW).err(), reader::HistoryReader::open(&path).err()] {
             assert!(
                 error.as_ref().is_some_and(|error| error.contains("file-wal belongs to another copy")),
                 "{error:?}"
             );
         }
-        fs::remove_file(folder.path("file-wal")).unwrap();
+        fs::remove_file(directory.path("file-wal")).unwrap();
         open(&path, "c");
     }
 
@@ -751,9 +751,9 @@ mod tests {
         assert!(is_resumed(&mut counted, "run", 2) && !is_resumed(&mut counted, "run", 1));
         assert!(matches!(store(&mut counted, "text", Some("n2")), Outcome::Stored(6)), "a deleted nonce is free");
 
-        let mut aged = database(DatabaseOptions { max_days: 1, ..OPTIONS });
+        let mut aged = database(DatabaseOptions { max_age_days: 1, ..OPTIONS });
         let mut at = |time: &str| {
-            let message = StoredMessage { time: time.into(), ..stored("text", None) };
+            let message = StoredMessage { time: time.into(), ..stored_message("text", None) };
             aged.execute(&[Operation::Store { room: "tea".into(), message }]).unwrap().deletions.len()
         };
         assert_eq!([at("2026-01-01T00:00:00.000Z"), at("2026-01-01T12:00:00.000Z")], [0, 0]);

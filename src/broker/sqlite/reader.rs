@@ -6,14 +6,14 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::database::StoredMessage;
-use super::file::{check_header, connect, create, explain, plain_path};
+use super::file::{check_header, connect, create, explain, literal_path};
 use super::queries::read_message;
 
-pub struct FileReader(Connection);
+pub struct HistoryReader(Connection);
 
-impl FileReader {
+impl HistoryReader {
     /// Opens a history file. `Err` is a one-line error text for the user.
-    pub fn open(path: &Path) -> Result<FileReader, String> {
+    pub fn open(path: &Path) -> Result<HistoryReader, String> {
         if !path.exists() {
             return Err("there is no such file".into());
         }
@@ -22,7 +22,7 @@ impl FileReader {
             let connection = connect(path)?;
             // This query fails while a server holds its lock on the file.
             connection.query_row("SELECT count(*) FROM rooms", [], |_| Ok(()))?;
-            Ok(FileReader(connection))
+            Ok(HistoryReader(connection))
         };
         open().map_err(|error| explain(&error))
     }
@@ -40,7 +40,7 @@ impl FileReader {
 
     /// Writes a compact copy of the database to `path`. Fails if a file with this path already exists.
     pub fn copy_to(&mut self, path: &Path) -> Result<(), String> {
-        let name = plain_path(path).into_os_string().into_string().map_err(|_| "the path is not UTF-8".to_owned())?;
+        let name = literal_path(path).into_os_string().into_string().map_err(|_| "the path is not UTF-8".to_owned())?;
         create(path).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => format!("{} already exists", path.display()),
             _ => format!("cannot create {}: {error}", path.display()),

@@ -34,7 +34,7 @@ impl WriterThread {
         Ok(WriterThread { operations: Some(Arc::new(sender)), batches, thread: Some(thread) })
     }
 
-    pub fn ban_store(&self) -> BanSubmitter {
+    pub fn ban_submitter(&self) -> BanSubmitter {
         BanSubmitter(self.operations.as_ref().map(Arc::downgrade).unwrap_or_default())
     }
 }
@@ -186,7 +186,7 @@ mod tests {
         let (wake, woken) = channel();
         let execute = |_: &[Operation]| Ok(Batch::default());
         let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap(), MAX_IDLE).unwrap();
-        let store = writer.ban_store();
+        let store = writer.ban_submitter();
         let result = store.submit("a".into(), None, std::time::SystemTime::UNIX_EPOCH);
         woken.recv_timeout(DEADLINE).expect("a wake-up");
         assert!(writer.next_batch().is_none());

@@ -198,28 +198,28 @@ fn decode(part: &str, text: &str) -> Result<Vec<u8>, String> {
 }
 
 fn decode_object(part: &str, text: &str) -> Result<Map<String, Value>, String> {
-    let object = serde_json::from_slice(&decode(part, text)?).map(|UniqueNames(object)| object);
+    let object = serde_json::from_slice(&decode(part, text)?).map(|StrictObject(object)| object);
     object.map_err(|_| format!("the {part} is not a JSON object without repeated names"))
 }
 
 /// A JSON object without repeated names, which RFC 7515 §4 and RFC 7519 §4 forbid. serde_json would keep the last value
 /// of a repeated name, although another program may have checked the first value.
-struct UniqueNames(Map<String, Value>);
+struct StrictObject(Map<String, Value>);
 
-impl<'de> Deserialize<'de> for UniqueNames {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<UniqueNames, D::Error> {
-        deserializer.deserialize_map(UniqueNames(Map::new()))
+impl<'de> Deserialize<'de> for StrictObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<StrictObject, D::Error> {
+        deserializer.deserialize_map(StrictObject(Map::new()))
     }
 }
 
-impl<'de> Visitor<'de> for UniqueNames {
-    type Value = UniqueNames;
+impl<'de> Visitor<'de> for StrictObject {
+    type Value = StrictObject;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<UniqueNames, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<StrictObject, A::Error> {
         while let Some((name, value)) = map.next_entry()? {
             if self.0.insert(name, value).is_some() {
                 return Err(A::Error::custom("a repeated name"));
@@ -250,7 +250,7 @@ fn parse_key(file: &[u8]) -> Result<ParsedKey, String> {
         return Err("this is a public key in DER; convert it to PEM with openssl pkey -pubin -inform DER".into());
     }
     let key = DecodingKey::from_secret(secret).map_err(|error| error.to_string())?;
-    create_verifier(Algorithm::HS256, key)
+    add_verifier(Algorithm::HS256, key)
 }
 
 fn parse_public_key(pem: &str) -> Result<ParsedKey, String> {
@@ -272,11 +272,11 @@ fn parse_public_key(pem: &str) -> Result<ParsedKey, String> {
             Err("an RSA key needs at least 2048 bits (RFC 7518 §3.3)".into())
         }
         Algorithm::EdDSA if bytes.len() != 32 => Err("an Ed25519 key has 32 bytes".into()),
-        _ => create_verifier(algorithm, key),
+        _ => add_verifier(algorithm, key),
     }
 }
 
-fn create_verifier(algorithm: Algorithm, key: DecodingKey) -> Result<ParsedKey, String> {
+fn add_verifier(algorithm: Algorithm, key: DecodingKey) -> Result<ParsedKey, String> {
     let verifier = (DEFAULT_PROVIDER.verifier_factory)(&algorithm, &key);
     let verifier = verifier.map_err(|_| format!("this is no key for {algorithm:?}"))?;
     Ok((algorithm, key, verifier.into()))

@@ -12,12 +12,12 @@ const EXPIRY_WARNING_LEAD_TIME: Duration = Duration::from_secs(30); // time from
 pub struct Proof {
     pub credential: Option<CredentialId>,
     claims: Option<Rc<Claims>>,
-    is_warned: bool, // whether the server has sent the expiry warning
+    has_warned: bool, // whether the server has sent the expiry warning
 }
 
 impl Proof {
     pub fn new(identity: &Identity) -> Proof {
-        Proof { credential: identity.credential, claims: identity.claims.clone(), is_warned: false }
+        Proof { credential: identity.credential, claims: identity.claims.clone(), has_warned: false }
     }
 
     /// Returns the time until the next check (`None` if the JWT has expired) and an event for the client, if any. `exp`
@@ -32,6 +32,6 @@ impl Proof {
             return (Some(left - EXPIRY_WARNING_LEAD_TIME), None);
         }
         let warning = Event::TokenExpiring { seconds: left.as_secs_f64().ceil() as u64 };
-        (Some(left), (!mem::replace(&mut self.is_warned, true)).then_some(warning))
+        (Some(left), (!mem::replace(&mut self.has_warned, true)).then_some(warning))
     }
 }

@@ -18,7 +18,7 @@ use crate::chat::event::{ErrorText, Event};
 use crate::chat::{Message, Now, names, network_of, quote_for_log};
 use crate::http::access::AccessControl;
 use crate::http::{Rejection, Request, bad_request, check_authority, forbidden, not_found, quote, read_parameter};
-use crate::operator::{BanSubject, Durations};
+use crate::operator::{BanSubject, DurationHistogram};
 use crate::server::connection::{Connection, Service};
 use crate::server::{CloseCode, Server};
 use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
@@ -31,12 +31,12 @@ const STORAGE_STALL_TIMEOUT: Duration = Duration::from_secs(5); // `/ready` fail
 const ACCEPT_FAILURE_WINDOW: Duration = Duration::from_secs(2);
 const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far above the tokens of connections, which count up from 1
 
-type Allow = &'static [(&'static str, &'static str)];
-const GET: Allow = &[("Allow", "GET, HEAD")];
-const POST: Allow = &[("Allow", "POST")];
-const POST_DELETE: Allow = &[("Allow", "POST, DELETE")];
+type AllowHeader = &'static [(&'static str, &'static str)];
+const GET: AllowHeader = &[("Allow", "GET, HEAD")];
+const POST: AllowHeader = &[("Allow", "POST")];
+const POST_DELETE: AllowHeader = &[("Allow", "POST, DELETE")];
 
-const ROUTES: [(&str, Allow); 8] = [
+const ROUTES: [(&str, AllowHeader); 8] = [
     ("/live", GET),
     ("/ready", GET),
     ("/metrics", GET),
@@ -50,11 +50,11 @@ const ROUTES: [(&str, Allow); 8] = [
 pub struct AdminApi {
     access: AccessControl,
     max_text: usize,
-    pub turn_durations: Durations,
+    pub turn_durations: DurationHistogram,
     pub storage: StorageMonitor,
     // Ban changes that are being saved. For each change: the channel that reports the result, and the body of the
     // response to send if the change was saved.
-    storing: HashMap<Token, (Receiver<bool>, Value)>,
+    pending_ban_changes: HashMap<Token, (Receiver<bool>, Value)>,
     next_announcement: Token,
 }
 
@@ -100,9 +100,9 @@ impl AdminApi {
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (AccessControl::new(&config, None)?, config.max_text);
-        let (turn_durations, storage) = (Durations::default(), StorageMonitor::default());
-        let (storing, next_announcement) = (HashMap::new(), FIRST_ANNOUNCEMENT);
-        Ok(AdminApi { access, max_text, turn_durations, storage, storing, next_announcement })
+        let (turn_durations, storage) = (DurationHistogram::default(), StorageMonitor::default());
+        let (pending_ban_changes, next_announcement) = (HashMap::new(), FIRST_ANNOUNCEMENT);
+        Ok(AdminApi { access, max_text, turn_durations, storage, pending_ban_changes, next_announcement })
     }
 
     pub fn respond(
@@ -135,8 +135,8 @@ impl AdminApi {
         Ok(Reply::Response(match (request.path, request.method) {
             ("/live", _) => format_response(200, &[TEXT_CONTENT_TYPE], "live\n", is_head, now.time),
             ("/ready", _) => {
-                let obstacle = self.find_obstacle(server, clients, now.monotonic);
-                let (status, line) = obstacle.map_or((200, "ready"), |obstacle| (503, obstacle));
+                let reason = self.reason_not_ready(server, clients, now.monotonic);
+                let (status, line) = reason.map_or((200, "ready"), |reason| (503, reason));
                 format_response(status, &[TEXT_CONTENT_TYPE], &format!("{line}\n"), is_head, now.time)
             }
             ("/metrics", _) => {
@@ -151,7 +151,7 @@ impl AdminApi {
                 let (result, receiver) = change(request, server, peer, now.time)?;
                 let Some(receiver) = receiver else { return Ok(Reply::Response(json(result.to_string()))) };
                 let token = self.next_token();
-                self.storing.insert(token, (receiver, result));
+                self.pending_ban_changes.insert(token, (receiver, result));
                 return Ok(Reply::Announcing(token));
             }
             _ => return self.publish(request, body, server, peer, now).map(Reply::Announcing),
@@ -177,7 +177,12 @@ impl AdminApi {
     }
 
     /// Returns the reason why a load balancer should send new clients elsewhere, if any.
-    fn find_obstacle(&self, server: &Server<Transport>, clients: &[Listener], now: Duration) -> Option<&'static str> {
+    fn reason_not_ready(
+        &self,
+        server: &Server<Transport>,
+        clients: &[Listener],
+        now: Duration,
+    ) -> Option<&'static str> {
         let failed_at = clients.iter().filter_map(|listener| listener.logged_at).max();
         if server.is_draining() || server.storage_failed {
             Some("draining: the server is shutting down")
@@ -226,40 +231,40 @@ impl AdminApi {
     /// Forgets a pending `/publish` or `/ban` request whose peer has disconnected.
     pub fn forget(&mut self, token: Token, server: &mut Server<Transport>) {
         server.chat.operator.announcements.remove(&token);
-        self.storing.remove(&token);
+        self.pending_ban_changes.remove(&token);
     }
 
     /// Returns the response to a `/ban` request, once the writer reports the result or the request times out.
-    fn take_ban_result(&mut self, token: Token, is_late: bool, now: Now) -> Option<AdminOutcome> {
-        let (receiver, result) = self.storing.get(&token)?;
+    fn take_ban_result(&mut self, token: Token, has_timed_out: bool, now: Now) -> Option<AdminOutcome> {
+        let (receiver, result) = self.pending_ban_changes.get(&token)?;
         let body = match receiver.try_recv() {
             Ok(true) => {
                 let response = format_response(200, &[JSON_CONTENT_TYPE], &format!("{result}\n"), false, now.time);
-                self.storing.remove(&token);
+                self.pending_ban_changes.remove(&token);
                 return Some(Ok(Reply::Response(response)));
             }
             Ok(false) => "The disk is full. The change is in force, but a restart will undo it.",
-            Err(TryRecvError::Empty) if !is_late => return None,
+            Err(TryRecvError::Empty) if !has_timed_out => return None,
             Err(_) => "The change is in force, but not stored yet. Send the request again.",
         };
-        self.storing.remove(&token);
+        self.pending_ban_changes.remove(&token);
         Some(Err((Rejection::new(507, body), false)))
     }
 
     /// Returns the response to a `/publish` or `/ban` request, once its result is known or the request times out.
-    pub fn take_announcement(
+    pub fn take_outcome(
         &mut self,
         token: Token,
-        is_late: bool,
+        has_timed_out: bool,
         server: &mut Server<Transport>,
         now: Now,
     ) -> Option<AdminOutcome> {
-        if self.storing.contains_key(&token) {
-            return self.take_ban_result(token, is_late, now);
+        if self.pending_ban_changes.contains_key(&token) {
+            return self.take_ban_result(token, has_timed_out, now);
         }
         let announcements = &mut server.chat.operator.announcements;
         let event = announcements.get_mut(&token).and_then(Option::take);
-        if event.is_some() || is_late {
+        if event.is_some() || has_timed_out {
             announcements.remove(&token);
         }
         match event {
@@ -268,7 +273,7 @@ impl AdminApi {
                 Some(Ok(Reply::Response(format_response(200, &[JSON_CONTENT_TYPE], &body, false, now.time))))
             }
             Some(Event::Error { message, .. }) => Some(Err((bad_request(message), false))),
-            _ if is_late => {
+            _ if has_timed_out => {
                 let body = "The message is not stored yet, and may be stored later. Send it again with the same nonce.";
                 Some(Err((Rejection::new(503, body), false)))
             }

@@ -126,8 +126,8 @@ impl AdminListener {
     ) -> bool {
         let reply = match connection.announcement() {
             Some(announcement) => {
-                let is_late = connection.deadline <= now.monotonic;
-                self.api.take_announcement(announcement, is_late, server, now)
+                let has_timed_out = connection.deadline <= now.monotonic;
+                self.api.take_outcome(announcement, has_timed_out, server, now)
             }
             None if connection.deadline <= now.monotonic => return false,
             None => match connection.receive() {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::chat::dialect::Dialect;
 use crate::http::Request;
 use crate::net::tls::Transport;
-use crate::operator::{BUCKET_BOUNDS_SECONDS, Durations};
+use crate::operator::{BUCKET_BOUNDS_SECONDS, DurationHistogram};
 use crate::server::Server;
 use crate::server::connection::Service;
 
@@ -14,7 +14,11 @@ const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Writes the metrics in a format that the request accepts. Returns the content type and the text.
-pub fn write(request: &Request, server: &Server<Transport>, turn_durations: &Durations) -> (&'static str, String) {
+pub fn write(
+    request: &Request,
+    server: &Server<Transport>,
+    turn_durations: &DurationHistogram,
+) -> (&'static str, String) {
     let accepts = |kind: &str| {
         let kinds = request.list_elements("Accept").filter_map(|element| element.split(|byte| *byte == b';').next());
         kinds.map(<[u8]>::trim_ascii).any(|element| element.eq_ignore_ascii_case(kind.as_bytes()))
@@ -31,7 +35,7 @@ struct MetricsPage {
 }
 
 impl MetricsPage {
-    fn write_all(&mut self, server: &Server<Transport>, turn_durations: &Durations) {
+    fn write_all(&mut self, server: &Server<Transport>, turn_durations: &DurationHistogram) {
         let (chat, limits) = (&server.chat, &server.limits);
         let counters = &chat.operator.counters;
         let mut members = [0; Dialect::ALL.len()];
@@ -39,7 +43,7 @@ impl MetricsPage {
             members.iter_mut().zip(room.dialect_counts).for_each(|(sum, count)| *sum += count as u64);
         }
         let [events, rooms, presence] = members;
-        let service = |service: Service| counters.services[service as usize];
+        let service = |service: Service| counters.open_connections[service as usize];
         let handshakes = server.connection_count().saturating_sub(limits.client_count) as u64;
         let endpoints = [
             ("/", events),
@@ -51,7 +55,7 @@ impl MetricsPage {
         ];
         let dialects = Dialect::ALL.map(|dialect| dialect.subprotocol().trim_start_matches("chat."));
         let sent = server.connections.table.values().map(|connection| connection.bytes_sent).sum::<u64>();
-        let buffered = limits.buffered + limits.buffered_shared.get() + chat.broker.queued_bytes();
+        let buffered = limits.buffered + limits.shared_bytes.get() + chat.broker.queued_bytes();
         let closes = counters.closes.iter().map(|(code, count)| (format_code(*code), *count));
         let rejections = counters.rejections.iter().map(|(status, count)| (status.to_string(), *count));
         let outcomes = ["restarted", "resumed"].into_iter().zip(counters.resumes);
@@ -114,7 +118,7 @@ impl MetricsPage {
         }
     }
 
-    fn write_histogram(&mut self, name: &str, help: &str, durations: &Durations) {
+    fn write_histogram(&mut self, name: &str, help: &str, durations: &DurationHistogram) {
         self.write_family(name, help, "histogram");
         let mut total = 0;
         for (bound, count) in BUCKET_BOUNDS_SECONDS.into_iter().zip(durations.counts()) {
@@ -139,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() {
-        let turn_durations = Durations::default();
+        let turn_durations = DurationHistogram::default();
         for micros in [50, 100, 101, 2_000_000] {
             turn_durations.add(Duration::from_micros(micros));
         }

@@ -52,7 +52,8 @@ impl Files {
             Error::InvalidCertificate(error) => self.certificate_error(&format!("invalid certificate: {error}")),
             error => self.key_error(&error.to_string()),
         })?;
-        let settings = new_settings(certified, provider).map_err(|error| self.certificate_error(&error.to_string()))?;
+        let settings =
+            new_server_config(certified, provider).map_err(|error| self.certificate_error(&error.to_string()))?;
         Ok(Certificate { settings: Arc::new(settings), fingerprint })
     }
 
@@ -101,7 +102,7 @@ fn format_error(option: &str, path: &Path, what: &str) -> String {
     format!("{option} {}: {what}", path.display())
 }
 
-fn new_settings(certified: CertifiedKey, provider: Arc<CryptoProvider>) -> Result<ServerConfig, Error> {
+fn new_server_config(certified: CertifiedKey, provider: Arc<CryptoProvider>) -> Result<ServerConfig, Error> {
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let resolver = Arc::new(SingleCertAndKey::from(certified));
     let mut settings = builder.with_no_client_auth().with_cert_resolver(resolver);

@@ -27,7 +27,7 @@ const HANDSHAKE_TIME_PER_TURN: Duration = Duration::from_millis(2);
 /// A fatal alert, `internal_error` (RFC 8446 §6.2), for a client that the server rejects before the handshake.
 const REJECTION_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
-const HTTP_ERROR: &str =
+const PLAIN_HTTP_ERROR: &str =
     "This port speaks TLS, and the request is not encrypted. Use https:// or wss:// (RFC 8446 §5.1).";
 
 pub enum Transport {
@@ -227,7 +227,7 @@ impl TlsSocket {
             // TLS begins with a handshake record, whose first byte is 22. An HTTP request begins with a letter.
             Mode::New if received[0].is_ascii_alphabetic() => {
                 self.mode = Mode::Plain;
-                Err(io::Error::new(ErrorKind::InvalidInput, HTTP_ERROR))
+                Err(io::Error::new(ErrorKind::InvalidInput, PLAIN_HTTP_ERROR))
             }
             Mode::New | Mode::Session => {
                 self.mode = Mode::Session;

@@ -6,7 +6,7 @@
 use super::case::{Case, End, Reply, Requirement, letters};
 use super::connection::TcpState;
 use super::play::{ClosingResult, Flood, Transcript, has_probe_pong, is_probe_reply, why_inapplicable};
-use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_CODE, Response};
+use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_STATUS_RECEIVED, Response};
 use crate::tools::notation;
 use crate::tools::screen::{escape, quote, shorten};
 
@@ -121,7 +121,7 @@ fn describe_end(end: End) -> String {
 }
 
 fn describe_close(code: u16) -> String {
-    if code == NO_CODE { "an empty Close".into() } else { format!("Close {code}") }
+    if code == NO_STATUS_RECEIVED { "an empty Close".into() } else { format!("Close {code}") }
 }
 
 pub fn describe_received(transcript: &Transcript) -> String {

@@ -12,7 +12,7 @@ use super::case::{Case, Edit, End, FLOOD_BYTES, Opening, Reply, Step, encode_mas
 use super::connection::{Connection, TcpState};
 use super::request;
 use crate::inspect::Record;
-use crate::tools::inbox::{Inbox, IncomingPayload, NO_CODE};
+use crate::tools::inbox::{Inbox, IncomingPayload, NO_STATUS_RECEIVED};
 use crate::tools::url::Url;
 
 /// The payload of the Ping that tests whether a connection still works.
@@ -99,7 +99,7 @@ pub fn why_inapplicable(case: &Case, inbox: &Inbox) -> Option<&'static str> {
     match (case.opening, inbox.deflate()) {
         _ if !inbox.is_upgraded() => None,
         (Opening::Deflate(_) | Opening::Takeover(_), None) => Some("the server declined permessage-deflate"),
-        (Opening::Takeover(_), Some(agreed)) if !agreed.client_takes_over => {
+        (Opening::Takeover(_), Some(agreed)) if !agreed.client_takes_over_context => {
             Some("the server demanded client_no_context_takeover")
         }
         _ => None,
@@ -202,7 +202,7 @@ impl Player<'_> {
     fn reply_to_close(&mut self, case: &Case) {
         let Some(close) = self.connection.inbox.close.clone() else { return };
         if !self.has_sent_close {
-            let code = if close.code == NO_CODE { vec![] } else { close.code.to_be_bytes().to_vec() };
+            let code = if close.code == NO_STATUS_RECEIVED { vec![] } else { close.code.to_be_bytes().to_vec() };
             self.connection.send(&encode_masked_frame(CLOSE_FIRST_BYTE, code, random_bytes()));
         }
         if case.error.is_some() {

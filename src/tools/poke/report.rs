@@ -75,7 +75,7 @@ impl Report {
         for (title, cases) in GROUPS {
             self.screen.print(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
-                if !self.play_row(target, case, timing, &mut counts)? {
+                if !self.play_and_print(target, case, timing, &mut counts)? {
                     return Ok(false);
                 }
             }
@@ -89,7 +89,13 @@ impl Report {
     }
 
     /// Runs a test case and prints its verdict. Returns `false` if the server is silent or down, to end the run.
-    fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
+    fn play_and_print(
+        &self,
+        target: &Target,
+        case: &Case,
+        timing: Timing,
+        counts: &mut Counts,
+    ) -> Result<bool, String> {
         if !target.supports(case) {
             counts.skipped += 1;
             return Ok(true);

@@ -11,7 +11,7 @@ use super::{MAX_WINDOW_BITS, RSV1};
 use crate::ws::frame::{self, FrameHeader, Opcode, Role};
 use crate::ws::protocol::{Limits, Protocol};
 
-const MAX_TAIL: usize = 2 * 1024; // in bytes; most repetition in a chat is within the last dozen events
+const MAX_TAIL_LEN: usize = 2 * 1024; // in bytes; most repetition in a chat is within the last dozen events
 const MIN_WINDOW_BITS: u8 = 9;
 pub const DEFAULT_MIN_PAYLOAD_LEN: usize = 32; // in bytes; shorter messages stay uncompressed
 
@@ -20,8 +20,8 @@ pub const DEFAULT_MIN_PAYLOAD_LEN: usize = 32; // in bytes; shorter messages sta
 pub enum Variant {
     #[default]
     Plain,
-    Shared, // compressed; may refer to earlier messages that all current members have received
-    Alone,  // compressed; refers to no other message, and only to its own last 512 bytes
+    Shared,     // compressed; may refer to earlier messages that all current members have received
+    Standalone, // compressed; refers to no other message, and only to its own last 512 bytes
 }
 
 impl Variant {
@@ -32,7 +32,7 @@ impl From<Option<Agreement>> for Variant {
     fn from(agreement: Option<Agreement>) -> Variant {
         match agreement {
             None => Variant::Plain,
-            Some(agreement) if agreement.no_context_takeover || !agreement.has_full_window() => Variant::Alone,
+            Some(agreement) if agreement.no_context_takeover || !agreement.has_full_window() => Variant::Standalone,
             Some(_) => Variant::Shared,
         }
     }
@@ -60,10 +60,10 @@ impl Recipients {
 /// The server's compressors. `K` identifies a group whose members receive the same messages.
 #[derive(Debug)]
 pub struct Deflater<K> {
-    min: usize, // messages shorter than this many bytes are sent uncompressed
+    min_payload_len: usize, // messages shorter than this many bytes are sent uncompressed
     shared: Option<Compressor>,
-    continues: Option<K>, // the group whose next message `shared` can compress without a reset
-    alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one compressor per window size
+    context_group: Option<K>, // the group whose next message `shared` can compress without a reset
+    standalone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
     groups: HashMap<K, Group>,
     max_groups: usize, // if `groups` has more entries than this, `add_member` removes the entries of defunct groups
     pub inflaters: InflaterPool,
@@ -83,9 +83,17 @@ impl<K> Default for Deflater<K> {
 }
 
 impl<K> Deflater<K> {
-    pub fn new(min: usize) -> Deflater<K> {
+    pub fn new(min_payload_len: usize) -> Deflater<K> {
         let (groups, inflaters) = (HashMap::new(), InflaterPool::shared());
-        Deflater { min, shared: None, continues: None, alone: Default::default(), groups, max_groups: 16, inflaters }
+        Deflater {
+            min_payload_len,
+            shared: None,
+            context_group: None,
+            standalone: Default::default(),
+            groups,
+            max_groups: 16,
+            inflaters,
+        }
     }
 
     /// Returns the [`Protocol`] of a new connection, which uses the server's shared pool of inflaters.
@@ -106,13 +114,13 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         if self.groups.len() > self.max_groups {
             self.groups.retain(|group, _| exists(group));
             self.max_groups = 16 + 2 * self.groups.len();
-            self.continues = None;
+            self.context_group = None;
         }
         let members = self.groups.entry(group).or_default();
         members.has[variant as usize] = true;
         if variant == Variant::Shared {
             members.tail.clear(); // the new member's inflater does not have these bytes
-            self.continues.take_if(|last| *last == group);
+            self.context_group.take_if(|last| *last == group);
         }
     }
 
@@ -124,7 +132,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
             members.has = has;
             if has[1..] == [false; Variant::COUNT - 1] {
                 self.groups.remove(&group);
-                self.continues.take_if(|last| *last == group);
+                self.context_group.take_if(|last| *last == group);
             }
         }
     }
@@ -133,49 +141,55 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
     /// has already appended the uncompressed message, which begins at `start` in the frames of `Plain`.
     pub fn append(&mut self, group: K, recipients: Recipients, start: usize, frames: &mut [Vec<u8>; Variant::COUNT]) {
         let Some(Group { tail, has }) = self.groups.get_mut(&group) else { return };
-        let [plain_frames, shared_frames, alone_frames] = frames;
+        let [plain_frames, shared_frames, standalone_frames] = frames;
         let Ok(Some(header)) = FrameHeader::parse(Role::Server, &plain_frames[start..]) else { return };
         let text = &plain_frames[start + header.size..];
-        let is_plain = text.len() < self.min || recipients == Recipients::AllButOne;
+        let is_plain = text.len() < self.min_payload_len || recipients == Recipients::AllButOne;
         if has[Variant::Shared as usize] {
             if is_plain {
                 shared_frames.extend_from_slice(&plain_frames[start..]);
             } else {
                 let compressor = self.shared.get_or_insert_with(|| Compressor::new(MAX_WINDOW_BITS));
-                if self.continues != Some(group) {
+                if self.context_group != Some(group) {
                     compressor.reset(tail);
                 }
                 append_compressed(shared_frames, Opcode::Text, &compressor.compress(text));
                 if recipients == Recipients::AllButNew(Variant::Shared) {
                     debug_assert!(tail.is_empty(), "the join has emptied the tail");
-                    self.continues = None;
+                    self.context_group = None;
                 } else {
                     push_tail(tail, text);
-                    self.continues = Some(group);
+                    self.context_group = Some(group);
                 }
             }
         }
-        if has[Variant::Alone as usize] {
+        if has[Variant::Standalone as usize] {
             if is_plain {
-                alone_frames.extend_from_slice(&plain_frames[start..]);
+                standalone_frames.extend_from_slice(&plain_frames[start..]);
             } else {
-                let compressed = self.compress_alone(MIN_WINDOW_BITS, text);
-                append_compressed(alone_frames, Opcode::Text, &compressed);
+                let compressed = self.compress_standalone(MIN_WINDOW_BITS, text);
+                append_compressed(standalone_frames, Opcode::Text, &compressed);
             }
         }
     }
 
     /// Appends a message for one peer. A compressed message contains no references to earlier messages.
-    pub fn append_alone(&mut self, agreement: Option<Agreement>, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
-        let Some(agreement) = agreement.filter(|_| payload.len() >= self.min) else {
+    pub fn append_standalone(
+        &mut self,
+        agreement: Option<Agreement>,
+        opcode: Opcode,
+        payload: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        let Some(agreement) = agreement.filter(|_| payload.len() >= self.min_payload_len) else {
             return frame::append(out, opcode, payload);
         };
-        let compressed = self.compress_alone(agreement.window_bits.unwrap_or(MAX_WINDOW_BITS), payload);
+        let compressed = self.compress_standalone(agreement.window_bits.unwrap_or(MAX_WINDOW_BITS), payload);
         append_compressed(out, opcode, &compressed);
     }
 
-    fn compress_alone(&mut self, window_bits: u8, payload: &[u8]) -> Vec<u8> {
-        let compressor = &mut self.alone[usize::from(window_bits - MIN_WINDOW_BITS)];
+    fn compress_standalone(&mut self, window_bits: u8, payload: &[u8]) -> Vec<u8> {
+        let compressor = &mut self.standalone[usize::from(window_bits - MIN_WINDOW_BITS)];
         let compressor = compressor.get_or_insert_with(|| Compressor::new(window_bits));
         compressor.reset(b"");
         compressor.compress(payload)
@@ -189,8 +203,8 @@ fn append_compressed(out: &mut Vec<u8>, opcode: Opcode, compressed: &[u8]) {
 }
 
 fn push_tail(tail: &mut Vec<u8>, text: &[u8]) {
-    tail.extend_from_slice(&text[text.len().saturating_sub(MAX_TAIL)..]);
-    tail.drain(..tail.len().saturating_sub(MAX_TAIL));
+    tail.extend_from_slice(&text[text.len().saturating_sub(MAX_TAIL_LEN)..]);
+    tail.drain(..tail.len().saturating_sub(MAX_TAIL_LEN));
 }
 
 #[cfg(feature = "deflate")]
@@ -214,7 +228,7 @@ mod tests {
         }
 
         fn inflate(&mut self, payload: &[u8]) -> String {
-            if self.variant == Variant::Alone {
+            if self.variant == Variant::Standalone {
                 self.inflater.reset(false);
             }
             let (input, before) = ([payload, &SYNC_FLUSH_MARKER].concat(), self.inflater.total_in());
@@ -239,7 +253,7 @@ mod tests {
         }
     }
 
-    fn frames(deflater: &mut Deflater<u8>, group: u8, to: Recipients, text: &str) -> [Vec<u8>; Variant::COUNT] {
+    fn broadcast(deflater: &mut Deflater<u8>, group: u8, to: Recipients, text: &str) -> [Vec<u8>; Variant::COUNT] {
         let mut frames = [const { Vec::new() }; Variant::COUNT];
         frame::append(&mut frames[0], Opcode::Text, text.as_bytes());
         deflater.append(group, to, 0, &mut frames);
@@ -263,7 +277,7 @@ mod tests {
             if name == "bob joins" {
                 deflater.add_member(1, Variant::Shared, |_| true);
             }
-            let [_, shared, _] = frames(&mut deflater, 1, to, text);
+            let [_, shared, _] = broadcast(&mut deflater, 1, to, text);
             let (is_compressed, received) = alice.receive(shared.clone());
             assert_eq!(received, text);
             if let Some(bob) = &mut bob {
@@ -291,7 +305,7 @@ mod tests {
         for number in 0..5000 {
             let group = random.usize(..groups.len());
             let key = group as u8;
-            let variant = [Variant::Plain, Variant::Shared, Variant::Shared, Variant::Alone][random.usize(..4)];
+            let variant = [Variant::Plain, Variant::Shared, Variant::Shared, Variant::Standalone][random.usize(..4)];
             let mut new = None;
             match random.u8(..40) {
                 0 => new = Some(Member::new(variant)),
@@ -324,7 +338,7 @@ mod tests {
                 None if random.bool() => Recipients::All,
                 None => [Recipients::All, Recipients::AllButOne][random.usize(..2)],
             };
-            let sent = frames(&mut deflater, key, to, text);
+            let sent = broadcast(&mut deflater, key, to, text);
             let skips = (to == Recipients::AllButOne && !groups[group].is_empty()).then_some(0);
             for (at, member) in groups[group].iter_mut().enumerate().filter(|(at, _)| Some(*at) != skips) {
                 let (is_compressed, received) = member.receive(sent[member.variant as usize].clone());
@@ -337,7 +351,7 @@ mod tests {
                 }
             }
             groups[group].extend(new);
-            assert!(deflater.groups.values().all(|group| group.tail.len() <= MAX_TAIL));
+            assert!(deflater.groups.values().all(|group| group.tail.len() <= MAX_TAIL_LEN));
         }
         assert!(compressed[1] > 1000 && compressed[2] > 1000, "{compressed:?}");
         assert!(sizes[1] < sizes[0], "{sizes:?}");
@@ -352,7 +366,7 @@ mod tests {
         for bits in 9..=MAX_WINDOW_BITS {
             let agreement = Agreement { no_context_takeover: false, window_bits: Some(bits) };
             let mut frame = Vec::new();
-            deflater.append_alone(Some(agreement), Opcode::Text, text.as_bytes(), &mut frame);
+            deflater.append_standalone(Some(agreement), Opcode::Text, text.as_bytes(), &mut frame);
             frame[0] &= !RSV1;
             let header = FrameHeader::parse(Role::Server, &frame).unwrap().unwrap();
             // Inflate one byte at a time: otherwise, the inflater would find earlier bytes in the output buffer, and

@@ -6,18 +6,18 @@ use super::inflating::{Cost, ends_message};
 use super::{Inflater, MAX_WINDOW_BITS, Step};
 use crate::ws::close::ProtocolError::{self, InvalidDeflate, MessageTooBig};
 
-const WINDOW: usize = 1 << MAX_WINDOW_BITS;
+const WINDOW_SIZE: usize = 1 << MAX_WINDOW_BITS;
 
 /// Inflates the compressed messages of one direction of a connection.
 #[derive(Debug, Default)]
 pub struct ContextInflater {
     inflater: Inflater,
-    window: Vec<u8>, // the most recent output, at least the last `WINDOW` bytes
+    window: Vec<u8>, // the most recent output, at least the last `WINDOW_SIZE` bytes
     is_final: bool,  // a final block has ended, so the next block starts a new stream
 }
 
 impl ContextInflater {
-    pub const SIZE: usize = Inflater::SIZE + 2 * WINDOW; // in bytes
+    pub const SIZE: usize = Inflater::SIZE + 2 * WINDOW_SIZE; // in bytes
 
     /// Drops the context: the next message must not refer to earlier ones.
     pub fn reset(&mut self) {
@@ -33,8 +33,8 @@ impl ContextInflater {
         }
         let step = self.inflater.step(input);
         self.window.extend_from_slice(step.output);
-        if self.window.len() > 2 * WINDOW {
-            self.window.drain(..self.window.len() - WINDOW);
+        if self.window.len() > 2 * WINDOW_SIZE {
+            self.window.drain(..self.window.len() - WINDOW_SIZE);
         }
         self.is_final = step.is_final;
         step

@@ -43,7 +43,7 @@ impl InflaterPool {
     }
 
     /// Starts to assemble a message, compressed or not. `limit` is the maximum size after inflating, in bytes.
-    pub fn begin(&self, header: &FrameHeader, limit: usize) -> Assembler {
+    pub fn begin_message(&self, header: &FrameHeader, limit: usize) -> Assembler {
         let output = Assembler::new(header.opcode);
         if !header.is_compressed {
             return output;

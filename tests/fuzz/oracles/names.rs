@@ -8,14 +8,14 @@ use wirechat::chat::names::{is_ignorable, parse_room_name, parse_username, usern
 
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    check_kind(text, 32, 128, |text| parse_username(text).ok().map(String::from));
-    check_kind(text, 64, 256, |text| parse_room_name(text).ok().map(String::from));
+    check_name_parser(text, 32, 128, |text| parse_username(text).ok().map(String::from));
+    check_name_parser(text, 64, 256, |text| parse_room_name(text).ok().map(String::from));
     if let Ok(name) = parse_username(text) {
         check_key(&name);
     }
 }
 
-fn check_kind(text: &str, characters: usize, bytes: usize, parse: impl Fn(&str) -> Option<String>) {
+fn check_name_parser(text: &str, characters: usize, bytes: usize, parse: impl Fn(&str) -> Option<String>) {
     let expected: String = text.trim().nfc().collect();
     let is_variation = |c: char| c == '\u{fe0e}' || c == '\u{fe0f}';
     let is_visible = |c: &char| !c.is_whitespace() && !is_ignorable(*c) && *c != '\u{2800}';

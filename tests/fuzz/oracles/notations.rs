@@ -12,7 +12,7 @@ use wirechat::ws::frame::Role;
 
 /// Maximum decoded size of a hex dump with a `*` line, in bytes. The parser lets a `*` line extend the dump to 1 MiB.
 /// The test assumes that the lines after the `*` line add at most 64 bytes.
-const MAX_DUMP: usize = (1 << 20) + 64;
+const MAX_DUMP_BYTES: usize = (1 << 20) + 64;
 
 pub fn check(data: &[u8]) {
     for role in [Role::Client, Role::Server] {
@@ -69,7 +69,7 @@ fn check_text(text: &str) {
         match result {
             // In a dump, a `*` line repeats the line before it, so a short text may decode to many bytes.
             Ok(reading) => {
-                let max = if text.contains('*') { MAX_DUMP } else { 4 * text.len() };
+                let max = if text.contains('*') { MAX_DUMP_BYTES } else { 4 * text.len() };
                 assert!(!reading.notation_name.is_empty() && reading.bytes.len() <= max);
             }
             Err(error) => assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}"),

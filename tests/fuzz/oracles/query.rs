@@ -6,7 +6,7 @@ use wirechat::chat::names::{parse_room_name, parse_username};
 use wirechat::http::{Client, Outcome, Route, route_request};
 use wirechat::ws::request::Request;
 
-const REST: &str = "Host: a.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+const HEADERS: &str = "Host: a.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// Decodes `+` and percent escapes. Returns `None` if an escape is malformed.
@@ -30,7 +30,7 @@ pub fn check(data: &[u8]) {
     if !query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
         return;
     }
-    let head = format!("GET /?token=dev-token&{query} HTTP/1.1\r\n{REST}");
+    let head = format!("GET /?token=dev-token&{query} HTTP/1.1\r\n{HEADERS}");
     let request = Request::parse(head.as_bytes(), 64).expect("a request");
     let client =
         Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_try_token: true, needs_token: true };

@@ -20,7 +20,7 @@ pub fn check(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         check_text(text);
     }
-    check_cuts(data);
+    check_read_splits(data);
 }
 
 fn check_text(text: &str) {
@@ -50,7 +50,7 @@ fn write(recording: &Recording) -> String {
 
 /// A client and a server take turns sending parts of the input. A replay must not depend on how a turn is split into
 /// reads or writes.
-fn check_cuts(data: &[u8]) {
+fn check_read_splits(data: &[u8]) {
     let &[turns, read_cuts, ref bytes @ ..] = data else { return };
     let record = |read_cuts| {
         let mut steps = vec![Step::Client(REQUEST.to_vec()), Step::Server(RESPONSE.to_vec())];
@@ -95,7 +95,7 @@ fn are_same(one: &Record, other: &Record) -> bool {
         // Ignore the failure's explanation: it quotes the bytes that have arrived, which depend on the size of the
         // reads.
         (RecordKind::Failure(one), RecordKind::Failure(other)) => {
-            (one.by, one.frame, one.code) == (other.by, other.frame, other.code)
+            (one.by, one.frame_number, one.code) == (other.by, other.frame_number, other.code)
         }
         _ => one == other,
     }

@@ -22,7 +22,7 @@ pub fn check(data: &[u8]) {
         assert!(again.is_err() || other.head() == reader.head() || again == Ok(None));
     }
     assert!(reader.byte_count() <= max);
-    let expected = expect_end(bytes, max);
+    let expected = expected_end(bytes, max);
     let status = found.as_ref().copied().map_err(|error| error.status);
     assert_eq!(status, expected, "{:?}", String::from_utf8_lossy(bytes));
     match found {
@@ -46,7 +46,7 @@ pub fn check(data: &[u8]) {
             assert!(String::from_utf8_lossy(&response).contains(&accept));
         }
         _ if must_upgrade => panic!("{lines:?} must be an upgrade"),
-        Ok(Outcome::Response(response)) => check_bytes(&response, head.method == "HEAD"),
+        Ok(Outcome::Response(response)) => check_response_bytes(&response, head.method == "HEAD"),
         Ok(Outcome::Check { .. }) => assert!(request.path == "/check"),
         Err(rejection) => check_response(&rejection),
     }
@@ -71,7 +71,7 @@ fn is_token(byte: u8) -> bool {
 
 /// Returns the result that `read` must return: the offset of the first byte after the head (`None` if the head is
 /// incomplete), or the status if the server rejects the head before it parses the headers.
-fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
+fn expected_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
     let accepted = &bytes[..bytes.len().min(max)];
     let (mut start, mut has_request_line) = (0, false);
     while let Some(len) = accepted[start..].iter().position(|byte| *byte == b'\n') {
@@ -173,7 +173,7 @@ impl Head<'_> {
         self.headers.iter().filter(|header| header.0 == name).map(|header| header.1).collect()
     }
 
-    fn lists(&self, name: &str, token: &str) -> bool {
+    fn has_token(&self, name: &str, token: &str) -> bool {
         let mut elements = self.all(name).into_iter().flat_map(|value| value.split(','));
         elements.any(|element| element.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))
     }
@@ -190,8 +190,8 @@ impl Head<'_> {
             && self.version == "HTTP/1.1"
             && hosts.len() == 1
             && (hosts[0].is_empty() || is_authority(hosts[0]))
-            && self.lists("upgrade", "websocket")
-            && self.lists("connection", "upgrade")
+            && self.has_token("upgrade", "websocket")
+            && self.has_token("connection", "upgrade")
             && self.all("sec-websocket-version") == ["13"]
             && keys.len() == 1
             && is_key(keys[0])
@@ -208,10 +208,10 @@ impl Head<'_> {
 fn check_response(rejection: &Rejection) {
     assert!([400, 401, 403, 404, 405, 414, 426, 431, 505].contains(&rejection.status), "{rejection:?}");
     assert!(!rejection.body.contains(char::is_control), "{rejection:?}");
-    check_bytes(&format_rejection(rejection, false, SystemTime::UNIX_EPOCH), false);
+    check_response_bytes(&format_rejection(rejection, false, SystemTime::UNIX_EPOCH), false);
 }
 
-fn check_bytes(response: &[u8], is_head: bool) {
+fn check_response_bytes(response: &[u8], is_head: bool) {
     let mut headers = [httparse::EMPTY_HEADER; 16];
     let mut parsed = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(len) = parsed.parse(response).expect("a response") else { panic!("a whole head") };

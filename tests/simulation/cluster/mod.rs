@@ -19,13 +19,13 @@ use wirechat::config::Config;
 use wirechat::server::broker_limits;
 
 use crate::memory::{World, take_log_lines};
-use crate::model::{ACKNOWLEDGEMENT, BOUNDS, LIVENESS, MEMBERS, ORDER, PANIC, REPLAY, Violation};
+use crate::model::{ACKNOWLEDGEMENT, BOUNDS, DETERMINISM, LIVENESS, MEMBERS, NO_PANIC, ORDER, Violation};
 use crate::support::users::Dialect;
 use network::{Data, NEVER, Network};
 pub use plan::Plan;
 use plan::{Fault, ROOMS, Step};
 use record::Record;
-use users::{Met, Privates, User};
+use users::{PrivateMessages, ReceiveOutcome, User};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Maximum number of turns at one instant of simulated time. More turns mean that an instance loops endlessly.
@@ -55,7 +55,7 @@ struct Instance {
     /// After a shutdown, how long the instance waits before it starts again.
     pause: Duration,
     /// The other instances may have declared this instance dead, so private messages to its clients may be lost.
-    is_doubtful: bool,
+    may_be_declared_dead: bool,
 }
 
 struct Cluster<'a> {
@@ -65,13 +65,13 @@ struct Cluster<'a> {
     instances: Vec<Instance>,
     users: Vec<User>,
     record: Record,
-    privates: Privates,
+    private_messages: PrivateMessages,
     random: Rng,
     connections: u64,
     restarts_at: Option<(Duration, Data)>,
-    full_until: Duration,
+    redis_full_until: Duration,
     /// The messages sent by the last [`Step::Probe`]: the user, the number of the user's connection, and the text.
-    probe: Vec<(usize, u64, String)>,
+    probe_messages: Vec<(usize, u64, String)>,
     hash: u64,
     turns: (Duration, usize),
     counters: BTreeMap<&'static str, u64>,
@@ -86,7 +86,7 @@ pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     let Some(violation) = outcome.violation else {
         let again = seed.is_multiple_of(5 * crate::INSTANCES_EVERY).then(|| run_safely(&plan, false));
         if again.is_some_and(|again| again.hash != outcome.hash) {
-            println!("seed {seed} breaks a rule with several instances.\n  rule     {REPLAY}");
+            println!("seed {seed} breaks a rule with several instances.\n  rule     {DETERMINISM}");
             return None;
         }
         return Some(Outcome { violation: None, ..outcome });
@@ -110,7 +110,7 @@ pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
 /// Runs a plan. A panic counts as a violation.
 fn run_safely(plan: &Plan, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run(plan, is_tracing))).unwrap_or_else(|_| Outcome {
-        violation: Some(Violation { rule: PANIC, text: crate::LAST_PANIC.take() }),
+        violation: Some(Violation { rule: NO_PANIC, text: crate::LAST_PANIC.take() }),
         trace: TRACE.take(),
         hash: 0,
         time: Duration::ZERO,
@@ -142,7 +142,7 @@ fn run(plan: &Plan, is_tracing: bool) -> Outcome {
 impl<'a> Cluster<'a> {
     fn new(plan: &'a Plan, is_tracing: bool) -> Cluster<'a> {
         let network = Rc::new(RefCell::new(Network::new(plan.seed, plan.max_delay, plan.timeout)));
-        network.borrow().redis.store.borrow_mut().max_stream = plan.max_inbox;
+        network.borrow().redis.store.borrow_mut().max_stream_len = plan.max_inbox;
         let random = Rng::with_seed(plan.seed ^ 0xc1u64);
         let users = plan.users.iter().enumerate();
         let users = users.map(|(number, dialect)| User::new(number, *dialect, ROOMS[number % 7 / 3])).collect();
@@ -153,12 +153,12 @@ impl<'a> Cluster<'a> {
             instances: Vec::new(),
             users,
             record: Record::new(plan.history),
-            privates: Privates::default(),
+            private_messages: PrivateMessages::default(),
             random,
             connections: 0,
             restarts_at: None,
-            full_until: Duration::ZERO,
-            probe: Vec::new(),
+            redis_full_until: Duration::ZERO,
+            probe_messages: Vec::new(),
             hash: 0xcbf2_9ce4_8422_2325,
             turns: (Duration::ZERO, 0),
             counters: BTreeMap::new(),
@@ -166,8 +166,8 @@ impl<'a> Cluster<'a> {
         };
         for _ in 0..plan.instances {
             let (link, world) = cluster.start();
-            let (until, pause, is_doubtful) = (Duration::ZERO, Duration::ZERO, false);
-            cluster.instances.push(Instance { world: Some(world), link, until, pause, is_doubtful });
+            let (until, pause, may_be_declared_dead) = (Duration::ZERO, Duration::ZERO, false);
+            cluster.instances.push(Instance { world: Some(world), link, until, pause, may_be_declared_dead });
         }
         cluster
     }
@@ -216,7 +216,7 @@ impl<'a> Cluster<'a> {
     fn run_until(&mut self, end: Duration) {
         while !self.has_failed() {
             self.settle();
-            let next = self.next_at().max(self.now);
+            let next = self.next_work_at().max(self.now);
             if next >= end {
                 self.now = self.now.max(end);
                 return;
@@ -225,7 +225,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn next_at(&self) -> Duration {
+    fn next_work_at(&self) -> Duration {
         let network = self.network.borrow();
         let instances = self.instances.iter().map(|instance| match &instance.world {
             Some(world) if instance.until <= self.now => world.next_turn_at().unwrap_or(NEVER),
@@ -233,14 +233,14 @@ impl<'a> Cluster<'a> {
         });
         let users = self.users.iter().filter_map(|user| user.connects_at);
         let restart = self.restarts_at.map(|(at, _)| at);
-        let full = network.is_full.then_some(self.full_until);
-        instances.chain(users).chain(restart).chain(full).chain([network.next_at()]).min().unwrap_or(NEVER)
+        let full = network.is_full.then_some(self.redis_full_until);
+        instances.chain(users).chain(restart).chain(full).chain([network.next_work_at()]).min().unwrap_or(NEVER)
     }
 
     /// Runs Redis, the instances and the users until nothing more is due at the current time.
     fn settle(&mut self) {
         loop {
-            self.apply_times();
+            self.apply_due_changes();
             self.network.borrow_mut().run(self.now);
             self.read_redis();
             let mut is_idle = true;
@@ -254,7 +254,7 @@ impl<'a> Cluster<'a> {
             if self.turns.1 > MAX_TURNS {
                 return self.record.fail(LIVENESS, "an instance spins");
             }
-            let is_due = self.network.borrow().next_at() <= self.now;
+            let is_due = self.network.borrow().next_work_at() <= self.now;
             if is_idle && !is_due || self.has_failed() {
                 return;
             }
@@ -262,7 +262,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Does what is due now: restarts Redis, lets a full Redis store data again, restarts instances, connects users.
-    fn apply_times(&mut self) {
+    fn apply_due_changes(&mut self) {
         let now = self.now;
         if let Some((at, data)) = self.restarts_at
             && at <= now
@@ -277,7 +277,7 @@ impl<'a> Cluster<'a> {
             }
             self.note(|| "Redis is back".to_owned());
         }
-        if self.full_until <= now {
+        if self.redis_full_until <= now {
             self.network.borrow_mut().is_full = false;
         }
         for at in 0..self.instances.len() {
@@ -357,7 +357,7 @@ impl<'a> Cluster<'a> {
 
     fn receive(&mut self, user: usize) {
         let before = self.users[user].conn.as_ref().map_or(0, |conn| conn.hash);
-        let met = self.users[user].receive(self.now, user, &mut self.record, &mut self.privates);
+        let outcome = self.users[user].receive(self.now, user, &mut self.record, &mut self.private_messages);
         let after = self.users[user].conn.as_ref().map_or(0, |conn| conn.hash);
         if before != after {
             self.hash = (self.hash ^ after).wrapping_mul(0x0100_0000_01b3);
@@ -365,7 +365,7 @@ impl<'a> Cluster<'a> {
         for line in std::mem::take(&mut self.users[user].lines) {
             self.note(|| format!("user{user} receives {line}"));
         }
-        if matches!(met, Met::End) {
+        if matches!(outcome, ReceiveOutcome::End) {
             self.note(|| format!("user{user} has lost its connection"));
             self.count("a lost connection");
             self.users[user].leave(true, &mut self.record);
@@ -382,11 +382,11 @@ impl<'a> Cluster<'a> {
             Step::Burst(user, count) => (0..count).for_each(|_| self.users[user].send(true)),
             Step::Private(user, to) => {
                 let to = self.users[to].name.clone();
-                self.privates.by_text.extend(self.users[user].send_private(&to, now));
+                self.private_messages.by_text.extend(self.users[user].send_private(&to, now));
             }
             Step::Switch(user, room) => self.users[user].switch(ROOMS[room]),
             Step::Typing(user) => self.users[user].type_text(),
-            Step::History(user, before) => self.users[user].ask_history(before, 5),
+            Step::History(user, before) => self.users[user].request_history(before, 5),
             Step::Close(user) => self.users[user].leave(false, &mut self.record),
             Step::Reset(user) => {
                 self.users[user].leave(true, &mut self.record);
@@ -394,16 +394,16 @@ impl<'a> Cluster<'a> {
             }
             Step::Fault(fault) => self.inject(fault),
             Step::Probe => {
-                self.probe.clear();
+                self.probe_messages.clear();
                 for (at, user) in self.users.iter_mut().enumerate() {
                     if user.dialect == Dialect::Events && user.joined().is_some() {
                         user.send(true);
-                        self.probe.push((at, user.connections, user.last_pending().unwrap_or_default()));
+                        self.probe_messages.push((at, user.connections, user.last_pending().unwrap_or_default()));
                     }
                 }
             }
             Step::CheckProbe => {
-                for (at, connection, text) in self.probe.clone() {
+                for (at, connection, text) in self.probe_messages.clone() {
                     self.count("a message right after an outage");
                     let user = &self.users[at];
                     if user.connections == connection && user.conn.is_some() && user.is_pending(&text) {
@@ -419,7 +419,7 @@ impl<'a> Cluster<'a> {
         let (now, network) = (self.now, Rc::clone(&self.network));
         network.borrow_mut().now = now;
         if let Fault::Suspend(at, _) | Fault::Partition(at, _) | Fault::Lag(at, _) = fault {
-            self.instances[at].is_doubtful = true;
+            self.instances[at].may_be_declared_dead = true;
         }
         match fault {
             Fault::Suspend(at, _) | Fault::Crash(at, _) | Fault::Stop(at, _) if !self.is_running(at) => {}
@@ -427,7 +427,7 @@ impl<'a> Cluster<'a> {
                 self.count("a suspended instance");
                 self.instances[at].until = now + time;
                 network.borrow_mut().suspend(self.instances[at].link, now + time);
-                self.desert(at, time);
+                self.reconnect_some_users(at, time);
             }
             Fault::Crash(at, time) => {
                 self.count("a crash of an instance");
@@ -454,7 +454,7 @@ impl<'a> Cluster<'a> {
             Fault::Fill(time) => {
                 self.count("a Redis that is full");
                 network.borrow_mut().is_full = true;
-                self.full_until = self.full_until.max(now + time);
+                self.redis_full_until = self.redis_full_until.max(now + time);
             }
             Fault::Snapshot => network.borrow_mut().take_snapshot(),
             Fault::Restart(time, data) if self.restarts_at.is_none() => {
@@ -484,7 +484,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Makes about half of a suspended instance's users reconnect, usually to another instance.
-    fn desert(&mut self, at: usize, time: Duration) {
+    fn reconnect_some_users(&mut self, at: usize, time: Duration) {
         for user in 0..self.users.len() {
             let is_here = self.users[user].conn.as_ref().is_some_and(|conn| conn.instance == at);
             if is_here && self.random.bool() {
@@ -521,7 +521,7 @@ impl<'a> Cluster<'a> {
         self.run_until(self.now + SECOND + 20 * self.plan.max_delay);
         if !self.has_failed() {
             self.check_users();
-            self.check_privates();
+            self.check_private_messages();
         }
         (0..self.users.len()).for_each(|user| {
             self.users[user].leave(user % 2 == 0, &mut self.record);
@@ -569,14 +569,14 @@ impl<'a> Cluster<'a> {
 
     /// Checks that each private message that the server has acknowledged to the sender has reached the recipient, if
     /// the recipient has stayed connected.
-    fn check_privates(&mut self) {
+    fn check_private_messages(&mut self) {
         if self.record.has_lost_data || self.plan.max_inbox.is_some() {
             return;
         }
-        for (text, private) in &self.privates.by_text {
+        for (text, private) in &self.private_messages.by_text {
             let to = self.users.iter().position(|user| user.name == private.to);
             let Some((at, conn)) = to.and_then(|at| Some((at, self.users[at].conn.as_ref()?))) else { continue };
-            let stayed = conn.joined_at < private.sent_at && !self.instances[conn.instance].is_doubtful;
+            let stayed = conn.joined_at < private.sent_at && !self.instances[conn.instance].may_be_declared_dead;
             let speaks_events = self.users[at].dialect != Dialect::Rooms; // in the `rooms` dialect, joins have no name
             if private.is_acknowledged && stayed && speaks_events && !private.received.contains_key(&at) {
                 self.record.fail(ACKNOWLEDGEMENT, format!("{text:?} has not reached {}", private.to));

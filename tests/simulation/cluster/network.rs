@@ -36,7 +36,7 @@ pub struct Network {
     snapshot: Store,
     links: Vec<Wire>,
     /// Calls that may still reach Redis after their connection was lost, as (arrival time, Redis process, arguments).
-    late: Vec<(Duration, u32, Vec<String>)>,
+    delayed_calls: Vec<(Duration, u32, Vec<String>)>,
     random: Rng,
     pub error: Option<String>,
     pub calls: u64,
@@ -50,7 +50,7 @@ struct Wire {
     session: u64,
     caller: Caller,
     backoff: Duration,
-    read: Option<Read>,
+    read: Option<InboxRead>,
     reader: Reader,
     /// A network partition separates the instance from Redis until this time.
     cut_until: Duration,
@@ -75,7 +75,7 @@ impl Default for Caller {
     }
 }
 
-struct Read {
+struct InboxRead {
     number: u64,
     key: String,
     after: u64,
@@ -123,7 +123,7 @@ impl Network {
             process: 1,
             snapshot: Store::default(),
             links: Vec::new(),
-            late: Vec::new(),
+            delayed_calls: Vec::new(),
             random: Rng::with_seed(seed ^ 0x4e7),
             error: None,
             calls: 0,
@@ -192,10 +192,14 @@ impl Network {
             let (process, call) = (*process, call.clone());
             match how {
                 Break::BeforeTheCall => {}
-                Break::AfterTheCall => self.late.push((self.now, process, call)),
+                Break::AfterTheCall => self.delayed_calls.push((self.now, process, call)),
                 Break::Late => {
                     let lateness = self.timeout.mul_f64(self.random.f64() * 1.5);
-                    self.late.push((self.now + if self.random.bool() { 3 * delay } else { lateness }, process, call));
+                    self.delayed_calls.push((
+                        self.now + if self.random.bool() { 3 * delay } else { lateness },
+                        process,
+                        call,
+                    ));
                 }
             }
         }
@@ -241,7 +245,7 @@ impl Network {
         self.is_down = false;
         self.stalled_until = Duration::ZERO;
         self.process += 1;
-        let max_stream = self.redis.store.borrow().max_stream;
+        let max_stream_len = self.redis.store.borrow().max_stream_len;
         let kept = match data {
             Data::All => None,
             Data::Snapshot => Some(self.snapshot.clone()),
@@ -252,7 +256,7 @@ impl Network {
         }
         kept.into_iter().for_each(|kept| *self.redis.store.borrow_mut() = kept);
         let store = &mut *self.redis.store.borrow_mut();
-        store.max_stream = max_stream;
+        store.max_stream_len = max_stream_len;
         store.appended.clear();
         store.set_time(START + self.now.as_millis() as u64);
     }
@@ -260,8 +264,8 @@ impl Network {
     // ---- Time ----
 
     /// The next time at which [`Network::run`] has work; `NEVER` if it has none until an instance does something.
-    pub fn next_at(&self) -> Duration {
-        let late = self.late.iter().map(|(at, ..)| (*at).max(self.stalled_until));
+    pub fn next_work_at(&self) -> Duration {
+        let delayed_calls = self.delayed_calls.iter().map(|(at, ..)| (*at).max(self.stalled_until));
         let links = self.links.iter().filter(|link| !link.is_dead).flat_map(|link| {
             let awake = link.suspended_until;
             let caller = match &link.caller {
@@ -283,7 +287,7 @@ impl Network {
             };
             [caller, reader]
         });
-        late.chain(links).min().unwrap_or(NEVER)
+        delayed_calls.chain(links).min().unwrap_or(NEVER)
     }
 
     /// Whether the instance has an unread event that wakes its event loop. Every event does, except a reply that
@@ -297,8 +301,8 @@ impl Network {
     pub fn run(&mut self, now: Duration) {
         self.now = now;
         self.redis.store.borrow_mut().set_time(START + now.as_millis() as u64);
-        while self.next_at() <= now && self.error.is_none() {
-            self.execute_late();
+        while self.next_work_at() <= now && self.error.is_none() {
+            self.execute_delayed_calls();
             for at in 0..self.links.len() {
                 if !self.links[at].is_dead {
                     self.run_caller(at);
@@ -308,13 +312,13 @@ impl Network {
         }
     }
 
-    fn execute_late(&mut self) {
+    fn execute_delayed_calls(&mut self) {
         if self.stalled_until > self.now {
             return;
         }
         let now = self.now;
-        while let Some(at) = self.late.iter().position(|(at, ..)| *at <= now) {
-            let (_, process, call) = self.late.remove(at);
+        while let Some(at) = self.delayed_calls.iter().position(|(at, ..)| *at <= now) {
+            let (_, process, call) = self.delayed_calls.remove(at);
             if process == self.process && !self.is_down {
                 _ = self.execute(&call);
             }
@@ -397,7 +401,7 @@ impl Network {
                 if let Caller::Calling { process, call, at: arrival, .. } = &self.links[at].caller
                     && self.random.bool()
                 {
-                    self.late.push((*arrival, *process, call.clone()));
+                    self.delayed_calls.push((*arrival, *process, call.clone()));
                 }
                 self.lose(at, "timed out");
             }
@@ -451,7 +455,7 @@ impl Network {
         }
     }
 
-    fn entries(&self, read: &Read) -> Vec<(u64, String)> {
+    fn entries(&self, read: &InboxRead) -> Vec<(u64, String)> {
         let store = self.redis.store.borrow();
         let Some(Value::Stream(stream)) = store.keys.get(&read.key).map(|entry| &entry.value) else {
             return Vec::new();
@@ -485,7 +489,7 @@ impl Link for SimulatedLink {
         let network = &mut *self.network.borrow_mut();
         let now = network.now;
         let link = &mut network.links[self.at];
-        link.read = Some(Read { number, key, after, lineage });
+        link.read = Some(InboxRead { number, key, after, lineage });
         link.reader = Reader::Waiting { until: now + MIN_BACKOFF };
     }
 

@@ -91,11 +91,11 @@ impl Plan {
             steps: Vec::new(),
             end: Duration::ZERO,
         };
-        plan.write_steps(random);
+        plan.add_steps(random);
         plan
     }
 
-    fn write_steps(&mut self, random: &mut Rng) {
+    fn add_steps(&mut self, random: &mut Rng) {
         let horizon = Duration::from_millis(random.u64(4_000..40_000));
         let count = self.users.len();
         for user in 0..count {
@@ -127,11 +127,11 @@ impl Plan {
             };
             self.steps.push((horizon.mul_f64(random.f64()), step));
         }
-        self.write_faults(random, horizon);
+        self.add_faults(random, horizon);
         self.steps.sort_by_key(|(at, _)| *at);
     }
 
-    fn write_faults(&mut self, random: &mut Rng, horizon: Duration) {
+    fn add_faults(&mut self, random: &mut Rng, horizon: Duration) {
         self.end = horizon;
         // Draw a subset of the kinds of faults, so that each kind also occurs without the other kinds.
         let kinds: Vec<u8> = (0..12).filter(|_| random.u8(..3) == 0).collect();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::model::{ACKNOWLEDGEMENT, ORDER, Violation};
 
 /// Fingerprints of the messages that clients have received from one history of a room, keyed by message id.
-pub type Seen = BTreeMap<u64, u64>;
+pub type Fingerprints = BTreeMap<u64, u64>;
 
 #[derive(Default)]
 pub struct Record {
@@ -16,7 +16,7 @@ pub struct Record {
     /// messages become the new current history.
     rooms: BTreeMap<String, Vec<Vec<Entry>>>,
     /// For each room and epoch, the messages in the backlogs that clients received.
-    epochs: BTreeMap<(String, String), Seen>,
+    epochs: BTreeMap<(String, String), Fingerprints>,
     /// Texts for which a client received `Message not stored`.
     pub rejected: BTreeSet<String>,
     /// Texts that had no reply when their sender's connection ended. Redis may store these texts out of order,
@@ -26,7 +26,7 @@ pub struct Record {
     published: BTreeSet<String>,
     /// For each connection, the number of its newest stored message. A message's text starts with the connection's id,
     /// a dot and this number, for example `c5.17`.
-    numbers: BTreeMap<String, u64>,
+    last_numbers: BTreeMap<String, u64>,
     pub violation: Option<Violation>,
     /// The number of messages that Redis keeps per room.
     history: usize,
@@ -69,7 +69,7 @@ impl Record {
         let (connection, number) = text.split_once('.').unwrap_or((&text, "0"));
         if self.published.insert(text.clone()) && !self.unordered.contains(&text) {
             let number = number.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
-            let before = self.numbers.insert(connection.to_owned(), number);
+            let before = self.last_numbers.insert(connection.to_owned(), number);
             if before.is_some_and(|before| before >= number) {
                 self.fail(ORDER, format!("{text:?} is published after number {before:?} of its connection"));
             }
@@ -118,7 +118,7 @@ impl Record {
     }
 
     /// Whether at least one of the room's histories contains all messages in `seen`.
-    pub fn is_part(&self, room: &str, seen: &Seen) -> bool {
+    pub fn contains_all(&self, room: &str, seen: &Fingerprints) -> bool {
         let fits = |history: &Vec<Entry>| {
             seen.iter().all(|(id, fingerprint)| {
                 history.get((*id as usize).wrapping_sub(1)).is_some_and(|entry| entry.fingerprint == *fingerprint)
@@ -129,7 +129,7 @@ impl Record {
 
     /// Records the messages of a backlog with this epoch. Fails if no single history contains all messages that clients
     /// have received under the epoch.
-    pub fn see_epoch(&mut self, room: &str, epoch: &str, given: &Seen) {
+    pub fn add_backlog(&mut self, room: &str, epoch: &str, given: &Fingerprints) {
         let known = self.epochs.entry((room.to_owned(), epoch.to_owned())).or_default();
         let differs = given.iter().find(|(id, fingerprint)| known.get(id).is_some_and(|known| known != *fingerprint));
         if let Some((id, _)) = differs {
@@ -138,7 +138,7 @@ impl Record {
         }
         known.extend(given);
         let known = known.clone();
-        if !self.is_part(room, &known) {
+        if !self.contains_all(room, &known) {
             self.fail(ORDER, format!("the messages of {room} in epoch {epoch} are of several histories"));
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::record::{Record, Seen, fingerprint};
+use super::record::{Fingerprints, Record, fingerprint};
 use crate::memory::{Client, End};
 use crate::model::{ACKNOWLEDGEMENT, FRAMES, MEMBERS, ORDER, RESUME};
 use crate::support::users::{Dialect, encode};
@@ -19,7 +19,7 @@ pub struct User {
     epoch: String,
     last_id: u64,
     session: String,
-    seen: Seen,
+    seen: Fingerprints,
     /// Nonce and text of each message that has no reply yet, oldest first.
     pending: VecDeque<(String, String)>,
     /// Texts of the messages that the user has sent more than once.
@@ -29,7 +29,7 @@ pub struct User {
     pub connections: u64,
     /// Whether the server closed the last connection with 1013. Before such a Close, the server sends an error for each
     /// rejected message.
-    knows_rejections: bool,
+    has_all_rejections: bool,
     /// Events and Close frames that the user has received but that are not yet in the trace.
     pub lines: Vec<String>,
 }
@@ -46,7 +46,7 @@ pub struct Conn {
     resume: Option<(String, u64)>,
     /// The id of the last message that this connection has received, in a history or as an event.
     pub last_id: u64,
-    seen: Seen,
+    seen: Fingerprints,
     numbers: u64,
     members: BTreeMap<String, i64>,
     /// Requests that still wait for a reply, oldest first. An entry is the target room of a switch, or `None` for a
@@ -60,7 +60,7 @@ pub struct Conn {
 }
 
 #[derive(Default)]
-pub struct Private {
+pub struct PrivateMessage {
     pub to: String,
     pub sent_at: Duration,
     pub is_acknowledged: bool,
@@ -70,7 +70,7 @@ pub struct Private {
 }
 
 /// Whether a user's connection has ended. If it has, the caller schedules a reconnect.
-pub enum Met {
+pub enum ReceiveOutcome {
     Nothing,
     End,
 }
@@ -86,12 +86,12 @@ impl User {
             epoch: text(),
             last_id: 0,
             session: text(),
-            seen: Seen::new(),
+            seen: Fingerprints::new(),
             pending: VecDeque::new(),
             resent: Vec::new(),
             connects_at: None,
             connections: 0,
-            knows_rejections: false,
+            has_all_rejections: false,
             lines: Vec::new(),
         }
     }
@@ -134,7 +134,7 @@ impl User {
             joined_at: Duration::ZERO,
             resume,
             last_id: 0,
-            seen: Seen::new(),
+            seen: Fingerprints::new(),
             numbers: 0,
             members: BTreeMap::new(),
             queries: VecDeque::new(),
@@ -175,14 +175,14 @@ impl User {
         }
     }
 
-    pub fn send_private(&mut self, to: &str, now: Duration) -> Option<(String, Private)> {
+    pub fn send_private(&mut self, to: &str, now: Duration) -> Option<(String, PrivateMessage)> {
         let is_events = self.dialect == Dialect::Events;
         let conn = self.joined().filter(|_| is_events)?;
         conn.numbers += 1;
         let text = format!("private {}.{}", conn.id, conn.numbers);
         let nonce = format!("n{text}");
         conn.send(&json!({"event": "private", "data": {"to": to, "text": text, "nonce": nonce}}));
-        Some((text, Private { to: to.to_owned(), sent_at: now, ..Private::default() }))
+        Some((text, PrivateMessage { to: to.to_owned(), sent_at: now, ..PrivateMessage::default() }))
     }
 
     /// Switches to another room, unless the server has yet to confirm one of the user's messages. The user might resend
@@ -205,7 +205,7 @@ impl User {
         conn.into_iter().for_each(|conn| conn.send(&json!({"event": "typing"})));
     }
 
-    pub fn ask_history(&mut self, before: u64, limit: u64) {
+    pub fn request_history(&mut self, before: u64, limit: u64) {
         let is_events = self.dialect == Dialect::Events;
         let Some(conn) = self.joined().filter(|_| is_events) else { return };
         conn.send(&json!({"event": "history", "data": {"before": before, "limit": limit}}));
@@ -214,7 +214,7 @@ impl User {
 
     /// Disconnects the user: with a TCP reset if `is_reset` is set, otherwise with a Close and a half-close.
     pub fn leave(&mut self, is_reset: bool, record: &mut Record) {
-        if !std::mem::take(&mut self.knows_rejections) {
+        if !std::mem::take(&mut self.has_all_rejections) {
             record.unordered.extend(self.pending.iter().map(|(_, text)| text.clone()));
         }
         let Some(conn) = &self.conn else { return };
@@ -229,13 +229,23 @@ impl User {
         self.conn = None;
     }
 
-    pub fn receive(&mut self, now: Duration, at: usize, record: &mut Record, privates: &mut Privates) -> Met {
-        let Some(conn) = &mut self.conn else { return Met::Nothing };
+    pub fn receive(
+        &mut self,
+        now: Duration,
+        at: usize,
+        record: &mut Record,
+        private_messages: &mut PrivateMessages,
+    ) -> ReceiveOutcome {
+        let Some(conn) = &mut self.conn else { return ReceiveOutcome::Nothing };
         if !conn.is_upgraded {
             conn.head.extend(conn.client.received());
             if !conn.head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
                 conn.head.clear();
-                return if conn.client.server_end() == End::Open { Met::Nothing } else { Met::End };
+                return if conn.client.server_end() == End::Open {
+                    ReceiveOutcome::Nothing
+                } else {
+                    ReceiveOutcome::End
+                };
             }
             let head = conn.client.read_head();
             conn.is_upgraded = head.starts_with("HTTP/1.1 101 ");
@@ -243,7 +253,7 @@ impl User {
                 if !head.starts_with("HTTP/1.1 503 ") {
                     record.fail(FRAMES, format!("{} receives {head:?}", self.name));
                 }
-                return Met::End;
+                return ReceiveOutcome::End;
             }
         }
         while let Some(frame) = self.conn.as_ref().and_then(|conn| conn.client.next_frame()) {
@@ -256,17 +266,17 @@ impl User {
                             .fold(conn.hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
                     }
                     self.lines.push(text.clone());
-                    self.see(&text, now, at, record, privates);
+                    self.handle_event(&text, now, at, record, private_messages);
                 }
                 8 => {
                     self.lines.push(format!("{frame:?}"));
                     let code = frame.payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
-                    self.knows_rejections = code == 1013;
+                    self.has_all_rejections = code == 1013;
                     if !matches!(code, 1000 | 1001 | 1008 | 1013) {
                         let reason = String::from_utf8_lossy(frame.payload.get(2..).unwrap_or_default()).into_owned();
                         record.fail(FRAMES, format!("{} receives a Close with {code}: {reason}", self.name));
                     }
-                    return Met::End;
+                    return ReceiveOutcome::End;
                 }
                 9 => {
                     if let Some(conn) = self.joined() {
@@ -277,10 +287,17 @@ impl User {
             }
         }
         let is_over = self.conn.as_ref().is_some_and(|conn| conn.client.server_end() != End::Open);
-        if is_over { Met::End } else { Met::Nothing }
+        if is_over { ReceiveOutcome::End } else { ReceiveOutcome::Nothing }
     }
 
-    fn see(&mut self, text: &str, now: Duration, at: usize, record: &mut Record, privates: &mut Privates) {
+    fn handle_event(
+        &mut self,
+        text: &str,
+        now: Duration,
+        at: usize,
+        record: &mut Record,
+        private_messages: &mut PrivateMessages,
+    ) {
         let event: Value = serde_json::from_str(text).expect("an event is JSON");
         if self.dialect != Dialect::Events {
             if let Some(conn) = &mut self.conn
@@ -289,25 +306,25 @@ impl User {
                 (conn.is_joined, conn.joined_at) = (true, now);
             }
             if matches!(event["type"].as_str(), Some("private" | "private_message")) {
-                privates.see(at, &event["text"], record);
+                private_messages.receive(at, &event["text"], record);
             }
             return;
         }
         let data = &event["data"];
         match event["event"].as_str().unwrap_or_default() {
-            "welcome" => self.see_welcome(data, now, record),
-            "switched" => self.see_switched(data, record),
-            "message" => self.see_message(data, record),
+            "welcome" => self.handle_welcome(data, now, record),
+            "switched" => self.handle_switched(data, record),
+            "message" => self.handle_message(data, record),
             "private" => {
-                privates.see(at, &data["text"], record);
+                private_messages.receive(at, &data["text"], record);
                 if data["from"] == self.name.as_str() {
-                    privates.acknowledge(&data["text"]);
+                    private_messages.acknowledge(&data["text"]);
                 }
             }
             "joined" => self.count_member(data, 1, record),
             "left" => self.count_member(data, -1, record),
-            "error" => self.see_error(data, record, privates),
-            "history" => self.see_page(data, record),
+            "error" => self.handle_error(data, record, private_messages),
+            "history" => self.handle_page(data, record),
             _ => {}
         }
     }
@@ -322,7 +339,7 @@ impl User {
         }
     }
 
-    fn see_welcome(&mut self, data: &Value, now: Duration, record: &mut Record) {
+    fn handle_welcome(&mut self, data: &Value, now: Duration, record: &mut Record) {
         data["session"].as_str().unwrap_or_default().clone_into(&mut self.session);
         let Some(conn) = &mut self.conn else { return };
         (conn.is_joined, conn.joined_at) = (true, now);
@@ -346,13 +363,13 @@ impl User {
         if is_eager {
             self.resend();
         }
-        self.see_state(data, resumed, record);
+        self.apply_state(data, resumed, record);
         if !is_eager {
             self.resend();
         }
     }
 
-    fn see_switched(&mut self, data: &Value, record: &mut Record) {
+    fn handle_switched(&mut self, data: &Value, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
@@ -369,11 +386,11 @@ impl User {
             }
             room.clone_into(&mut conn.room);
         }
-        self.see_state(data, false, record);
+        self.apply_state(data, false, record);
     }
 
     /// Checks the room state in a `welcome` or `switched` event, and stores it.
-    fn see_state(&mut self, data: &Value, resumed: bool, record: &mut Record) {
+    fn apply_state(&mut self, data: &Value, resumed: bool, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
         let (epoch, last_id) =
             (data["epoch"].as_str().unwrap_or_default(), data["last_id"].as_u64().unwrap_or_default());
@@ -382,7 +399,7 @@ impl User {
             conn.seen.clear();
             conn.last_id = last_id.saturating_sub(messages.len() as u64);
         }
-        let mut given = Seen::new();
+        let mut given = Fingerprints::new();
         for message in messages {
             given.insert(message["id"].as_u64().unwrap_or_default(), fingerprint(message));
         }
@@ -396,21 +413,21 @@ impl User {
         }
         conn.seen.extend(&given);
         conn.last_id = last_id;
-        record.see_epoch(&conn.room, epoch, &given);
-        if !record.is_part(&conn.room, &conn.seen) {
+        record.add_backlog(&conn.room, epoch, &given);
+        if !record.contains_all(&conn.room, &conn.seen) {
             let rule = if resumed { RESUME } else { ORDER };
             record.fail(rule, format!("{} has messages of several histories of {}: {data}", self.name, conn.room));
         }
         if conn.room == self.room {
             epoch.clone_into(&mut self.epoch);
         }
-        self.remember();
+        self.save_progress();
         for message in messages {
             self.acknowledge(message);
         }
     }
 
-    fn remember(&mut self) {
+    fn save_progress(&mut self) {
         let Some(conn) = self.conn.as_ref().filter(|conn| conn.room == self.room) else { return };
         (self.last_id, self.seen) = (conn.last_id, conn.seen.clone());
     }
@@ -421,7 +438,7 @@ impl User {
         }
     }
 
-    fn see_message(&mut self, data: &Value, record: &mut Record) {
+    fn handle_message(&mut self, data: &Value, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
         let id = data["id"].as_u64().unwrap_or_default();
         let is_own = data["username"] == self.name.as_str();
@@ -434,7 +451,7 @@ impl User {
         } else if id == conn.last_id + 1 {
             conn.last_id = id;
             conn.seen.insert(id, fingerprint(data));
-            if !record.is_part(&conn.room, &conn.seen) {
+            if !record.contains_all(&conn.room, &conn.seen) {
                 record.fail(ORDER, format!("{} receives what is not message {id} of {}: {data}", self.name, conn.room));
             }
         } else {
@@ -442,10 +459,10 @@ impl User {
             record.fail(ORDER, text);
         }
         self.acknowledge(data);
-        self.remember();
+        self.save_progress();
     }
 
-    fn see_error(&mut self, data: &Value, record: &mut Record, privates: &mut Privates) {
+    fn handle_error(&mut self, data: &Value, record: &mut Record, private_messages: &mut PrivateMessages) {
         let message = data["message"].as_str().unwrap_or_default();
         if message != "Message not stored" && !message.starts_with("No such user") {
             if let Some(conn) = &mut self.conn
@@ -470,19 +487,19 @@ impl User {
                 record.rejected.insert(text);
             }
         } else {
-            privates.reject(nonce);
+            private_messages.reject(nonce);
         }
     }
 
-    fn see_page(&mut self, data: &Value, record: &mut Record) {
+    fn handle_page(&mut self, data: &Value, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
         conn.queries.pop_front_if(|query| query.is_none());
         let messages = data["messages"].as_array().map_or(&[][..], Vec::as_slice);
-        let page: Seen =
+        let page: Fingerprints =
             messages.iter().map(|message| (message["id"].as_u64().unwrap_or_default(), fingerprint(message))).collect();
         let (first, last) = (page.keys().next().copied(), page.keys().next_back().copied());
         let is_whole = first.zip(last).is_none_or(|(first, last)| last - first + 1 == page.len() as u64);
-        if !is_whole || !record.is_part(data["room"].as_str().unwrap_or(&conn.room), &page) {
+        if !is_whole || !record.contains_all(data["room"].as_str().unwrap_or(&conn.room), &page) {
             record.fail(ORDER, format!("{} receives a page that is no part of a history: {data}", self.name));
         }
     }
@@ -513,12 +530,12 @@ impl Conn {
 }
 
 #[derive(Default)]
-pub struct Privates {
-    pub by_text: BTreeMap<String, Private>,
+pub struct PrivateMessages {
+    pub by_text: BTreeMap<String, PrivateMessage>,
 }
 
-impl Privates {
-    fn see(&mut self, user: usize, text: &Value, record: &mut Record) {
+impl PrivateMessages {
+    fn receive(&mut self, user: usize, text: &Value, record: &mut Record) {
         let text = text.as_str().unwrap_or_default();
         let Some(private) = self.by_text.get_mut(text) else {
             return record.fail(ACKNOWLEDGEMENT, format!("nobody has sent {text:?}"));

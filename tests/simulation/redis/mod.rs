@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use store::{Reply, Store};
 
 /// Makes a script fail if it reads or writes an undefined global variable, as in Redis.
-const SEAL: &str = "
+const SEAL_GLOBALS: &str = "
     local globals = _G
     setmetatable(globals, {
         __index = function(_, name) error('the script reads the global variable ' .. tostring(name)) end,
@@ -21,7 +21,7 @@ const SEAL: &str = "
     })";
 
 /// Makes `redis.call` throw a table if a command fails, as in Redis.
-const CALL: &str = "function(execute)
+const CALL_WRAPPER: &str = "function(execute)
         return function(...)
             local reply = execute(...)
             if type(reply) == 'table' and reply.err then
@@ -45,7 +45,7 @@ impl Redis {
         // Remove `#!lua`: Redis interprets the first line of a script, but Lua does not.
         let source = script.strip_prefix("#!lua").expect("a line that names the language");
         let script = lua.load(source).set_name("=script.lua").into_function().expect("a script that compiles");
-        lua.load(SEAL).exec().expect("Lua");
+        lua.load(SEAL_GLOBALS).exec().expect("Lua");
         Redis { store, lua, script }
     }
 
@@ -74,7 +74,7 @@ fn prepare(lua: &Lua, store: &Rc<RefCell<Store>>) -> mlua::Result<()> {
             }
         }
     })?;
-    redis.set("call", lua.load(CALL).eval::<Function>()?.call::<Function>(call)?)?;
+    redis.set("call", lua.load(CALL_WRAPPER).eval::<Function>()?.call::<Function>(call)?)?;
     cjson.set("encode", lua.create_function(|_, value: LuaValue| Ok(encode(&value)?.to_string()))?)?;
     cjson.set("decode", lua.create_function(|lua, text: String| decode(lua, &parse(&text)?))?)?;
     lua.globals().set("redis", redis)?;

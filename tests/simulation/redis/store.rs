@@ -41,7 +41,7 @@ pub struct Store {
     /// The current time, in milliseconds since 1970.
     pub now: u64,
     /// Lowers the limit in `XADD … MAXLEN ~`, so that a test can exceed the limit.
-    pub max_stream: Option<usize>,
+    pub max_stream_len: Option<usize>,
     /// The entries that XADD has appended since the test last emptied this list: the stream's key, the first part of
     /// the entry's id, and the entry's fields.
     pub appended: Vec<(String, u64, Vec<String>)>,
@@ -116,7 +116,7 @@ impl Store {
             ("DEL", keys) => Ok(count(keys.iter().filter(|key| self.keys.remove(**key).is_some()).count())),
             ("EXISTS", keys) => Ok(count(keys.iter().filter(|key| self.keys.contains_key(**key)).count())),
             ("PEXPIRE", [key, time]) => {
-                let at = (self.now as i64 + integer(time)?).max(0) as u64;
+                let at = (self.now as i64 + parse_integer(time)?).max(0) as u64;
                 let found = self.keys.get_mut(*key).map(|entry| entry.expires_at = Some(at)).is_some();
                 if at <= self.now {
                     self.keys.remove(*key);
@@ -129,7 +129,7 @@ impl Store {
             }
             (_, [key, rest @ ..]) if name.starts_with('H') => self.hash_command(name, key, rest),
             (_, [key, rest @ ..]) if name.starts_with('S') => self.set_command(name, key, rest),
-            (_, [key, rest @ ..]) if name.starts_with('Z') => self.sorted_command(name, key, rest),
+            (_, [key, rest @ ..]) if name.starts_with('Z') => self.sorted_set_command(name, key, rest),
             (_, [key, rest @ ..]) if name.starts_with('X') => self.stream_command(name, key, rest),
             _ => Err(format!("the model does not know {name} {words:?}")),
         }
@@ -140,8 +140,8 @@ impl Store {
         let fields = self.hash(key)?.unwrap_or(&none);
         let get = |field: &str| fields.iter().find(|(name, _)| name == field).map(|(_, value)| value.clone());
         match (name, words) {
-            ("HGET", [field]) => Ok(optional(get(field))),
-            ("HMGET", [_, ..]) => Ok(Reply::List(words.iter().map(|field| optional(get(field))).collect())),
+            ("HGET", [field]) => Ok(text_or_nil(get(field))),
+            ("HMGET", [_, ..]) => Ok(Reply::List(words.iter().map(|field| text_or_nil(get(field))).collect())),
             ("HEXISTS", [field]) => Ok(count(usize::from(get(field).is_some()))),
             ("HKEYS", []) => Ok(list(fields.iter().map(|(name, _)| name.clone()))),
             ("HGETALL", []) => Ok(list(fields.iter().flat_map(|(name, value)| [name.clone(), value.clone()]))),
@@ -153,8 +153,8 @@ impl Store {
                 Ok(count(added))
             }
             ("HINCRBY", [field, by]) => {
-                let before = get(field).map_or(Ok(0), |value| integer(&value))?;
-                let number = before.checked_add(integer(by)?).ok_or("increment or decrement would overflow")?;
+                let before = get(field).map_or(Ok(0), |value| parse_integer(&value))?;
+                let number = before.checked_add(parse_integer(by)?).ok_or("increment or decrement would overflow")?;
                 self.set_field(key, field, &number.to_string())?;
                 Ok(Reply::Number(number))
             }
@@ -192,10 +192,10 @@ impl Store {
         }
     }
 
-    fn sorted_command(&mut self, name: &str, key: &str, words: &[&str]) -> Result {
+    fn sorted_set_command(&mut self, name: &str, key: &str, words: &[&str]) -> Result {
         match (name, words) {
             ("ZADD", [score, member]) => {
-                let score = float(score)?;
+                let score = parse_float(score)?;
                 let added = self.sorted_mut(key)?.insert((*member).to_owned(), score).is_none();
                 Ok(count(usize::from(added)))
             }
@@ -204,16 +204,16 @@ impl Store {
                 let members = self.sorted_mut(key)?;
                 Ok(count(words.iter().filter(|member| members.remove(**member).is_some()).count()))
             }
-            ("ZRANGE", ["0", "-1"]) => Ok(list(self.ranked(key)?.into_iter().map(|(member, _)| member))),
+            ("ZRANGE", ["0", "-1"]) => Ok(list(self.members_by_score(key)?.into_iter().map(|(member, _)| member))),
             ("ZPOPMIN", []) => {
-                let Some((member, score)) = self.ranked(key)?.into_iter().next() else {
+                let Some((member, score)) = self.members_by_score(key)?.into_iter().next() else {
                     return Ok(Reply::List(vec![]));
                 };
                 self.sorted_mut(key)?.remove(&member);
                 Ok(list([member, score.to_string()]))
             }
             ("ZREMRANGEBYSCORE", [min, max]) => {
-                let (min, max) = (float(min)?, float(max)?);
+                let (min, max) = (parse_float(min)?, parse_float(max)?);
                 let members = self.sorted_mut(key)?;
                 let before = members.len();
                 members.retain(|_, score| *score < min || *score > max);
@@ -223,7 +223,7 @@ impl Store {
         }
     }
 
-    fn ranked(&self, key: &str) -> std::result::Result<Vec<(String, f64)>, String> {
+    fn members_by_score(&self, key: &str) -> std::result::Result<Vec<(String, f64)>, String> {
         let members = self.sorted(key)?.into_iter().flatten();
         let mut members: Vec<_> = members.map(|(member, score)| (member.clone(), *score)).collect();
         members.sort_by(|a, b| a.1.total_cmp(&b.1)); // a stable sort: members with equal scores stay sorted by name
@@ -233,14 +233,14 @@ impl Store {
     fn stream_command(&mut self, name: &str, key: &str, words: &[&str]) -> Result {
         match (name, words) {
             ("XADD", ["MAXLEN", "~", max, id, fields @ ..]) => {
-                let max = self.max_stream.unwrap_or(usize::MAX).min(integer(max)? as usize);
+                let max = self.max_stream_len.unwrap_or(usize::MAX).min(parse_integer(max)? as usize);
                 self.add_entry(key, id, fields, max)
             }
-            ("XADD", ["MAXLEN", max, id, fields @ ..]) => self.add_entry(key, id, fields, integer(max)? as usize),
+            ("XADD", ["MAXLEN", max, id, fields @ ..]) => self.add_entry(key, id, fields, parse_integer(max)? as usize),
             ("XADD", [id, fields @ ..]) => self.add_entry(key, id, fields, usize::MAX),
             ("XLEN", []) => Ok(count(self.stream(key)?.map_or(0, |stream| stream.entries.len()))),
             ("XDEL", [_, ..]) => {
-                let ids = words.iter().map(|id| stream_id(id, 0)).collect::<std::result::Result<Vec<_>, _>>()?;
+                let ids = words.iter().map(|id| parse_stream_id(id, 0)).collect::<std::result::Result<Vec<_>, _>>()?;
                 if self.stream(key)?.is_none() {
                     return Ok(count(0));
                 }
@@ -248,7 +248,7 @@ impl Store {
                 Ok(count(ids.iter().filter(|id| stream.entries.remove(id).is_some()).count()))
             }
             ("XTRIM", ["MINID", id]) => {
-                let id = stream_id(id, 0)?;
+                let id = parse_stream_id(id, 0)?;
                 if self.stream(key)?.is_none() {
                     return Ok(count(0));
                 }
@@ -266,7 +266,7 @@ impl Store {
         if fields.is_empty() || !fields.len().is_multiple_of(2) {
             return Err("wrong number of arguments for 'xadd' command".to_owned());
         }
-        let id = stream_id(id, 0)?;
+        let id = parse_stream_id(id, 0)?;
         if id == (0, 0) || self.stream(key)?.is_some_and(|stream| id <= stream.last_id) {
             return Err("the ID specified in XADD is equal or smaller than the target stream top item".to_owned());
         }
@@ -284,18 +284,18 @@ impl Store {
     fn range(&self, key: &str, start: &str, end: &str, limit: &[&str], is_reverse: bool) -> Result {
         let limit = match limit {
             [] => usize::MAX,
-            ["COUNT", limit] => integer(limit)?.max(0) as usize,
+            ["COUNT", limit] => parse_integer(limit)?.max(0) as usize,
             _ => return Err(format!("the model does not know {limit:?}")),
         };
         let start = match (start, start.strip_prefix('(')) {
             ("-", _) => (0, 0),
-            (_, Some(id)) => next(stream_id(id, 0)?).ok_or("invalid start ID for the interval")?,
-            (id, None) => stream_id(id, 0)?,
+            (_, Some(id)) => next(parse_stream_id(id, 0)?).ok_or("invalid start ID for the interval")?,
+            (id, None) => parse_stream_id(id, 0)?,
         };
         let end = match (end, end.strip_prefix('(')) {
             ("+", _) => (u64::MAX, u64::MAX),
-            (_, Some(id)) => previous(stream_id(id, u64::MAX)?).ok_or("invalid end ID for the interval")?,
-            (id, None) => stream_id(id, u64::MAX)?,
+            (_, Some(id)) => previous(parse_stream_id(id, u64::MAX)?).ok_or("invalid end ID for the interval")?,
+            (id, None) => parse_stream_id(id, u64::MAX)?,
         };
         let Some(stream) = self.stream(key)?.filter(|_| start <= end) else { return Ok(Reply::List(Vec::new())) };
         let entries = stream.entries.range(start..=end);
@@ -316,7 +316,7 @@ fn previous((time, number): StreamId) -> Option<StreamId> {
 }
 
 /// Parses the id of a Redis stream entry, such as `5-1`. `number` is the default for the second part.
-fn stream_id(id: &str, number: u64) -> std::result::Result<StreamId, String> {
+fn parse_stream_id(id: &str, number: u64) -> std::result::Result<StreamId, String> {
     let error = |_| "Invalid stream ID specified as stream command argument".to_owned();
     match id.split_once('-') {
         Some((time, number)) => Ok((time.parse().map_err(error)?, number.parse().map_err(error)?)),
@@ -324,11 +324,11 @@ fn stream_id(id: &str, number: u64) -> std::result::Result<StreamId, String> {
     }
 }
 
-fn integer(text: &str) -> std::result::Result<i64, String> {
+fn parse_integer(text: &str) -> std::result::Result<i64, String> {
     text.parse().map_err(|_| "value is not an integer or out of range".to_owned())
 }
 
-fn float(text: &str) -> std::result::Result<f64, String> {
+fn parse_float(text: &str) -> std::result::Result<f64, String> {
     text.parse().map_err(|_| "value is not a valid float".to_owned())
 }
 
@@ -336,7 +336,7 @@ fn count(number: usize) -> Reply {
     Reply::Number(number as i64)
 }
 
-fn optional(text: Option<String>) -> Reply {
+fn text_or_nil(text: Option<String>) -> Reply {
     text.map_or(Reply::Nil, Reply::Text)
 }
 

@@ -3,14 +3,14 @@
 use super::*;
 
 impl Run<'_> {
-    pub(super) fn queue(&mut self, at: usize, out: Out) {
+    pub(super) fn queue(&mut self, at: usize, out: Output) {
         let latency = self.script.latency;
-        let number = self.conns[at].last_out.as_nanos() as u64 ^ self.conns[at].number << 20;
+        let number = self.conns[at].last_send_at.as_nanos() as u64 ^ self.conns[at].number << 20;
         let delay = latency.mul_f64(Rng::with_seed(number ^ self.script.seed).f64());
         let delay = if self.is_calm { delay / 10 } else { delay };
         let conn = &mut self.conns[at];
-        let time = conn.last_out.max(self.world.now() + delay);
-        conn.last_out = time;
+        let time = conn.last_send_at.max(self.world.now() + delay);
+        conn.last_send_at = time;
         conn.outgoing.push_back((time, out));
         if !self.active.contains(&at) {
             self.active.push(at);
@@ -18,11 +18,11 @@ impl Run<'_> {
     }
 
     pub(super) fn queue_bytes(&mut self, at: usize, bytes: Vec<u8>) {
-        self.queue(at, Out::Bytes(bytes));
+        self.queue(at, Output::Bytes(bytes));
     }
 
     /// Queues bytes, sometimes split at random into several pieces.
-    pub(super) fn queue_cut(&mut self, at: usize, mut bytes: Vec<u8>, random: &mut Rng) {
+    pub(super) fn queue_in_pieces(&mut self, at: usize, mut bytes: Vec<u8>, random: &mut Rng) {
         while bytes.len() > 1 && random.u8(..4) == 0 {
             let rest = bytes.split_off(random.usize(1..bytes.len()));
             self.queue_bytes(at, std::mem::replace(&mut bytes, rest));
@@ -70,7 +70,7 @@ impl Run<'_> {
             input: Vec::new(),
             status: None,
             outgoing: VecDeque::new(),
-            last_out: Duration::ZERO,
+            last_send_at: Duration::ZERO,
             hash: 0xcbf2_9ce4_8422_2325,
             polite_hash: 0xcbf2_9ce4_8422_2325,
             received_close: None,
@@ -82,24 +82,24 @@ impl Run<'_> {
             nonces: Vec::new(),
             errors: 0,
             long_texts: 0,
-            plain: 0,
+            allowed_errors: 0,
             pings: 0,
             ping_frames: VecDeque::new(),
             sent: VecDeque::new(),
             is_over: false,
-            is_of_last_run: false,
+            is_from_earlier_run: false,
             since: None,
             inflater: None,
         });
         self.active.push(at);
         self.current[actor] = Some(at);
-        self.queue_cut(at, request, random);
+        self.queue_in_pieces(at, request, random);
         at
     }
 
     pub(super) fn join(&mut self, actor: usize, resumes: bool, random: &mut Rng) {
         let Actor { name, dialect, client_id, .. } = &self.script.actors[actor];
-        let known = &self.knowledge[actor];
+        let known = &self.actor_states[actor];
         let room = if resumes && !known.room.is_empty() {
             known.room.clone()
         } else {
@@ -121,7 +121,7 @@ impl Run<'_> {
             asked = Some(since);
         }
         note!(self, "{name} connects to {path}");
-        let texts = known_unanswered(&self.knowledge[actor], &room, resends);
+        let texts = messages_to_resend(&self.actor_states[actor], &room, resends);
         let number = self.conns.iter().filter(|conn| conn.actor == actor).count() + actor;
         let request = self.offer_compression(upgrade_request(&path), number);
         let at = self.connect(actor, request.into_bytes(), Some(*dialect), random);
@@ -144,12 +144,12 @@ impl Run<'_> {
     }
 
     /// Returns the current connection of `actor`, a simulated client, if the client can still send on it.
-    pub(super) fn open_conn(&self, actor: usize) -> Option<usize> {
+    pub(super) fn find_open_conn(&self, actor: usize) -> Option<usize> {
         let at = self.current[actor]?;
         let conn = &self.conns[at];
         let is_open =
             conn.client.is_open() && !conn.has_ended && conn.sent_close.is_none() && !conn.is_silent && !conn.is_over;
-        let is_ending = conn.outgoing.iter().any(|(_, out)| matches!(out, Out::End));
+        let is_ending = conn.outgoing.iter().any(|(_, out)| matches!(out, Output::End));
         (is_open && !is_ending && conn.status.is_none_or(|status| status == 101)).then_some(at)
     }
 
@@ -161,7 +161,7 @@ impl Run<'_> {
         } else {
             masked(0x81, text.as_bytes())
         };
-        self.queue_cut(at, bytes, random);
+        self.queue_in_pieces(at, bytes, random);
     }
 
     pub(super) fn expect_submit(&mut self, at: usize, text: &str) {
@@ -194,19 +194,19 @@ impl Run<'_> {
         match nonce {
             Some(nonce) => {
                 self.conns[at].nonces.push(nonce.clone());
-                let unanswered = &mut self.knowledge[actor].unanswered;
+                let unanswered = &mut self.actor_states[actor].unanswered;
                 if !unanswered.iter().any(|(sent, _)| *sent == nonce) {
                     unanswered.push((nonce, text.to_owned()));
                 }
             }
-            None => self.conns[at].plain += 1,
+            None => self.conns[at].allowed_errors += 1,
         }
         self.send_text(at, &json, random);
     }
 
     pub(super) fn new_text(&mut self, actor: usize, len: usize, random: &mut Rng) -> String {
-        self.knowledge[actor].texts += 1;
-        let mut text = format!("m{actor}.{}", self.knowledge[actor].texts);
+        self.actor_states[actor].texts += 1;
+        let mut text = format!("m{actor}.{}", self.actor_states[actor].texts);
         let filler = [" x", "é", "\\", "\"", "z", "😀"][random.usize(..6)];
         let count = text.chars().count();
         let mut rest = len.saturating_sub(count + 1) / filler.chars().count();
@@ -221,25 +221,25 @@ impl Run<'_> {
     }
 
     pub(super) fn send_new(&mut self, actor: usize, len: usize, random: &mut Rng) {
-        let Some(at) = self.open_conn(actor) else { return };
+        let Some(at) = self.find_open_conn(actor) else { return };
         let text = self.new_text(actor, len, random);
-        let nonce = (random.u8(..3) > 0).then(|| format!("n{}", self.knowledge[actor].texts));
+        let nonce = (random.u8(..3) > 0).then(|| format!("n{}", self.actor_states[actor].texts));
         self.send_message(at, &text, nonce, random);
     }
 
     pub(super) fn command(&mut self, actor: usize, event: &str, data: Value, random: &mut Rng) {
-        let Some(at) = self.open_conn(actor) else { return };
+        let Some(at) = self.find_open_conn(actor) else { return };
         if self.conns[at].dialect == Some(Dialect::Events) {
-            self.conns[at].plain += 1;
+            self.conns[at].allowed_errors += 1;
             self.send_text(at, &json!({"event": event, "data": data}).to_string(), random);
         }
     }
 
-    pub(super) fn act(&mut self, timed: &Timed) {
-        let Timed { actor, action, seed, .. } = *timed;
+    pub(super) fn act(&mut self, timed: &TimedAction) {
+        let TimedAction { actor, action, seed, .. } = *timed;
         let random = &mut Rng::with_seed(seed);
         let max_text = self.script.rules().max_text;
-        let open = self.open_conn(actor);
+        let open = self.find_open_conn(actor);
         match action {
             Action::Connect if open.is_none() || random.u8(..3) == 0 => self.join(actor, false, random),
             Action::Connect => {}
@@ -251,7 +251,7 @@ impl Run<'_> {
             }
             Action::Resend => {
                 let Some(at) = open else { return };
-                let known = &self.knowledge[actor];
+                let known = &self.actor_states[actor];
                 if let Some((nonce, text)) = random.choice(known.unanswered.clone()) {
                     self.send_message(at, &text, Some(nonce), random);
                 } else if known.texts > 0 {
@@ -284,7 +284,7 @@ impl Run<'_> {
                 self.expect_submit(at, &text);
                 let (json, nonce) = match self.conns[at].dialect {
                     Some(Dialect::Events) => {
-                        let nonce = format!("n{}", self.knowledge[actor].texts);
+                        let nonce = format!("n{}", self.actor_states[actor].texts);
                         (
                             json!({"event": "private", "data": {"to": to, "text": text, "nonce": nonce}}).to_string(),
                             Some(nonce),
@@ -295,7 +295,7 @@ impl Run<'_> {
                 };
                 match nonce {
                     Some(nonce) => self.conns[at].nonces.push(nonce),
-                    None => self.conns[at].plain += 1,
+                    None => self.conns[at].allowed_errors += 1,
                 }
                 self.send_text(at, &json, random);
             }
@@ -307,7 +307,7 @@ impl Run<'_> {
                 let Some(at) = open else { return };
                 if self.conns[at].dialect == Some(Dialect::Rooms) {
                     let name = self.script.actors[actor].name.clone();
-                    self.conns[at].plain += 1;
+                    self.conns[at].allowed_errors += 1;
                     self.send_text(at, &json!({"type": "typing", "username": name}).to_string(), random);
                 }
                 self.command(actor, "typing", json!({}), random);
@@ -325,7 +325,7 @@ impl Run<'_> {
                 self.queue_bytes(at, masked(0x89, &payload));
             }
             Action::History => {
-                let before = random.u64(..=self.knowledge[actor].last_id + 3);
+                let before = random.u64(..=self.actor_states[actor].last_id + 3);
                 let limit = random.u64(1..=100);
                 self.command(actor, "history", json!({"before": before, "limit": limit}), random);
             }
@@ -359,7 +359,7 @@ impl Run<'_> {
             Action::HalfClose => {
                 if let Some(at) = open {
                     note!(self, "{} ends its stream", self.name(at));
-                    self.queue(at, Out::End);
+                    self.queue(at, Output::End);
                 }
             }
             Action::Reset => {
@@ -387,7 +387,7 @@ impl Run<'_> {
                 self.count("a stalled stderr");
                 self.has_stalled = true;
                 self.stderr.lock().expect("no panic").space = random.usize(..300);
-                self.stderr_at = self.world.now() + Duration::from_millis(random.u64(1..600_000));
+                self.stderr_ready_at = self.world.now() + Duration::from_millis(random.u64(1..600_000));
             }
             Action::JumpClock => {
                 note!(self, "the clock jumps");
@@ -401,18 +401,18 @@ impl Run<'_> {
                 self.world.jump(Duration::from_millis(random.u64(1..100_000)));
             }
             Action::FailPublish | Action::RejectJoin => match self.late.clone() {
-                Some(Late::Broker(control)) if action == Action::FailPublish => control.fail_next_publish(),
-                Some(Late::Broker(control)) => {
+                Some(DelayedEvents::Broker(control)) if action == Action::FailPublish => control.fail_next_publish(),
+                Some(DelayedEvents::Broker(control)) => {
                     let error = if random.bool() { BrokerError::NameInUse } else { BrokerError::TooManyRooms };
                     control.reject_next_join(error);
                 }
                 #[cfg(feature = "sqlite")]
-                Some(Late::Disk(disk)) => self.harm_disk(&disk, action, random),
+                Some(DelayedEvents::Disk(disk)) => self.inject_disk_fault(&disk, action, random),
                 None => {}
             },
             Action::Rest => {
-                self.rest();
-                self.restore_faults();
+                self.stop_faults_and_check();
+                self.inject_faults();
             }
         }
     }
@@ -424,7 +424,7 @@ impl Run<'_> {
         let case = cases[random.usize(..cases.len())];
         let chat = self.script.shares_room || !self.script.is_independent && random.bool();
         let target = if chat {
-            format!("/?token=dev-token&username={RUDE}&room={}", encode(ROOMS[0]))
+            format!("/?token=dev-token&username={RUDE_USERNAME}&room={}", encode(ROOMS[0]))
         } else {
             "/echo?token=dev-token".to_owned()
         };
@@ -447,15 +447,15 @@ impl Run<'_> {
         let dialect = chat.then_some(Dialect::Events);
         let at = self.connect(actor, request, dialect, random);
         if bytes.len() <= 70_000 && action == Action::BreakRule {
-            self.queue_cut(at, bytes, random);
+            self.queue_in_pieces(at, bytes, random);
         }
         if random.u8(..3) == 0 {
-            self.queue(at, Out::End);
+            self.queue(at, Output::End);
         }
     }
 }
 
 /// The nonces and texts of the unacknowledged messages that a client resends when it rejoins the room.
-fn known_unanswered(known: &Knowledge, room: &str, resends: bool) -> Vec<(String, String)> {
+fn messages_to_resend(known: &ActorState, room: &str, resends: bool) -> Vec<(String, String)> {
     if resends && known.room == room { known.unanswered.clone() } else { Vec::new() }
 }

@@ -14,14 +14,14 @@ impl Run<'_> {
             && conn.client.server_end() == End::Open
     }
 
-    pub(super) fn check_owed(&mut self) {
+    pub(super) fn check_outbox_bound(&mut self) {
         let mut model = self.model.borrow_mut();
         for at in &self.active {
             let conn = &self.conns[*at];
             // Skip a reset connection: bytes lost in the reset would count as bytes in the server's outbox.
             let is_checked = conn.is_polite && !conn.is_reset;
             if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
-                model.check_owed(token, conn.client.in_flight() + conn.input.len());
+                model.check_outbox_bound(token, conn.client.in_flight() + conn.input.len());
             }
         }
     }
@@ -36,13 +36,13 @@ impl Run<'_> {
 
     /// Stops all faults. Then checks that all pending events arrive and that exactly the connected clients are
     /// members.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn stop_faults_and_check(&mut self) {
         note!(self, "faults stop");
         self.is_calm = true;
         let backlog = self.world.backlog();
         backlog.is_out_of_descriptors.set(false);
         backlog.faults.take();
-        (self.stderr_at, self.stderr.lock().expect("no panic").space) = (self.world.now(), usize::MAX);
+        (self.stderr_ready_at, self.stderr.lock().expect("no panic").space) = (self.world.now(), usize::MAX);
         for at in self.active.clone() {
             let conn = &self.conns[at];
             conn.client.0.borrow_mut().faults = None;
@@ -52,7 +52,7 @@ impl Run<'_> {
             }
         }
         #[cfg(feature = "sqlite")]
-        if let Some(Late::Disk(disk)) = &self.late {
+        if let Some(DelayedEvents::Disk(disk)) = &self.late {
             disk.set_full(false);
         }
         self.release_at = self.world.now();
@@ -63,7 +63,7 @@ impl Run<'_> {
         }
         for at in 0..self.conns.len() {
             let conn = &self.conns[at];
-            if conn.is_of_last_run {
+            if conn.is_from_earlier_run {
                 continue;
             }
             let Some(token) = conn.token else {
@@ -103,7 +103,7 @@ impl Run<'_> {
             }
         }
         for token in self.model.borrow().all_members() {
-            if !self.by_token.contains_key(&token) {
+            if !self.conn_by_token.contains_key(&token) {
                 self.fail(MEMBERS, format!("{token:?} is a member, but no connection"));
             }
         }
@@ -139,10 +139,10 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn restore_faults(&mut self) {
+    pub(super) fn inject_faults(&mut self) {
         self.is_calm = false;
         let random = Rng::with_seed(self.script.seed ^ 0xacce);
-        *self.world.backlog().faults.borrow_mut() = Some((random, self.script.accept_faults));
+        *self.world.backlog().faults.borrow_mut() = Some((random, self.script.accept_fault_chance));
         for at in self.active.clone() {
             let faults = self.faults(self.conns[at].number);
             self.conns[at].client.0.borrow_mut().faults = Some(faults);
@@ -150,16 +150,23 @@ impl Run<'_> {
     }
 
     pub(super) fn faults(&self, number: u64) -> Faults {
-        let Script { short, block, interrupt, spurious, seed, .. } = *self.script;
-        Faults { random: Rng::with_seed(seed ^ number << 10), short, block, interrupt, spurious }
+        let Script { short_io_chance, would_block_chance, interrupt_chance, spurious_edge_chance, seed, .. } =
+            *self.script;
+        Faults {
+            random: Rng::with_seed(seed ^ number << 10),
+            short_io_chance,
+            would_block_chance,
+            interrupt_chance,
+            spurious_edge_chance,
+        }
     }
 
-    pub(super) fn everyone_leaves(&mut self) {
+    pub(super) fn disconnect_all(&mut self) {
         for at in self.active.clone() {
             if self.conns[at].client.is_open() && !self.conns[at].is_silent {
                 match Rng::with_seed(self.script.seed ^ self.conns[at].number << 30).u8(..4) {
                     0 => self.close(at, 1000),
-                    1 => self.queue(at, Out::End),
+                    1 => self.queue(at, Output::End),
                     2 => self.reset(at),
                     _ => self.conns[at].is_silent = true,
                 }
@@ -172,7 +179,7 @@ impl Run<'_> {
             return;
         }
         let (count, bytes, rooms) =
-            (self.world.connection_count(), self.world.buffered_bytes(), self.model.borrow().rooms_with_members());
+            (self.world.connection_count(), self.world.buffered_bytes(), self.model.borrow().open_room_count());
         if count + bytes + rooms > 0 || self.world.next_turn_at().is_some() {
             let next = self.world.next_turn_at();
             return self.fail(BOUNDS, format!("everyone has left, but {count} connections, {bytes} bytes and {rooms} rooms remain; next turn at {next:?}"));
@@ -205,7 +212,7 @@ impl Run<'_> {
         self.world.settle();
         self.world.flush_log();
         let (count, next) = (self.world.connection_count(), self.world.next_turn_at());
-        if count > 0 || next != self.world.next_summary() {
+        if count > 0 || next != self.world.next_summary_at() {
             self.fail(BOUNDS, format!("all have left again, but {count} connections remain; next turn at {next:?}"));
         }
     }

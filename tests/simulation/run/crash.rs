@@ -14,19 +14,19 @@ impl Run<'_> {
     ) -> World {
         let rules = script.rules();
         let bytes = script.option("--max-history").and_then(|max| max.parse().ok()).unwrap_or(16 << 20);
-        let keep = script.durable.filter(|keep| *keep > 0).unwrap_or(usize::MAX);
+        let keep = script.history_keep.filter(|keep| *keep > 0).unwrap_or(usize::MAX);
         let limits = LogLimits { messages: rules.history.min(keep), backlog: rules.max_outbox, bytes };
         let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
         args.extend(["--history", "0", "--max-empty-rooms", "0"]);
-        let mut world = World::with_broker(&args, script.seed, script.is_observed, |decisions| {
-            let broker = durable::broker(disk, decisions, limits, model);
+        let mut world = World::with_broker(&args, script.seed, script.is_observed, |inner| {
+            let broker = durable::broker(disk, inner, limits, model);
             Box::new(Events { broker, model: Rc::clone(model) })
         });
         world.jump(at);
         world
     }
 
-    pub(super) fn harm_disk(&mut self, disk: &DiskControl, action: Action, random: &mut Rng) {
+    pub(super) fn inject_disk_fault(&mut self, disk: &DiskControl, action: Action, random: &mut Rng) {
         match (action, random.u8(..4)) {
             (Action::FailPublish, 0 | 1) => {
                 note!(self, "the disk is full");
@@ -56,27 +56,27 @@ impl Run<'_> {
 
     /// Replaces the server with a new one on the same history file, as after a crash.
     pub(super) fn restart(&mut self) {
-        let Some(Late::Disk(disk)) = self.late.clone() else { return };
-        for conn in self.conns.iter_mut().filter(|conn| !conn.is_of_last_run) {
+        let Some(DelayedEvents::Disk(disk)) = self.late.clone() else { return };
+        for conn in self.conns.iter_mut().filter(|conn| !conn.is_from_earlier_run) {
             conn.client.reset();
             conn.outgoing.clear();
-            (conn.is_over, conn.is_reset, conn.is_of_last_run) = (true, true, true);
+            (conn.is_over, conn.is_reset, conn.is_from_earlier_run) = (true, true, true);
         }
         self.active.clear();
         self.current.fill(None);
-        self.by_token.clear();
+        self.conn_by_token.clear();
         disk.crash();
         disk.set_full(false);
         self.model.borrow_mut().crash(disk.messages());
         self.world = Run::start_on(&disk, self.script, &self.args, &self.model, self.world.now());
         let _ = take_log_lines();
-        self.restore_faults();
+        self.inject_faults();
     }
 
     /// Checks that the server has stored exactly the messages that clients have received. Valid only while no message
     /// is pending.
     pub(super) fn check_file(&mut self) {
-        let Some(Late::Disk(disk)) = &self.late else { return };
+        let Some(DelayedEvents::Disk(disk)) = &self.late else { return };
         let file = disk.messages();
         let mut model = self.model.borrow_mut();
         model.check_file(&file);

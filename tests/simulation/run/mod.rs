@@ -42,11 +42,11 @@ use crate::broker::{Decisions, Events};
 use crate::delayed_broker::DelayedBroker;
 #[cfg(feature = "sqlite")]
 use crate::durable::DiskControl;
-use crate::late::Late;
+use crate::late::DelayedEvents;
 use crate::memory::link::Faults;
 use crate::memory::{Client, End, Stderr, World, take_log_lines};
 use crate::model::{ACKNOWLEDGEMENT, BOUNDS, FRAMES, LIVENESS, LOG, MEMBERS, Model, ORDER, Violation};
-use crate::script::{Action, Actor, ROOMS, Script, Timed};
+use crate::script::{Action, Actor, ROOMS, Script, TimedAction};
 use crate::support::users::{self, Dialect, encode};
 use crate::support::{KEY, masked, upgrade_request};
 use flate2::{Decompress, FlushDecompress};
@@ -58,7 +58,7 @@ use receiving::parse_frame;
 const MAX_TURNS: usize = 50_000;
 const TRACE_LEN: usize = 50;
 /// The username of rude clients, which play the test cases of `wirechat poke` and so may violate the protocol.
-const RUDE: &str = "rude";
+const RUDE_USERNAME: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -85,7 +85,7 @@ pub struct Outcome {
     pub counters: BTreeMap<&'static str, u64>,
 }
 
-enum Out {
+enum Output {
     Bytes(Vec<u8>),
     End,
 }
@@ -102,10 +102,10 @@ struct Conn {
     token: Option<Token>,
     input: Vec<u8>,
     status: Option<u16>,
-    outgoing: VecDeque<(Duration, Out)>,
-    last_out: Duration,
+    outgoing: VecDeque<(Duration, Output)>,
+    last_send_at: Duration,
     hash: u64,
-    /// A hash of the received frames, after `without_rude_clients` has removed everything that depends on rude clients.
+    /// A hash of the received frames, after `strip_rude_clients` has removed everything that depends on rude clients.
     /// A test compares the hashes of a run with a rude client and a run without one.
     polite_hash: u64,
     received_close: Option<(u16, String)>,
@@ -121,13 +121,13 @@ struct Conn {
     /// Number of texts sent that exceed `--max-text` and for which no error has arrived yet.
     long_texts: usize,
     /// How many errors without a nonce may still arrive: at most one for each command sent without a nonce.
-    plain: usize,
+    allowed_errors: usize,
     pings: usize,
     ping_frames: VecDeque<Vec<u8>>,
     sent: VecDeque<Rc<str>>,
     is_over: bool,
     /// Whether the client connected before the last restart of the server, which ended the connection.
-    is_of_last_run: bool,
+    is_from_earlier_run: bool,
     /// The `since` parameter of the client's request, if the client asked to resume.
     since: Option<u64>,
     /// Inflates received messages, if compression was negotiated.
@@ -141,7 +141,7 @@ struct Inflater {
 
 /// The state that a client keeps across connections.
 #[derive(Default, Clone)]
-struct Knowledge {
+struct ActorState {
     room: String,
     epoch: String,
     last_id: u64,
@@ -154,20 +154,20 @@ pub struct Run<'a> {
     script: &'a Script,
     world: World,
     model: Rc<RefCell<Model>>,
-    late: Option<Late>,
+    late: Option<DelayedEvents>,
     args: Vec<String>,
     random: Rng,
     conns: Vec<Conn>,
-    by_token: HashMap<Token, usize>,
+    conn_by_token: HashMap<Token, usize>,
     /// Indices into `conns`: the connections that are open or not yet accepted.
     active: Vec<usize>,
     current: Vec<Option<usize>>,
-    knowledge: Vec<Knowledge>,
+    actor_states: Vec<ActorState>,
     release_at: Duration,
     accepts_at: Duration,
     stderr: Arc<Mutex<Stderr>>,
     /// The virtual time at which a stalled stderr accepts bytes again.
-    stderr_at: Duration,
+    stderr_ready_at: Duration,
     /// The server's log lines, if stderr is simulated.
     logged: Vec<String>,
     has_stalled: bool,
@@ -196,10 +196,10 @@ pub fn run(script: &Script, is_tracing: bool) -> Outcome {
     }
     run.run_until(script.end);
     if !run.has_failed() {
-        run.rest();
+        run.stop_faults_and_check();
     }
     if !run.has_failed() {
-        if script.ends_with_shutdown { run.shut_down() } else { run.everyone_leaves() }
+        if script.ends_with_shutdown { run.shut_down() } else { run.disconnect_all() }
     }
     run.outcome(step)
 }
@@ -210,7 +210,7 @@ impl<'a> Run<'a> {
         let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
             // If the SQLite broker keeps the history, `start_on` sets these options to 0 for the memory broker.
-            if script.durable.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
+            if script.history_keep.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
                 continue;
             }
             args.push((*name).to_owned());
@@ -233,14 +233,14 @@ impl<'a> Run<'a> {
             args,
             random: Rng::with_seed(script.seed ^ 0x5eed),
             conns: Vec::new(),
-            by_token: HashMap::new(),
+            conn_by_token: HashMap::new(),
             active: Vec::new(),
             current: vec![None; count],
-            knowledge: vec![Knowledge::default(); count],
+            actor_states: vec![ActorState::default(); count],
             release_at: Duration::ZERO,
             accepts_at: Duration::ZERO,
             stderr,
-            stderr_at: Duration::ZERO,
+            stderr_ready_at: Duration::ZERO,
             logged: Vec::new(),
             has_stalled: false,
             is_calm: false,
@@ -250,28 +250,28 @@ impl<'a> Run<'a> {
             turns: (Duration::ZERO, 0),
             messages: 0,
         };
-        run.restore_faults();
+        run.inject_faults();
         run
     }
 
     /// Starts a server with the broker that the script asks for.
-    fn start(script: &Script, args: &[String], model: &Rc<RefCell<Model>>) -> (Option<Late>, World) {
+    fn start(script: &Script, args: &[String], model: &Rc<RefCell<Model>>) -> (Option<DelayedEvents>, World) {
         #[cfg(feature = "sqlite")]
-        if let Some(keep) = script.durable {
+        if let Some(keep) = script.history_keep {
             let disk = DiskControl::new(keep as u64);
             let world = Run::start_on(&disk, script, args, model, Duration::ZERO);
-            return (Some(Late::Disk(disk)), world);
+            return (Some(DelayedEvents::Disk(disk)), world);
         }
         let mut late = None;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let world = World::with_broker(&args, script.seed, script.is_observed, |broker| {
             let (broker, events) = (Box::new(broker), VecDeque::new());
-            let decisions = Box::new(Decisions { broker, model: Rc::clone(model), events });
+            let inner = Box::new(Decisions { broker, model: Rc::clone(model), events });
             let broker: Box<dyn wirechat::broker::Broker> = match script.delay {
-                None => decisions,
+                None => inner,
                 Some(_) => {
-                    let (broker, control) = DelayedBroker::new(decisions, script.seed);
-                    late = Some(Late::Broker(control));
+                    let (broker, control) = DelayedBroker::new(inner, script.seed);
+                    late = Some(DelayedEvents::Broker(control));
                     Box::new(broker)
                 }
             };
@@ -338,7 +338,7 @@ impl<'a> Run<'a> {
 
     /// Whether the simulated broker has events to release, or the simulated disk has operations to execute.
     fn has_pending_events(&self) -> bool {
-        self.late.as_ref().is_some_and(Late::is_pending)
+        self.late.as_ref().is_some_and(DelayedEvents::is_pending)
     }
 
     fn is_ready(&self) -> bool {
@@ -360,7 +360,7 @@ impl<'a> Run<'a> {
         {
             self.count("clients that waited for a descriptor");
         }
-        if self.stderr_at <= now {
+        if self.stderr_ready_at <= now {
             self.stderr.lock().expect("no panic").space = usize::MAX;
         }
         for at in self.active.clone() {
@@ -370,8 +370,8 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 match out {
-                    Out::Bytes(bytes) => conn.client.send(&bytes),
-                    Out::End => {
+                    Output::Bytes(bytes) => conn.client.send(&bytes),
+                    Output::End => {
                         conn.client.end();
                         conn.has_ended = true;
                     }
@@ -385,25 +385,25 @@ impl<'a> Run<'a> {
             self.release_at = now + delay.mul_f64(self.random.f64());
         }
         let late = self.late.clone();
-        let lefts = self.model.borrow().lefts;
+        let leave_count = self.model.borrow().leave_count;
         self.world.turn_with(|server| {
             for _ in 0..releases {
-                if !late.as_ref().is_some_and(Late::release_one) {
+                if !late.as_ref().is_some_and(DelayedEvents::release_one) {
                     break;
                 }
                 server.apply_effects();
             }
         });
-        if self.model.borrow().lefts > lefts + 128 {
+        if self.model.borrow().leave_count > leave_count + 128 {
             self.count("a hold of broadcasts");
         }
         self.read_log();
-        self.greet_accepted();
+        self.register_accepted_clients();
         for at in self.active.clone() {
             self.receive(at);
         }
-        if self.script.delay.is_none() && !self.script.is_crowd {
-            self.check_owed();
+        if self.script.delay.is_none() && !self.script.has_crowd {
+            self.check_outbox_bound();
         }
         self.check_buffers();
         #[cfg(feature = "sqlite")]
@@ -413,14 +413,14 @@ impl<'a> Run<'a> {
         self.active.retain(|at| !self.conns[*at].is_over || self.conns[*at].token.is_none());
     }
 
-    fn greet_accepted(&mut self) {
+    fn register_accepted_clients(&mut self) {
         for at in &self.active {
             let conn = &mut self.conns[*at];
             if conn.token.is_none()
                 && let Some(token) = conn.client.accepted_as()
             {
                 conn.token = Some(token);
-                self.by_token.insert(token, *at);
+                self.conn_by_token.insert(token, *at);
                 if let Some(dialect) = conn.dialect {
                     let sent = std::mem::take(&mut conn.sent);
                     self.model.borrow_mut().add_member(token, dialect, conn.is_polite, sent);
@@ -472,7 +472,7 @@ impl<'a> Run<'a> {
                 if is_half {
                     self.count("a slow consumer with half a frame");
                 }
-                if self.model.borrow().rooms_with_members() == 0 {
+                if self.model.borrow().open_room_count() == 0 {
                     self.count("a slow consumer alone in its room");
                 }
             }
@@ -481,6 +481,6 @@ impl<'a> Run<'a> {
 
     fn connection_of(&self, line: &str) -> Option<usize> {
         let number = line.split(" connection=").nth(1)?.split(' ').next()?.parse().ok()?;
-        self.by_token.get(&Token(number)).copied()
+        self.conn_by_token.get(&Token(number)).copied()
     }
 }

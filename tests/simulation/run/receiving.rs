@@ -36,9 +36,9 @@ pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>,
 /// Removes from an event everything that depends on whether the rude client takes part: its name, its share of the
 /// member count, and the epoch and session, which are random and change if the rude client draws random bytes. Returns
 /// `None` for the rude client's own join and leave events.
-fn without_rude_clients(text: &str) -> Option<String> {
+fn strip_rude_clients(text: &str) -> Option<String> {
     let Ok(mut json) = serde_json::from_str::<Value>(text) else { return Some(text.to_owned()) };
-    let is_rude = |name: &Value| name == RUDE;
+    let is_rude = |name: &Value| name == RUDE_USERNAME;
     let is_move = ["joined", "left"].iter().any(|kind| json["event"] == *kind)
         || ["user_joined", "user_left"].iter().any(|kind| json["type"] == *kind);
     if is_move && (is_rude(&json["data"]["username"]) || is_rude(&json["username"])) {
@@ -171,7 +171,7 @@ impl Run<'_> {
         if self.script.shares_room {
             let text = String::from_utf8_lossy(&frame.payload);
             let conn = &mut self.conns[at];
-            let seen = without_rude_clients(&text).unwrap_or_default();
+            let seen = strip_rude_clients(&text).unwrap_or_default();
             conn.polite_hash = mix(conn.polite_hash, seen.as_bytes());
         }
         if let Some(close) = &self.conns[at].received_close {
@@ -218,13 +218,13 @@ impl Run<'_> {
         let expected = self.model.borrow_mut().receive(token, text);
         let (actor, dialect) = (self.conns[at].actor, self.conns[at].dialect);
         let Some(expected) = expected else { return self.read_reply(at, text) };
-        if let Some(nonce) = &expected.answers {
+        if let Some(nonce) = &expected.in_reply_to {
             self.answer(at, nonce);
         }
         if let Some(id) = expected.id {
             self.messages += 1;
             if self.current[actor] == Some(at) {
-                self.knowledge[actor].last_id = id;
+                self.actor_states[actor].last_id = id;
             }
         }
         if dialect == Some(Dialect::Events)
@@ -233,7 +233,7 @@ impl Run<'_> {
             let Ok(json) = serde_json::from_str::<Value>(text) else { return self.fail(FRAMES, "no JSON") };
             let data = &json["data"];
             let since = self.conns[at].since;
-            let known = &mut self.knowledge[actor];
+            let known = &mut self.actor_states[actor];
             let is_resumed = data["resumed"] == true;
             known.room = data["room"].as_str().unwrap_or_default().to_owned();
             known.epoch = data["epoch"].as_str().unwrap_or_default().to_owned();
@@ -262,7 +262,7 @@ impl Run<'_> {
         } else if conn.is_polite {
             return self.fail(ACKNOWLEDGEMENT, format!("an answer for {nonce}, which is answered or was not sent"));
         }
-        self.knowledge[actor].unanswered.retain(|(sent, _)| sent != nonce);
+        self.actor_states[actor].unanswered.retain(|(sent, _)| sent != nonce);
     }
 
     /// Checks a text message that is not the event that the model expects next. Such a message must be a `pong` event,
@@ -313,14 +313,14 @@ impl Run<'_> {
             Some(nonce) => {
                 let nonce = nonce.to_owned();
                 let actor = self.conns[at].actor;
-                let kept = self.knowledge[actor].unanswered.clone();
+                let kept = self.actor_states[actor].unanswered.clone();
                 self.answer(at, &nonce);
                 if message == "Slow down" {
-                    self.knowledge[actor].unanswered = kept;
+                    self.actor_states[actor].unanswered = kept;
                 }
             }
             // An error without a nonce is the reply to a command without a nonce.
-            None if self.conns[at].plain > 0 => self.conns[at].plain -= 1,
+            None if self.conns[at].allowed_errors > 0 => self.conns[at].allowed_errors -= 1,
             None => self.fail(ORDER, wrong),
         }
     }
@@ -340,9 +340,9 @@ impl Run<'_> {
         let is_right = match close.0 {
             code if conn.sent_close == Some(code) && close.1.is_empty() => true,
             1001 => self.is_stopping,
-            1011 => script.durable.is_some() && close.1 == "storage failed",
+            1011 => script.history_keep.is_some() && close.1 == "storage failed",
             1008 => policy.contains(&close.1.as_str()),
-            1013 => script.is_buffer_tight() || !script.rules().is_roomy || script.delay.is_some(),
+            1013 => script.is_buffer_tight() || !script.rules().has_high_limits || script.delay.is_some(),
             code => {
                 !conn.is_polite
                     && ([1000, 1002, 1003, 1005, 1007, 1008, 1009].contains(&code) || (3000..5000).contains(&code))
@@ -351,7 +351,7 @@ impl Run<'_> {
         let is_replied = conn.sent_close == Some(close.0) && close.1.is_empty();
         // The server must reply to every message before it replies to the client's Close, unless the broker delays
         // events.
-        let is_done = conn.nonces.is_empty() || script.delay.is_some() || script.is_crowd;
+        let is_done = conn.nonces.is_empty() || script.delay.is_some() || script.has_crowd;
         if !is_right {
             let text = format!("{} receives the Close {close:?}", self.name(at));
             return self.fail(FRAMES, text);
@@ -370,10 +370,10 @@ impl Run<'_> {
         self.count(counter);
         // Check the size of a slow consumer's outbox only without broker delays and socket faults: a delayed join
         // releases all held replies at once, and a faulty socket may accept the whole outbox before the Close.
-        let is_exact = script.block == 0.0 && script.interrupt == 0.0 && script.delay.is_none();
+        let is_exact = script.would_block_chance == 0.0 && script.interrupt_chance == 0.0 && script.delay.is_none();
         if close.1 == "too slow to read" && conn.is_polite && is_exact {
             let model = self.model.borrow();
-            let owed = conn.token.and_then(|token| model.members.get(&token)).map_or(0, |member| member.owed);
+            let owed = conn.token.and_then(|token| model.members.get(&token)).map_or(0, |member| member.expected_bytes);
             drop(model);
             // While a client's outbox is over half full, the server processes none of its commands, so replies alone
             // cannot fill the outbox.
@@ -403,9 +403,9 @@ impl Run<'_> {
         let conn = &mut self.conns[at];
         conn.is_over = conn.has_ended || conn.is_reset || end == End::Reset || conn.is_silent;
         if !conn.has_ended && !conn.is_reset && !conn.is_silent {
-            if conn.outgoing.iter().all(|(_, out)| !matches!(out, Out::End)) {
-                let at = conn.last_out.max(self.world.now());
-                conn.outgoing.push_back((at, Out::End));
+            if conn.outgoing.iter().all(|(_, out)| !matches!(out, Output::End)) {
+                let at = conn.last_send_at.max(self.world.now());
+                conn.outgoing.push_back((at, Output::End));
             }
             if !conn.client.is_open() || conn.client.is_cut() {
                 conn.is_over = true;
@@ -432,7 +432,7 @@ impl Run<'_> {
                 && conn.status == Some(101)
                 && conn.sent_close.is_none()
                 && self.script.delay.is_none()
-                && !self.script.is_crowd
+                && !self.script.has_crowd
             {
                 let text = format!("{} sees the end, but no answer for {:?}", self.name(at), self.conns[at].nonces);
                 self.fail(ACKNOWLEDGEMENT, text);

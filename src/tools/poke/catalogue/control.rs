@@ -1,6 +1,6 @@
 //! Test cases about control frames (§5.5): Ping, Pong, and the Close frame with its codes and reasons (§7).
 
-use super::{DEFAULT_CASE, DISCONNECT, FAILING_CASE, WAIT_FOR_WHOLE_FRAME};
+use super::{DEFAULT_CASE, DISCONNECT, VIOLATION_CASE, WAIT_FOR_WHOLE_FRAME};
 use crate::tools::poke::case::Step::{Bytes, Frame, HalfClose, Letters};
 use crate::tools::poke::case::{Case, End, Reply, Requirement};
 use crate::ws::close::ProtocolError;
@@ -62,7 +62,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Letters(0x89, 126)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "pong-of-126-bytes",
@@ -70,7 +70,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Letters(0x8a, 126)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "huge-ping",
@@ -79,7 +79,7 @@ pub(super) const PING_CASES: &[Case] = &[
         allowed: &[DISCONNECT, WAIT_FOR_WHOLE_FRAME],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
 ];
 
@@ -89,14 +89,14 @@ const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuv
 /// The defaults for test cases that send a valid Close: the server must reply with a Close.
 const VALID_CLOSE_CASE: Case = Case { allowed: &[ANY_CLOSE_CODE], ..DEFAULT_CASE };
 const BAD_CODE_CASE: Case =
-    Case { allowed: &[DISCONNECT, (End::ClosesWithAnyCode, ANY_CODE_RULE)], rule: CODE_RULE, ..FAILING_CASE };
+    Case { allowed: &[DISCONNECT, (End::ClosesWithAnyCode, ANY_CODE_RULE)], rule: CLOSE_CODE_RULE, ..VIOLATION_CASE };
 
 const ANY_CLOSE_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", but need not");
 const ANY_CODE_RULE: &str = "§7.4 lists the codes that must not be sent, but no code to fail the connection with";
 const CLOSE_REPLY_RULE: (&str, &str) =
     ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
-const CODE_RULE: (&str, &str) =
+const CLOSE_CODE_RULE: (&str, &str) =
     ("§7.4", "1004–1006, 1015, and all codes outside of 1000–1014 and 3000–4999 must not be sent");
 const NO_FRAME_AFTER_CLOSE_RULE: (&str, &str) =
     ("§5.5.1", "no frame may follow a Close; if one does, it gets no reply");
@@ -148,7 +148,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, "03")],
         rule: ("§5.5.1", "the payload of a Close is empty, or starts with a code of two bytes"),
         error: Some(ProtocolError::ClosePayloadOfOneByte),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "close-0",
@@ -207,7 +207,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         allowed: &[DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
         rule: ("§8.1", "the reason of a Close is UTF-8, like a text message"),
         error: Some(ProtocolError::CloseReasonNotUtf8),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "close-too-long",
@@ -215,7 +215,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, TOO_LONG_CLOSE_PAYLOAD)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "text-after-close",

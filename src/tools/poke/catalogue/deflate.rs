@@ -2,7 +2,7 @@
 //! that it must not accept. [`inbox`](crate::tools::inbox) checks every response against the offer, so a case does not
 //! state the response that it expects.
 
-use super::{DEFAULT_CASE, DISCONNECT, ECHO_CASE, FAILING_CASE};
+use super::{DEFAULT_CASE, DISCONNECT, ECHO_CASE, VIOLATION_CASE};
 use crate::tools::poke::case::Edit::Add;
 use crate::tools::poke::case::Step::{Await, Frame, Letters, Repeat};
 use crate::tools::poke::case::{Case, Edit, End, Opening, Reply, Requirement};
@@ -12,7 +12,7 @@ use crate::ws::close::ProtocolError;
 const DEFLATE_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..ECHO_CASE };
 
 /// Default values of a test case whose client negotiates compression and then breaks a rule.
-const BROKEN_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..FAILING_CASE };
+const DEFLATE_VIOLATION_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..VIOLATION_CASE };
 
 /// Default values of a test case whose client sends a message that does not inflate.
 const INVALID_CASE: Case = Case {
@@ -20,7 +20,7 @@ const INVALID_CASE: Case = Case {
     allowed: &[DISCONNECT, ANY_CLOSE_CODE],
     rule: INFLATE_RULE,
     error: Some(ProtocolError::InvalidDeflate),
-    ..BROKEN_CASE
+    ..DEFLATE_VIOLATION_CASE
 };
 
 /// Default values of a test case with an offer that the server must decline. A server without compression passes such
@@ -39,7 +39,7 @@ const BOMB: &str = "05 a3 60 14 8c 82 51 30 0a 46 c1 28 18";
 const DECLINE_RULE: (&str, &str) =
     ("RFC 7692 §7", "a server declines an offer with an unknown, repeated or invalid parameter, not the handshake");
 const OFFERS_RULE: (&str, &str) = ("RFC 7692 §5", "a client may make several offers; the server accepts one, or none");
-const BITS_RULE: (&str, &str) =
+const WINDOW_BITS_RULE: (&str, &str) =
     ("RFC 7692 §7.1.2.1", "a server that accepts server_max_window_bits responds with the same or a smaller window");
 const RSV1_RULE: (&str, &str) =
     ("RFC 7692 §6", "RSV1 marks the first frame of a compressed message, and no other frame");
@@ -100,7 +100,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0xc1, HELLO)],
         rule: ("§5.2", "RSV1, RSV2 and RSV3 are 0 unless a negotiated extension defines them"),
         error: Some(ProtocolError::ReservedBits),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
     Case {
         name: "deflate-window-of-8-bits",
@@ -143,7 +143,7 @@ pub(super) const CASES: &[Case] = &[
         )]),
         steps: &[Frame(0xc1, HELLO)],
         replies: &[Reply::Text("'Hello'")],
-        rule: BITS_RULE,
+        rule: WINDOW_BITS_RULE,
         ..DEFLATE_CASE
     },
     Case {
@@ -152,7 +152,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Deflate(&[Add("Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10")]),
         steps: &[Letters(0x81, 5000)],
         replies: &[Reply::Letters(1, 5000)],
-        rule: BITS_RULE,
+        rule: WINDOW_BITS_RULE,
         ..DEFLATE_CASE
     },
     Case {
@@ -309,7 +309,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0x41, "f2 48 cd"), Frame(0xc0, "c9 c9 07 00")],
         rule: RSV1_RULE,
         error: Some(ProtocolError::MisplacedRsv1),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
     Case {
         name: "deflate-rsv1-on-a-ping",
@@ -317,7 +317,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0xc9, "")],
         rule: RSV1_RULE,
         error: Some(ProtocolError::MisplacedRsv1),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
     Case {
         name: "deflate-rsv1-on-a-close",
@@ -325,7 +325,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0xc8, "03 e8")],
         rule: RSV1_RULE,
         error: Some(ProtocolError::MisplacedRsv1),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
     Case {
         name: "deflate-rsv2",
@@ -333,7 +333,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0xa1, "'Hello'")],
         rule: ("§5.2", "of the reserved bits, only RSV1 is negotiated (RFC 7692 §6)"),
         error: Some(ProtocolError::MisplacedRsv1),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
     Case {
         name: "deflate-rsv3",
@@ -341,7 +341,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0xd1, HELLO)],
         rule: ("§5.2", "of the reserved bits, only RSV1 is negotiated (RFC 7692 §6)"),
         error: Some(ProtocolError::MisplacedRsv1),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
     Case {
         name: "deflate-garbage",
@@ -375,6 +375,6 @@ pub(super) const CASES: &[Case] = &[
         allowed: &[],
         rule: ("§10.4", "a limit applies to the inflated message, and the server stops inflating there"),
         error: Some(ProtocolError::MessageTooBig),
-        ..BROKEN_CASE
+        ..DEFLATE_VIOLATION_CASE
     },
 ];

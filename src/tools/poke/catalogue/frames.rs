@@ -1,6 +1,6 @@
 //! Test cases about single frames: header, length, mask, opcode (§5.1–§5.3).
 
-use super::{DISCONNECT, ECHO_CASE, FAILING_CASE, WAIT_FOR_WHOLE_FRAME};
+use super::{DISCONNECT, ECHO_CASE, VIOLATION_CASE, WAIT_FOR_WHOLE_FRAME};
 use crate::tools::poke::case::Step::{Await, Bytes, BytesSlowly, Frame, Letters, Pause};
 use crate::tools::poke::case::{Case, End, Reply};
 use crate::ws::close::ProtocolError;
@@ -111,7 +111,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 05 'Hello'")],
         rule: MASK_RULE,
         error: Some(ProtocolError::Unmasked),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "unmasked-ping",
@@ -119,7 +119,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("89 00")],
         rule: MASK_RULE,
         error: Some(ProtocolError::Unmasked),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "rsv1",
@@ -127,7 +127,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("c1 85 M0 'Hello'")],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "rsv2",
@@ -135,7 +135,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("a1 85 M0 'Hello'")],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "rsv3-on-a-ping",
@@ -143,7 +143,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("99 80 M0")],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "opcode-3",
@@ -151,7 +151,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("83 82 M0 'hi'")],
         rule: OPCODE_RULE,
         error: Some(ProtocolError::ReservedOpcode(3)),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "opcode-11",
@@ -159,7 +159,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("8b 80 M0")],
         rule: OPCODE_RULE,
         error: Some(ProtocolError::ReservedOpcode(11)),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "http-after-the-upgrade",
@@ -172,7 +172,7 @@ pub(super) const CASES: &[Case] = &[
         )],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "length-5-in-16-bits",
@@ -180,7 +180,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 fe 00 05 M0 'Hello'")],
         rule: SHORTEST_LENGTH_RULE,
         error: Some(ProtocolError::LengthNotMinimal),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "length-5-in-64-bits",
@@ -188,7 +188,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 ff 00 00 00 00 00 00 00 05 M0 'Hello'")],
         rule: SHORTEST_LENGTH_RULE,
         error: Some(ProtocolError::LengthNotMinimal),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "length-top-bit",
@@ -197,7 +197,7 @@ pub(super) const CASES: &[Case] = &[
         allowed: &[DISCONNECT, TOO_BIG, WAIT_FOR_WHOLE_FRAME],
         rule: TOP_BIT_RULE,
         error: Some(ProtocolError::LengthTopBit),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "length-all-bits",
@@ -206,6 +206,6 @@ pub(super) const CASES: &[Case] = &[
         allowed: &[DISCONNECT, TOO_BIG, WAIT_FOR_WHOLE_FRAME],
         rule: TOP_BIT_RULE,
         error: Some(ProtocolError::LengthTopBit),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
 ];

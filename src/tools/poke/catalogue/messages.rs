@@ -1,11 +1,11 @@
 //! Test cases about messages: fragmentation, control frames between fragments (§5.4), UTF-8 in text (§5.6, §8.1).
 
-use super::{DEFAULT_CASE, DISCONNECT, ECHO_CASE, FAILING_CASE};
+use super::{DEFAULT_CASE, DISCONNECT, ECHO_CASE, VIOLATION_CASE};
 use crate::tools::poke::case::Step::{Await, Bytes, Frame};
 use crate::tools::poke::case::{Case, End, Reply};
 use crate::ws::close::ProtocolError;
 
-const FRAGMENTS_RULE: (&str, &str) =
+const FRAGMENTATION_RULE: (&str, &str) =
     ("§5.4", "the first frame has the opcode and no FIN, the others have opcode 0, the last one has FIN");
 const CONTROL_BETWEEN_FRAGMENTS_RULE: (&str, &str) =
     ("§5.4", "control frames may come between the fragments of a message");
@@ -19,7 +19,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         summary: "\"Hello\" in two fragments",
         steps: &[Frame(0x01, "'He'"), Frame(0x80, "'llo'")],
         replies: &[Reply::Text("'Hello'")],
-        rule: FRAGMENTS_RULE,
+        rule: FRAGMENTATION_RULE,
         ..ECHO_CASE
     },
     Case {
@@ -27,7 +27,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         summary: "A binary message in three fragments",
         steps: &[Frame(0x02, "ff"), Frame(0x00, "fe"), Frame(0x80, "fd")],
         replies: &[Reply::Binary("ff fe fd")],
-        rule: FRAGMENTS_RULE,
+        rule: FRAGMENTATION_RULE,
         ..ECHO_CASE
     },
     Case {
@@ -35,7 +35,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         summary: "Two messages of two fragments each, in one write",
         steps: &[Bytes("01 81 M0 'a' 80 81 M0 'b' 01 81 M0 'c' 80 81 M0 'd'")],
         replies: &[Reply::Text("'ab'"), Reply::Text("'cd'")],
-        rule: FRAGMENTS_RULE,
+        rule: FRAGMENTATION_RULE,
         ..ECHO_CASE
     },
     Case {
@@ -43,7 +43,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         summary: "A message of three empty fragments",
         steps: &[Frame(0x01, ""), Frame(0x00, ""), Frame(0x80, "")],
         replies: &[Reply::Text("")],
-        rule: FRAGMENTS_RULE,
+        rule: FRAGMENTATION_RULE,
         ..ECHO_CASE
     },
     Case {
@@ -80,7 +80,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         steps: &[Frame(0x80, "'a'")],
         rule: CONTINUATION_RULE,
         error: Some(ProtocolError::UnexpectedContinuation),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "middle-of-nothing",
@@ -88,7 +88,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         steps: &[Frame(0x00, "'a'")],
         rule: CONTINUATION_RULE,
         error: Some(ProtocolError::UnexpectedContinuation),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "text-inside-a-message",
@@ -96,7 +96,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         steps: &[Frame(0x01, "'a'"), Frame(0x81, "'b'")],
         rule: NO_INTERLEAVING_RULE,
         error: Some(ProtocolError::ExpectedContinuation),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "binary-inside-a-message",
@@ -104,7 +104,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         steps: &[Frame(0x01, "'a'"), Frame(0x02, "'b'")],
         rule: NO_INTERLEAVING_RULE,
         error: Some(ProtocolError::ExpectedContinuation),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "fragmented-ping",
@@ -112,7 +112,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         steps: &[Frame(0x09, "")],
         rule: CONTROL_FIN_RULE,
         error: Some(ProtocolError::FragmentedControl),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
     Case {
         name: "fragmented-close",
@@ -120,7 +120,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         steps: &[Frame(0x08, "03 e8")],
         rule: CONTROL_FIN_RULE,
         error: Some(ProtocolError::FragmentedControl),
-        ..FAILING_CASE
+        ..VIOLATION_CASE
     },
 ];
 
@@ -132,7 +132,7 @@ const NOT_UTF8_CASE: Case = Case {
     allowed: &[DISCONNECT, (End::Closes(&[1002]), "§8.1 says to fail the connection, but names no code")],
     rule: UTF8_RULE,
     error: Some(ProtocolError::TextNotUtf8),
-    ..FAILING_CASE
+    ..VIOLATION_CASE
 };
 
 pub(super) const TEXT_CASES: &[Case] = &[

@@ -47,7 +47,7 @@ const DEFAULT_CASE: Case = Case {
 const ECHO_CASE: Case = Case { needs: Requirement::Echo, ..DEFAULT_CASE };
 
 /// Defaults for a test case whose client breaks a rule, so that the server must fail the connection (§7.1.7).
-const FAILING_CASE: Case = Case { end: PROTOCOL_ERROR, allowed: &[DISCONNECT], ..DEFAULT_CASE };
+const VIOLATION_CASE: Case = Case { end: PROTOCOL_ERROR, allowed: &[DISCONNECT], ..DEFAULT_CASE };
 
 const PROTOCOL_ERROR: End = End::Closes(&[1002]);
 const DISCONNECT: (End, &str) =
