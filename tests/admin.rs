@@ -309,7 +309,8 @@ fn silent_and_slow_peers() {
         slow.send(&[byte]);
     }
     assert_eq!(parse_json(&slow.read_response())["text"], "hi");
-    // The server did not close the newest silent connection to accept another one, but closes it after 10 seconds.
+    // To make room for new connections, the server evicts only the oldest silent connections. It closes the newest
+    // silent connection after a timeout of 10 seconds.
     let mut last = silent.pop().unwrap();
     last.expect_end();
 }

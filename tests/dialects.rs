@@ -490,7 +490,7 @@ impl ThreeUsers {
         [&mut self.eve, &mut self.ron, &mut self.pat]
     }
 
-    /// Asserts that each of the three users receives the message in the user's own dialect.
+    /// Asserts that all three users receive the message, each in their own dialect.
     fn receive_message(&mut self, name: &str, text: &str, id: u64) {
         for user in self.all() {
             let expected = user.room_message(name, text, id);

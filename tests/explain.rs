@@ -87,7 +87,7 @@ fn the_rfcs_frame_in_many_notations() {
     }
 }
 
-/// `wirechat explain` accepts raw bytes, and dumps in the formats of tools such as xxd, hexdump, od and Wireshark.
+/// `wirechat explain` accepts either raw bytes or a dump in the format of a tool such as xxd, hexdump, od or Wireshark.
 #[test]
 fn dumps_on_standard_input() {
     let inputs: [(&[u8], &str); 7] = [

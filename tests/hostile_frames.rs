@@ -82,7 +82,8 @@ fn row(id: impl Into<String>, at: &'static str, sent: impl AsRef<[u8]>, reply: i
     Row { id: id.into(), at, sent: sent.as_ref().to_vec(), reply: reply.as_ref().to_vec(), end }
 }
 
-/// A row for `/echo`. `sent` and `reply` use the notation of [`hex`].
+/// Creates a test case for `/echo`: the client sends `sent`, and the server must send `reply`. Both use the notation of
+/// [`hex`].
 fn echo(id: &str, sent: &str, reply: &str, end: End) -> Row {
     row(id, ECHO, hex(sent), hex(reply), end)
 }

@@ -48,7 +48,8 @@ fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
     tab
 }
 
-/// Shows the sidebar: opens the menu if the sidebar is hidden because the inspector is open.
+/// Makes the sidebar visible. If the window has no room for the sidebar next to the inspector, the page shows a Menu
+/// button that opens the sidebar.
 fn show_sidebar(tab: &Tab) {
     if tab.eval("__button('Menu').checkVisibility()") == true {
         tab.press_button("Menu");
@@ -363,8 +364,8 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    // The server runs an inspector's commands in order, so once its Ping arrives, it has already turned on
-    // fragmentation.
+    // The server executes an inspector's commands in order. Once the Ping requested below arrives, the server has also
+    // executed the earlier command to fragment its next message.
     alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");

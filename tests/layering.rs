@@ -250,8 +250,8 @@ fn find_forbidden_dependencies(source: &Source) -> Vec<String> {
     faults.into_iter().collect()
 }
 
-/// Whether `module` must not use `path`. The caller of a module that must not use sockets, clocks or random numbers
-/// passes in the bytes, the time and the random numbers.
+/// Whether `module` is forbidden to use the item at `path`, such as `std::net::TcpStream`. Some modules must not use
+/// sockets, clocks or random numbers. Their callers pass in the bytes, the time and the random numbers.
 fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
     let is_clock = path.contains(&"Instant") || path.ends_with(&["SystemTime", "now"]);
     let is_random = path.contains(&"RandomState") || path.first() == Some(&"getrandom");

@@ -408,7 +408,7 @@ impl<'a> Instance<'a> {
     }
 
     /// Sends a request without increasing the request number, so that it counts as a resend of the previous request.
-    /// One argument of each call limits each room's history to one message.
+    /// The call limits the history of each room to one message, so that a test can exceed the limit with few messages.
     fn resend(&self, words: &[&str]) -> Vec<String> {
         let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
         let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];

@@ -174,7 +174,7 @@ fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     assert!(proxy.path == "/" || log.contains("username=bob"), "{log}");
     assert!(!log.contains("a-secret-of-bob"), "{log}");
 
-    // The page reconnects after the server restarts.
+    // Restart the server while the proxy keeps running. Both pages must reconnect and rejoin their room.
     let port = server.port().to_string();
     drop(server);
     wait_for_state(&alice, "waiting");

@@ -179,7 +179,7 @@ fn recorded(dir: &Path, needle: &str) -> String {
 
 /// The server redacts a token wherever a client sends it, for example in a rejected request or in place of a frame.
 #[test]
-fn no_token_is_traced_or_recorded_wherever_it_occurs() {
+fn tokens_never_appear_in_traces_or_recordings() {
     let upgrade = support::upgrade_request("/echo?username=a");
     let table: [(&str, Vec<&[u8]>); 7] = [
         (

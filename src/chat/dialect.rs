@@ -116,8 +116,8 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // Use the nonce only of messages, token renewals and invalid commands, because only their replies may repeat it.
-    // Other commands ignore the field, as they would any unknown field.
+    // Keep the nonce only for messages, token renewals and invalid commands, because the server echoes the nonce only
+    // in its replies to these. Other commands ignore the field, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. } | Command::Token(_)) | Err(_)));
     (command, nonce)
 }

@@ -398,7 +398,8 @@ impl HandshakeCapture {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // Do not store a huge request (with many cookies, for example): the server may store 256 requests.
+                // The server keeps up to 256 handshakes in memory, so stop capturing a huge request (one with many
+                // cookies, for example).
                 return self.request.bytes.len() > MAX_STORED_REQUEST_LEN;
             }
             // `has_ticket` is still `false`, so the server has not called `upgrade`, and this response is not a 101.

@@ -50,7 +50,7 @@ impl Trace {
     }
 }
 
-/// Creates the observers of all connections and serves the inspectors.
+/// Creates an observer for each connection that needs one, and serves the inspectors.
 pub struct InspectObservers {
     context: Rc<Context>,
     recordings: Option<Recorders>,

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_connects_at_a_limited_rate() {
+    fn connections_are_rate_limited_per_address() {
         let mut limits = limits(&["--max-per-address", "0", "--connect-rate", "2"]);
         let connects = |limits: &mut ConnectionLimits, address, now| {
             (0..20).take_while(|_| limits.add_connection(ip(address), at(now)).is_ok()).count()

@@ -348,7 +348,7 @@ impl<S: Socket> Server<S> {
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let format = except.and_then(|client| self.format_of(client));
         let is_full = self.fanout.append(room, self.chat.dialects(room), format, event);
-        // Make the client `except` skip the event before a full batch is sent, because it must not receive the event.
+        // Exclude the client `except` from the event first: the next step may send the room's batch to all members.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);

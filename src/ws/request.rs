@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn header_names_ignore_case_and_several_lines_are_one_list() {
+    fn header_names_are_case_insensitive_and_repeated_headers_are_one_list() {
         let request = Request::parse(HEAD.as_bytes(), 64).unwrap();
         for token in ["one", "ONE", "two", "three"] {
             assert!(request.has_token("x", token), "{token}");

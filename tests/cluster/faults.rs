@@ -152,8 +152,8 @@ impl Machines {
         let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
         let losses = [Fault::EraseRedis, Fault::Flush];
         let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
-        // The list contains each kind of instance fault once per instance. Add each kind of Redis fault equally often,
-        // so that a random choice picks all these kinds equally often.
+        // The list so far contains each kind of instance fault once per instance. Add each kind of Redis fault as many
+        // times as there are instances, so that all these kinds are equally likely.
         (0..self.count()).for_each(|_| kinds.extend(of_redis));
         if !self.keeps_data {
             kinds.extend(losses.repeat(2));

@@ -191,7 +191,7 @@ impl Wal {
         len.min(self.0.len())
     }
 
-    /// Returns the offsets at which the header and each valid frame end, from offset `start` on.
+    /// Returns the end offsets of the WAL header and of each valid frame, omitting offsets below `start`.
     pub fn frame_ends(&self, start: usize) -> Vec<usize> {
         let ends = (WAL_HEADER_LEN..=self.valid_len()).step_by(self.frame_len());
         ends.filter(|end| *end >= start).collect()

@@ -22,7 +22,7 @@ const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resum
 
 /// The interface between the broker and the Redis threads. Tests replace the threads with a simulation.
 pub trait Link {
-    /// Queues a call of the Lua script with these arguments. The calls run in the order in which they were queued.
+    /// Queues a call to the Lua script with these arguments. Calls run in the order they were queued.
     fn call(&mut self, arguments: Vec<String>);
     /// Keeps reading inbox `key` from the entry after `after`, while Redis has this `lineage` (see [`LinkEvent`]).
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);

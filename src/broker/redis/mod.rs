@@ -243,7 +243,9 @@ impl RedisBroker {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    // Confirm the script call now, without waiting for its reply: `done` does not wake the event loop.
+                    // Allow the next script call now, because this event proves that Redis has executed the pending
+                    // call. The reply `done` does not wake the event loop, so waiting for the reply would delay the
+                    // next call.
                     self.beats.confirm(number);
                 }
                 Ok(event) => self.mirror.apply(event),

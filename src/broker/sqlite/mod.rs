@@ -462,9 +462,9 @@ mod tests {
 
     /// A disk that executes the submitted operations only when the test calls `execute`.
     #[derive(Clone)]
-    struct ManualDisk(Rc<RefCell<DiskState>>);
+    struct ManualDisk(Rc<RefCell<ManualDiskState>>);
 
-    struct DiskState {
+    struct ManualDiskState {
         database: Database,
         waiting: Vec<Operation>,
         executed: VecDeque<Result<Batch, String>>,
@@ -475,11 +475,11 @@ mod tests {
             let connection = rusqlite::Connection::open_in_memory().unwrap();
             let database = Database::begin_run(connection, OPTIONS, "run", NOW).unwrap();
             let (waiting, executed) = (Vec::new(), VecDeque::new());
-            ManualDisk(Rc::new(RefCell::new(DiskState { database, waiting, executed })))
+            ManualDisk(Rc::new(RefCell::new(ManualDiskState { database, waiting, executed })))
         }
 
         fn execute(&self) {
-            let DiskState { database, waiting, executed } = &mut *self.0.borrow_mut();
+            let ManualDiskState { database, waiting, executed } = &mut *self.0.borrow_mut();
             executed.push_back(database.execute(&mem::take(waiting)));
         }
     }

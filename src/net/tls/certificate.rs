@@ -1,4 +1,4 @@
-//! Reads the files of `--tls-cert` and `--tls-key`, checks that they match, and creates the settings of a TLS server.
+//! Reads the files given by `--tls-cert` and `--tls-key`, checks that they match, and builds the TLS configuration.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -49,8 +49,8 @@ pub fn check(data: &[u8]) {
                     let is_ambiguous = reading.alternative.is_some() || is_alike;
                     assert!(reading.bytes == data || is_ambiguous, "{notation:?}: {text:?} is read as {reading:?}");
                 }
-                // `read` may reject a single number, or base64 that looks like a word, without advice. Every other
-                // error must tell the user how to specify the notation.
+                // If `read` rejects the text, its error must suggest an `--as` option or another `od` command. Only the
+                // errors for a single number and for base64 that looks like a word need no suggestion.
                 Err(error) => {
                     let is_vague = data.len() == 1 || notation == Some(Notation::Base64);
                     let says_how = error.contains("--as ") || error.contains("use od");

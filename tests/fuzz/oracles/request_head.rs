@@ -106,7 +106,8 @@ fn expected_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
 }
 
 fn check_request_line(line: &[u8]) -> Result<(), u16> {
-    // Parse only the part before a CR: the caller rejects every line that contains a CR before its CRLF.
+    // If the line contains a stray CR (one that does not belong to its CRLF), check only the part before the CR, as the
+    // server does. If that part is valid, the caller then rejects the line because of the CR.
     let line = line.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let parts: Vec<&[u8]> = line.splitn(3, |byte| *byte == b' ').collect();
     let &[method, target, version] = &parts[..] else { return Err(400) };

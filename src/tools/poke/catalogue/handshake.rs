@@ -9,7 +9,7 @@ use crate::ws::close::ProtocolError;
 /// Default values for a test case whose request the server should reject (§4.2.1).
 const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
 
-/// Default values for a test case whose request is unusual but valid, so that the server should accept it.
+/// Default values for a test case whose request is unusual but valid: the server should accept it.
 const ACCEPTED_CASE: Case = Case { end: End::Open, ..DEFAULT_CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =
