@@ -43,7 +43,8 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty, allows all names, unless a `listen` address is loopback
+    // An empty list allows every name or, if a `listen` address is loopback, only loopback names.
+    pub allow_host: Vec<String>,
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
@@ -66,7 +67,7 @@ pub struct Config {
     /// Let each page inspect its own connection; on by default if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
-    /// Do not let any web page inspect its own connection
+    /// Do not let pages inspect their own connections, even if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub no_inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
@@ -117,7 +118,7 @@ pub struct Config {
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute, but a program could guess millions
-    /// Limit the number of rooms that have members
+    /// Limit the number of rooms that have members (for empty rooms, see --max-empty-rooms)
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
     /// Limit the number of rooms that one user may open; ignored if only this machine can reach the server

@@ -40,7 +40,8 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
         arguments.push("--help".into());
     }
     let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
-    // An invalid server option, in the environment or in a configuration file, must not make a tool fail.
+    // A tool does not use the server's options, so it must not fail because of an invalid one in the environment or in
+    // a configuration file. Read both sources only for the server.
     let mut command = CommandLine::command();
     if !names_a_tool {
         arguments = config_file::add_config_file(&command, arguments).map_err(|error| (EXIT_USAGE, error))?;

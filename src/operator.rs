@@ -19,7 +19,7 @@ pub struct OperatorState<E> {
     pub counters: Counters,
     pub bans: Bans,
     pub commit_durations: Option<Arc<DurationHistogram>>, // durations of commits to the `--history-db` file
-    pub announcements: TokenMap<Option<E>>, // the operator's pending messages; `Some` once there is a reply
+    pub announcements: TokenMap<Option<E>>, // the chat's reply to each `/publish` request; `None` until it arrives
 }
 
 impl<E> Default for OperatorState<E> {
@@ -101,7 +101,7 @@ pub struct Bans {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BanSubject {
     Address(IpAddr),   // a network, see `network_of`
-    Username(Rc<str>), // a key, see `username_key`
+    Username(Rc<str>), // normalized by `username_key`
 }
 
 impl fmt::Display for BanSubject {

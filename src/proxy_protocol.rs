@@ -19,7 +19,8 @@ pub fn read_header(socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let (_, received) = recv(socket, &mut buffer, RecvFlags::PEEK)?;
     let limit = if buffer[0] == b'P' { MAX_V1_HEADER_LEN } else { MAX_V2_HEADER_LEN };
     if buffer[0] == b'\r' && buffer[12] == 0x20 {
-        // LOCAL: the proxy opened the connection for itself. PROXY protocol, section 2.2: ignore the address family.
+        // The LOCAL command means that the proxy opened the connection for itself, for example as a health check. The
+        // server must then ignore the address family (PROXY protocol, section 2.2), so clear it.
         buffer[13] = 0;
     }
     let why = match ProxyHeader::parse(&buffer[..received.min(limit)], ParseConfig::default()) {

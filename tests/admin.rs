@@ -211,7 +211,8 @@ fn requests_and_their_errors() {
     );
 }
 
-/// HEAD and GET responses have the same Content-Length. The server ignores a second request on the same connection.
+/// A HEAD response has the same Content-Length as the response to a GET request for the same target. If a client sends
+/// two requests at once on one connection, the server responds only to the first.
 #[test]
 fn head_requests_and_pipelined_requests() {
     let host = Host::start(&[]);
@@ -252,7 +253,7 @@ fn hosts_and_origins() {
     }
     member.send_text(r#"{"event":"ping"}"#);
     member.read_event("pong");
-    // An admin listener on a non-loopback address accepts any `Host`: a machine can have many names.
+    // On a non-loopback address, the admin listener accepts any `Host`: it cannot know all names of its machine.
     let host = Host::launch(&mut Server::command("127.0.0.1:0", &["--admin", "0.0.0.0:0"]));
     let mut client = RawClient::new(TcpStream::connect(("127.0.0.1", host.admin.port())).unwrap());
     client.send(&get("/live").set("Host: chat.internal:9000").bytes());
@@ -296,8 +297,8 @@ fn malformed_and_oversized_requests() {
     assert_eq!(host.request("GET", "/live").status, 200);
 }
 
-/// A full admin listener closes its oldest silent connection to accept a new one. The server accepts a request that
-/// arrives byte by byte.
+/// Clients that send nothing cannot lock out others: at its connection limit, the admin listener drops the oldest
+/// silent connection to accept a new one. A slow client, which sends its request byte by byte, still gets a response.
 #[test]
 fn silent_and_slow_peers() {
     let host = Host::start(&[]);
@@ -309,8 +310,8 @@ fn silent_and_slow_peers() {
         slow.send(&[byte]);
     }
     assert_eq!(parse_json(&slow.read_response())["text"], "hi");
-    // To make room for new connections, the server evicts only the oldest silent connections. It closes the newest
-    // silent connection after a timeout of 10 seconds.
+    // To make room for the new connections, the server dropped only the oldest silent ones. The newest silent
+    // connection stays open until its timeout of 10 seconds.
     let mut last = silent.pop().unwrap();
     last.expect_end();
 }
@@ -769,7 +770,8 @@ fn published_messages() {
     let welcome = carl.read_event("welcome");
     assert_eq!((&welcome["members"], &welcome["member_count"]), (&json!(["ann", "Anonymous"]), &json!(2)));
     assert_eq!(welcome["history"][0], published);
-    // The server keeps messages that are published to an empty room, and sends them to the first member.
+    // The server keeps messages that are published to an empty room. The next client that joins receives them in
+    // `welcome`.
     for id in [1, 2] {
         let body = json!({"username": "bot", "text": "early"}).to_string();
         assert_eq!(parse_json(&host.publish("new", &body))["id"], id);

@@ -48,9 +48,9 @@ enum Disconnect {
     Reset,
 }
 
-/// All members of a room disconnect, except a witness that must receive a `left` event for each of them. With
-/// `has_presence`, a client of the `presence` dialect stays in the room too. With `at_once`, the server is stopped with
-/// SIGSTOP while the members disconnect, and finds all the disconnects when it continues.
+/// All members of a room disconnect except one, the witness, which must receive a `left` event for each of the others.
+/// With `has_presence`, a client of the `presence` dialect stays in the room too. With `at_once`, SIGSTOP suspends the
+/// server during the disconnects, so that it sees all of them at once when it resumes.
 fn check_mass_disconnect(how: Disconnect, has_presence: bool, at_once: bool) {
     let (_guard, end) = lock_exclusively();
     let server = chat(&[]);
@@ -137,7 +137,8 @@ fn a_user_that_comes_and_goes() {
             (joined, left) == (2 * round, 2 * round)
         });
     }
-    // The server sends each member one event per join and per leave. The event must not grow with the size of the room.
+    // Every join and every leave sends one event to each member. If the event grew with the number of members, the
+    // traffic would grow with the square of that number.
     let events = (4 * ROUNDS) as f64;
     let bytes = crowd.members[members.start].received - bytes;
     assert_below("presence: bytes per event for one member", bytes as f64 / events, 200.0);

@@ -230,7 +230,8 @@ fn differences(expected: &Results, got: &Results) -> Vec<String> {
     cases.into_iter().filter(|case| expected.get(*case) != got.get(*case)).cloned().collect()
 }
 
-/// Returns a case's results with the suite's own explanation, from the index entry and the report file.
+/// Describes the result of one test case. `entry` is the case's entry in the suite's index, which also names the report
+/// file with the suite's explanation.
 fn describe_result(reports: &Path, entry: &Value) -> String {
     let Some(file) = entry["reportfile"].as_str() else { return "was not played".to_owned() };
     let report = read_json(&reports.join(file));

@@ -11,8 +11,8 @@ use support::table::each_row;
 use support::users::{Dialect, User, encode};
 use support::{Server, token_file, wait_until};
 
-/// `--allow-host` makes the server public, so its limits also apply to clients on loopback. The other options
-/// turn off the limits on connections per address.
+/// `--allow-host` makes the server public, so its limits per address also apply to loopback, from which all test
+/// clients connect. The other two options turn off two of these limits: on the rate and the number of connections.
 const PUBLIC: [&str; 6] = ["--allow-host", "chat.example", "--connect-rate", "0", "--max-per-address", "0"];
 
 fn public(args: &[&str]) -> Server {
@@ -23,7 +23,7 @@ fn tokens(name: &str, content: &str) -> String {
     token_file(name, content).to_str().unwrap().to_owned()
 }
 
-/// Builds the `/check` request that asks about a handshake with this request target.
+/// Builds a `/check` request, which asks what status the server would send to a handshake for `target`.
 fn check_request(target: &str) -> Request {
     let (endpoint, query) = target.split_once('?').unwrap_or((target, ""));
     get(&format!("/check?{query}&endpoint={}", encode(endpoint)))
@@ -133,7 +133,8 @@ fn a_server_that_is_full() {
     run(&server, &[("/?room=tea", &[], 503), ("/ws/coffee", &[], 503), ("/?room=%00", &[], 400), ("/nope", &[], 404)]);
 }
 
-/// The server checks the rate limit last. A `/check` request does not count towards the rate limit.
+/// A `/check` request does not count towards the rate limit. The server checks the rate limit last, so it reports
+/// status 429 only for a handshake that passes all other checks.
 #[test]
 fn a_check_draws_nothing_from_the_rate_limit() {
     let server = public(&["--open", "--rate-limit", "0.001", "--max-rooms", "1"]);

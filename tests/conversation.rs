@@ -1,7 +1,7 @@
 //! Tests the `events` dialect: the exact events that several users in several rooms receive.
 //!
-//! Some users connect with `tungstenite`, an independent WebSocket client. So a test fails even if the server and the
-//! tests' own client misread the RFC in the same way.
+//! Some of the users connect with `tungstenite`, an independent WebSocket client. It exposes any misreading of the RFC
+//! that the server and the tests' own client share.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -178,7 +178,8 @@ fn assert_time(time: &Value, before: SystemTime) {
     assert!(time + Duration::from_millis(1) >= before && time <= SystemTime::now(), "{text} is now");
 }
 
-/// One way to end a connection: its name, and the function that does it.
+/// A way to end a connection: its description, which is also the client's username, and a function that ends the
+/// connection.
 type Ending = (&'static str, fn(RawClient));
 
 /// When a member's connection ends, in any way, the remaining members of the room receive `left` exactly once.
@@ -297,7 +298,7 @@ fn a_switch_between_two_messages() {
 /// The server's expected reply to a message.
 enum Reply {
     Silence,
-    /// An `error` event with this text.
+    /// An `error` event with exactly this text.
     Error(String),
     /// An `error` event whose text contains this string.
     ErrorAbout(&'static str),

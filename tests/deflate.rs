@@ -415,8 +415,8 @@ struct Peer {
 
 const ROOMS: [&str; 2] = ["one", "two"];
 
-/// A server with two rooms of clients that use another WebSocket implementation. An observer in each room receives the
-/// same messages without compression, for comparison.
+/// A server, and peers in two rooms. The peers are clients that use another WebSocket implementation. Each room also
+/// has an observer without compression, and the test compares the peers' messages with the observer's.
 struct World {
     server: Server,
     peers: Peers,
@@ -644,7 +644,8 @@ fn traces_and_recordings_show_the_inflated_text() {
     let _ = std::fs::remove_dir_all(&dir);
 }
 
-/// An inspector that attaches to an open connection sees inflated text, although it has not seen the earlier messages.
+/// An inspector that attaches to an open connection sees inflated messages. It needs no earlier message to inflate
+/// them, because the server restarts the room's compression when the inspector attaches.
 #[test]
 fn an_inspector_sees_inflated_text() {
     let server = server(&[]);

@@ -666,7 +666,8 @@ fn history_across_dialects() {
 
 // -------------------------------------------------------------------------------------------------------- names
 
-/// In the `rooms` dialect, a client sends a username with each message. Its join and leave events show `Anonymous`.
+/// In the `rooms` dialect, the username comes with each message and not with the join. A client's join and leave events
+/// therefore show `Anonymous`.
 #[test]
 fn rooms_clients_send_a_username_with_each_message() {
     let server = chat(&[]);
@@ -772,8 +773,8 @@ fn a_message_reserves_its_username() {
     for dialect in [Events, Presence] {
         User::join(&server, dialect, "Ron", "elsewhere").expect_close(1008, "username already in use");
     }
-    // The client that reserved the username `ron` may send more messages under it. Once that client sends a message
-    // under another username, `ron` is free again.
+    // A client may send more messages under its reserved username, `ron`. When it sends a message under another
+    // username, `ron` becomes available to other clients.
     ron.send_message("still me");
     ron.name = "ronald".to_owned();
     ron.send_message("another");

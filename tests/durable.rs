@@ -201,8 +201,8 @@ struct SeenHistory {
     messages: Vec<Value>,
 }
 
-/// Joins as a client that knows only `seen`. The server must report `resumed: true` if and only if the history file
-/// contains all messages and the epoch in `seen`.
+/// Joins as a client that has received only the messages and the epoch in `seen`. The server must report
+/// `resumed: true` if and only if the history file contains that epoch and still contains all those messages.
 fn check_resume(server: &Server, room: &str, seen: &SeenHistory, stored: &[Value], epochs: &[String]) {
     let count = seen.messages.len();
     let is_true = stored.starts_with(&seen.messages) && epochs.contains(&seen.epoch);
@@ -261,8 +261,8 @@ fn power_failures() {
             stored.extend(publish(&mut eve, &texts));
         }
         let (acknowledged, synced) = (stored.len(), file.wal());
-        // `valid_len` counts only WAL frames that this server has written: a server checkpoints the WAL when it starts,
-        // so its first write restarts the WAL with new salts.
+        // `valid_len` ignores WAL frames that an earlier server wrote. Each server checkpoints the WAL at startup, so
+        // its first write restarts the WAL with new salts, which the older frames do not have.
         let synced_len = synced.valid_len();
         for text in 0..60 {
             let text = format!("{round}, late {text}");
@@ -293,9 +293,9 @@ fn power_failures() {
     assert!(!stored.is_empty());
 }
 
-/// Copies the file while the server is running or stopped, and restores copies after the server has stored more
-/// messages. A client resumes only if the restored file contains all messages that the client has seen, and the
-/// client's epoch.
+/// Copies the history file, both while the server runs and after it has ended, and later replaces the file with one of
+/// the copies. A client may resume only if the restored file contains the client's epoch and every message that the
+/// client has seen.
 #[test]
 fn restored_copies() {
     let (mut random, _) = seeded_rng();
@@ -592,7 +592,8 @@ fn a_file_damaged_while_the_server_runs() {
     let file = directory.file("history.db");
     let mut server = file.start(&["--history-sync", "normal"]);
     let (mut eve, _) = join(&server, "eve", "general", "");
-    // Store more than SQLite's page cache can hold.
+    // Store more than fits in SQLite's page cache. The server must then read the damaged pages from the file, because
+    // the cache cannot hold intact copies of all of them.
     for chunk in 0..12 {
         let texts = (0..500).map(|text| (format!("{chunk} {text}"), "x".repeat(480)));
         let texts: Vec<(String, String)> = texts.collect();
@@ -1247,8 +1248,8 @@ fn a_lower_limit_for_an_existing_file() {
         assert!(kept.len() >= 3 && stored.ends_with(&kept), "{} messages are kept", kept.len());
         let deleted = stored.len() - kept.len();
         for (id, resumed) in [(deleted, true), (deleted - 1, false)] {
-            // The first run ended after message 400, so its epoch is valid only for ids up to 400. All kept messages
-            // fit in one `welcome`, so the size of `welcome` never prevents resuming.
+            // The first run stored only messages 1 to 400, so a client with that run's epoch cannot resume after a
+            // later message. All kept messages fit in one `welcome` event, so the size limit never prevents resuming.
             let back = welcome(&server, "general", &since(&epoch(&first), id));
             let is_old = id <= 400;
             assert_eq!(back["resumed"], resumed && is_old, "since {id}, {} are kept", kept.len());
@@ -1389,7 +1390,7 @@ fn pages_and_switches_across_restarts() {
     eve.expect_event("switched", json!({"last_id": 0, "history": [], "epoch": welcome["epoch"]}));
     let elsewhere = publish(&mut eve, ["1"]); // nonce 1 is in use only in room `general`
     assert_eq!(elsewhere[0]["id"], 1);
-    // The server acknowledges a message before it executes a switch sent after the message.
+    // The server acknowledges a message before it processes a `switch_room` command that follows the message.
     eve.client.send(&message("before the switch", "text"));
     eve.send_event("switch_room", json!({"room": "general"}));
     assert_eq!(receive_message(&mut eve, "before the switch")["id"], 2);

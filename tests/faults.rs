@@ -372,8 +372,8 @@ fn running_out_of_file_descriptors() {
         .expect("a process")
         .map(|entry| entry.expect("a descriptor").file_name().to_str().expect("digits").parse().expect("a number"))
         .collect();
-    // The number of a new descriptor must be below RLIMIT_NOFILE. With the lowest free number as the limit, `accept`
-    // fails.
+    // Make `accept` fail by setting RLIMIT_NOFILE to the lowest free descriptor number. The next descriptor would get
+    // this number, but the numbers of new descriptors must be below the limit.
     let free = (0..).find(|number| !open.contains(number)).expect("a free number");
     set_limit(&server, &format!("--nofile={free}:"));
     let mut crowd = Crowd::new(Instant::now() + LIMIT);

@@ -27,7 +27,7 @@ struct Row {
     id: String,
     at: &'static str,
     sent: Vec<u8>,
-    /// The exact bytes that the server must send before the connection is in the state `end`.
+    /// The server's expected output, byte for byte. Afterwards, the connection must be in the state `end`.
     reply: Vec<u8>,
     end: End,
 }
@@ -40,10 +40,11 @@ enum End {
     Waits,
     /// After replying to the client's Close, the server closes the TCP connection before the client does (§7.1.1).
     Over,
-    /// The server fails the connection because the client has broken this rule. The number says how many bytes are
-    /// missing at the end of the client's last frame.
+    /// The client broke this rule, so the server fails the connection. The `usize` is the number of bytes that the
+    /// client still has to send to complete its last frame.
     Fails(Rule, usize),
-    /// Like `Fails`, but the client's Close broke the rule, so the client sends no further frame.
+    /// The client's Close broke this rule, so the server fails the connection. The client sends nothing after its
+    /// Close.
     FailsClosed(Rule),
 }
 
@@ -256,7 +257,8 @@ fn frame_of(reply: &Reply) -> Vec<u8> {
     }
 }
 
-/// Returns how many bytes of the last frame are missing. Parses only 7-bit lengths: returns 0 at the first longer one.
+/// Returns how many bytes are missing from the incomplete last frame in `sent`. Supports only 7-bit payload lengths:
+/// returns 0 if it finds an extended length.
 fn missing_len(mut sent: &[u8]) -> usize {
     while let [_, second @ 0..=0xfd, ..] = sent {
         let size = 2 + usize::from(second >> 7) * 4 + usize::from(second & 0x7f);
@@ -383,8 +385,7 @@ fn order_rows() -> Vec<Row> {
     ]
 }
 
-/// The server checks each rule as soon as the necessary bytes have arrived and all rules that come earlier in the
-/// order of [`order_rows`] have been checked.
+/// The server checks the rules in the order of [`order_rows`], each as soon as the bytes that it needs have arrived.
 #[rustfmt::skip]
 fn early_failure_rows() -> Vec<Row> {
     vec![
@@ -501,8 +502,8 @@ fn bad_utf8_rows() -> Vec<Row> {
         let text = hex(text);
         let (first, last) = text.split_at(text.len() / 2);
         let halves = [masked(0x01, first), masked(0x80, last)].concat();
-        // The server may fail the connection after the first fragment, but the client sends both fragments in full. So
-        // no bytes are missing from the client's last frame: the number in `End::Fails` is 0.
+        // The client sends both fragments in full, even if the server fails the connection after the first. So the
+        // client has no frame left to complete, and the number in `End::Fails` is 0.
         rows.push(row(id, ECHO, masked(0x81, &text), [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, in two fragments"), ECHO, halves, [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, on the chat"), CHAT, masked(0x81, &text), [], End::Fails(UTF8, 0)));
@@ -626,8 +627,8 @@ fn a_header_in_two_parts() {
     server.finish(&[]);
 }
 
-/// After two and a half messages, the server sends two echoes. The server sends the third echo when the rest
-/// arrives.
+/// The client sends two messages and half of a third. The server echoes the first two immediately, and the third when
+/// the other half arrives.
 #[test]
 fn two_and_a_half_frames() {
     let mut server = WitnessedServer::start(&[]);

@@ -357,7 +357,8 @@ fn length_rows() -> Vec<Row> {
     ]
 }
 
-/// Without a limit, a server that parses the request head again after each read would spend minutes on 20 MB.
+/// Without a limit on the size of the request head, a server that parses the whole head again after each read would
+/// spend minutes on a head of 20 MB.
 #[test]
 fn a_head_of_20_mb_is_rejected_after_8_kib() {
     let mut server = WitnessedServer::start(&[]);

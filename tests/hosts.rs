@@ -1,6 +1,6 @@
-//! Clients on different hosts and a public server: limits per address and per user, trusted proxies, access tokens
-//! bound to a username, revoked tokens, and log lines. A client's address is the address of its socket (127.0.0.2,
-//! 127.0.0.3 …) or, behind a trusted proxy, the address in `X-Forwarded-For`.
+//! Tests a public server with clients on different hosts: limits per address and per user, trusted proxies, access
+//! tokens bound to a username, revoked tokens, and log lines. Each client connects from a loopback address such as
+//! 127.0.0.2. Behind a trusted proxy, the client's address is the one in `X-Forwarded-For`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -163,7 +163,7 @@ fn too_many_connections_from_one_address() {
     assert!(surplus.status == 503 && has_retry_after(&surplus), "{surplus:?}");
     assert!(surplus.body.contains("too many connections"), "the body names the limit: {surplus:?}");
     assert_eq!(status_from(&server, "127.0.0.3", "/"), 101, "another address");
-    // The server still serves the connections within the limit.
+    // The rejection does not affect the three connections that the server had already accepted.
     silent[0].send(&handshake().bytes());
     assert!(silent[0].read_head().starts_with("HTTP/1.1 101 "));
     drop(silent.pop());
@@ -426,7 +426,7 @@ fn rejected_joins_do_not_count_as_flooding() {
     let mut client = upgrade_from(&server, "127.0.0.2", "/");
     client.read_event("welcome");
     (0..20).for_each(|_| assert!(is_join_rate_limited(&server, "127.0.0.2", "/")));
-    // With a burst of one message, the sixth rejected message counts as flooding.
+    // The rate limit allows a burst of one message, so the sixth rejection within ten seconds counts as flooding.
     for _ in 0..5 {
         client.send_text(r#"{"event":"ping"}"#);
         assert_eq!(client.read_event("error")["message"], "Slow down");
@@ -491,7 +491,7 @@ fn connections_of_a_user_share_its_rate_limit() {
     assert!(passed <= most.min(9), "{passed} of 9 passed, and {most} may pass");
 }
 
-/// The server counts rejected messages and `typing` commands per user, over all connections of the user.
+/// The server counts a user's rejected messages and `typing` commands across all of the user's connections.
 #[test]
 fn connections_of_a_user_share_its_other_limits() {
     let server = public(&["--open", "--rate-limit", "1", "--history", "0"]);
@@ -509,7 +509,8 @@ fn connections_of_a_user_share_its_other_limits() {
     };
     send_at_once(&mut clients, r#"{"event":"typing"}"#, 1);
     witness.expect_event("typing", json!({}));
-    // With a burst of two, the eleventh rejected message counts as flooding. Eight from one connection are too few.
+    // The eleventh rejected message of a user counts as flooding, because the limit is five times the burst of two.
+    // Each of the user's two connections sends only eight messages, so neither exceeds the limit alone.
     send_at_once(&mut clients, r#"{"event":"ping"}"#, 8);
     let left = witness.expect_event("left", json!({}));
     let [a, b] = &mut clients;
@@ -890,7 +891,8 @@ fn a_reload_without_a_file() {
 
 // ----------------------------------------------------------------------------------------------------- local servers
 
-/// Only a local server accepts the demo tokens. Only a local server sends inspector tickets without `--inspect`.
+/// A local server, which only this machine can reach, accepts the demo tokens and sends inspector tickets. A public
+/// server rejects the demo tokens, and sends inspector tickets only with `--inspect`.
 #[test]
 fn privileges_of_a_local_server() {
     let has_ticket = |args: &[&str]| {
@@ -913,7 +915,7 @@ fn privileges_of_a_local_server() {
 
 // ------------------------------------------------------------------------------------------------------- large rooms
 
-/// The server limits the length of member lists. `member_count` and `active_count` are exact even in a large room.
+/// In a large room, the server shortens or omits the member list, but `member_count` and `active_count` are exact.
 #[test]
 fn large_rooms() {
     let server = Server::start(&["--max-listed", "2", "--max-presence", "3"]);
@@ -1029,7 +1031,7 @@ fn rooms_of_one_user() {
     assert!(response.status == 503 && has_retry_after(&response) && body.contains("too many rooms"), "{body}");
     guest.send_event("switch_room", json!({"room": "three"}));
     assert!(guest.expect_error().contains("too many rooms"));
-    // At the limit, the user can still join `general` and rooms that other users opened.
+    // A user who has opened as many rooms as allowed can still join `general` and rooms that other users opened.
     join("127.0.0.2", "general").leave();
     let _others = join("127.0.0.3", "three");
     guest.send_event("switch_room", json!({"room": "general"}));
@@ -1066,7 +1068,7 @@ fn rooms_of_one_user_evict_no_others() {
     assert_eq!(visit("127.0.0.4", "busy18"), Some(0), "the newest histories of the busy user are deleted");
 }
 
-/// A local server ignores `--max-rooms-per-user`: one user opens four rooms, and the server keeps all four histories.
+/// A server that only this machine can reach ignores `--max-rooms-per-user`: a user may open more rooms than that.
 #[test]
 fn a_local_server_does_not_limit_rooms_per_user() {
     let server = Server::start(&[&UNLIMITED[..], &["--max-rooms-per-user", "2"]].concat());

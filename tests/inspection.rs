@@ -28,7 +28,7 @@ fn inspect(server: &Server, ticket: &str) -> RawClient {
     server.upgrade(&format!("/inspect?ticket={ticket}"))
 }
 
-/// Reads records up to the first one of this kind, and returns that record.
+/// Reads records until one has the type `kind`, and returns that record. Discards the records before it.
 fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     loop {
         let record = inspector.read_json();
@@ -49,8 +49,9 @@ fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     }
 }
 
-/// Returns how many records the server dropped because the inspector was too slow, according to a `missed` record.
-/// Frames from before the inspection do not count.
+/// Returns the count of a `missed` record: how many records the server dropped because the inspector was too slow.
+/// Returns 0 for any other record, and for a `missed` record that only counts the frames sent before the inspection
+/// began (`earlier`).
 fn missed_count(record: &Value) -> u64 {
     if record["earlier"] == true { 0 } else { record["count"].as_u64().unwrap_or_default() }
 }
@@ -306,7 +307,8 @@ fn an_inspector_that_never_reads() {
     let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
     let (mut alice, ticket) = join(&server, "alice");
     let mut inspector = inspect(&server, &ticket);
-    // A record is several times as long as its frame. Send so many frames that the kernel cannot buffer all records.
+    // Send more frames than the kernel's socket buffers can hold as records, so that the server must drop some records.
+    // A record is several times as long as its frame.
     const ROUNDS: usize = 400;
     for round in 0..ROUNDS {
         let messages: Vec<u8> = (0..20).flat_map(|_| masked(0x81, message(&"x".repeat(400)).as_bytes())).collect();
@@ -441,7 +443,8 @@ fn inspection_begins_between_two_messages() {
     let mut bob = server.upgrade("/echo?token=dev-token");
     let whole = masked(0x81, message("in two halves").as_bytes());
     alice.send(&whole[..10]);
-    // Each of bob's Pings takes a turn of the event loop. After two turns, the server has read alice's ten bytes.
+    // The server replies to each of bob's Pings in a separate turn of the event loop. After two replies, it has also
+    // read the ten bytes that alice sent before the Pings.
     for _ in 0..2 {
         bob.send(&masked(0x89, b"sync"));
         assert_eq!(bob.read_frame().payload, b"sync");

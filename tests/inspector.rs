@@ -543,7 +543,8 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     let fin = json!([["FIN"], ["FIN"], ["flags"]]);
     let first = json!([["FIN", "RSV1", "RSV2", "RSV3", "opcode"], ["FIN", "RSV1–3", "opcode"], ["flags"]]);
     let key = json!([["Masking-key"], ["Masking-key"], ["key"]]);
-    // On hover, the page highlights a field in the header diagram and in the list, and the bytes that contain it.
+    // The page shows each field in the header diagram, in the list of fields and in the frame's bytes. If the mouse
+    // hovers over one of the three, the page highlights all three.
     alice.hover(&segment("FIN"));
     expect("FIN is highlighted", fin.clone());
     alice.hover(&term("Masking-key"));
@@ -595,7 +596,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     let message =
         |text: &str| format!("[...document.querySelectorAll('.message')].find((m) => m.innerText.includes('{text}'))");
     let show_frame = |text: &str| format!("{}.querySelector('.show-frame')", message(text));
-    // The button on a message selects the message's frame, and first opens the inspector if it is closed.
+    // “Show its frame” on a message opens the inspector, if it is closed, and selects the message's frame.
     alice.press_button("Close");
     alice.click(&show_frame("from bob"));
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
@@ -654,8 +655,8 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     wait_for_row(&alice, &["client", "PONG"]);
     expect_pair(&["server", "PING"], &["client", "PONG"]);
     expect_pair(&["client", "PONG"], &["server", "PING"]);
-    // The PONGs arrive in reverse order: 12 ms after the first PING, and 7 ms after the second PING. A PONG belongs to
-    // the PING with the same payload.
+    // The PONG for the first PING takes 12 ms. The PONG for the second PING takes 7 ms, and arrives first. The page
+    // must match each PONG to its PING by the payload.
     alice.eval(
         "const ping = (from, number, name, hex, ms) => sockets[1].onmessage({ data: JSON.stringify({ record: 'frame',
             connection: 1, from, number, header: '8901', fin: true, rsv: 0, opcode: name === 'PING' ? 9 : 10, name,
@@ -807,8 +808,9 @@ impl Script {
         );
     }
 
-    /// Sends the inspector the record of an unmasked frame. The server's first read is the HTTP request, and its first
-    /// write the response, so frame n from the client is in read n + 1 and frame n from the server in write n + 1.
+    /// Sends the inspector the record of an unmasked frame, with the number of the read or write that carried the
+    /// frame. Read 1 is the HTTP request and write 1 is the response, so the client's frame n is in read n + 1, and the
+    /// server's frame n is in write n + 1.
     fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };

@@ -227,7 +227,8 @@ fn hostile_tokens() {
         },
     );
     witness.expect_nothing();
-    // The log has the reason for each rejection, but neither a token nor a long part of a token.
+    // The log gives the reason for each rejection, but must not quote the token. Skip parts (split at the dots) of up
+    // to 30 characters, because the log may contain these for another reason.
     wait_until("each reason is logged", || server.log().matches("JWT rejected: ").count() == rows.len());
     let log = server.log();
     for part in rows.iter().flat_map(|(_, token)| token.split('.')).filter(|part| part.len() > 30) {
@@ -304,8 +305,8 @@ fn options_that_exclude_each_other() {
     for (args, words) in rows {
         expect_start_failure("127.0.0.1:0", args).check(USAGE, words);
     }
-    // `--allow-host` makes this server public. A public server starts only if the demo tokens are disabled, and
-    // `--jwt-key` disables them.
+    // `--allow-host` makes this server public. A public server does not start while the demo tokens are valid. This
+    // server starts, because `--jwt-key` disables them.
     let server = Server::start(&["--jwt-key", &key, "--allow-host", "chat.example"]);
     assert_eq!(server.status(&handshake()), 401);
     assert!(!server.printed().contains("dev-token"), "{}", server.printed());
@@ -559,13 +560,14 @@ fn a_token_is_renewed() {
         json!({"event": "error", "data": {"message": "This token cannot renew the current one", "nonce": "n"}});
     assert_eq!(renew(&mut world, json!({"token": "x", "nonce": "n"})), [with_nonce]);
 
-    // A fresh token may be signed with another key and allow fewer rooms.
+    // A new token may be signed with another key, and may allow fewer rooms. The client can then no longer switch to a
+    // room that only the old token allowed.
     let fresh = maker.token("rs", merge(at(100.0), json!({"rooms": ["tea"]})));
     assert_eq!(renew(&mut world, json!({"token": fresh})), accepted("2038-01-19T03:15:48.000Z"));
     client.send_text(r#"{"event":"switch_room","data":{"room":"general"}}"#);
     assert_eq!(advance(&mut world, &client, 59.9), error("Not allowed in this room"));
     assert_eq!(advance(&mut world, &client, 0.2), [expiring(30)]);
-    // A fresh token may expire before the current one.
+    // A new token may expire before the current one. The server then closes the connection at the earlier time.
     let fresh = maker.token("hs", at(75.5));
     assert_eq!(renew(&mut world, json!({"token": fresh}))[..1], accepted("2038-01-19T03:15:23.500Z"));
     assert_eq!(advance(&mut world, &client, 5.3), NOTHING);
@@ -593,8 +595,8 @@ fn a_token_is_renewed_during_a_switch() {
     assert_eq!(client.read_frame().close(), (1008, "Not allowed in this room".to_owned()));
 }
 
-/// The server checks the expiry of a token against the system clock, even if somebody sets the clock forward or back
-/// while the token is in use.
+/// The server compares a token's expiry with the system clock. If the clock is set forward or back while the token is
+/// in use, the token expires earlier or later in real time.
 #[test]
 fn the_clock_is_set_while_a_token_is_in_use() {
     let Some(mut maker) = TokenMaker::start("clock") else { return };
@@ -679,7 +681,8 @@ fn keys_are_reloaded() {
     renewed.send_event("token", json!({"token": maker.token("es", claims("hs"))}));
     renewed.expect_event("token_accepted", json!({}));
 
-    // The first file gets the second key, and the second file gets a new key. No file has the first key any more.
+    // Write the second file's key to the first file, and a new key to the second file. The server must then reject
+    // tokens signed with the first file's old key, and close the connections that use them.
     let mut reloads = 0;
     let mut reload = |line: &str| {
         server.signal("HUP");

@@ -15,7 +15,7 @@ use support::{Frame, RawClient, Server, masked, wait_until};
 const ECHO: &str = "/echo?token=dev-token";
 const CHAT: &str = "/?token=dev-token";
 
-/// The server echoes the largest message that `--max-echo` allows by default.
+/// The server accepts and echoes a message of 16 MiB, which is the default limit of `--max-echo`.
 #[test]
 fn an_echo_of_16_mib() {
     let server = WitnessedServer::start(&[]);
@@ -206,8 +206,8 @@ fn room_limit() {
     back.expect_event("welcome", json!({"members": [], "last_id": 1}));
 }
 
-/// A client can switch rooms 300 times, because the empty rooms that it leaves do not count towards `--max-rooms`.
-/// Another member of its first room receives all of the client's `joined` and `left` events in order.
+/// A client switches rooms 300 times. The empty rooms that it leaves do not count towards `--max-rooms`, so every
+/// switch succeeds. A member of the client's first room receives each of its `joined` and `left` events in order.
 #[test]
 fn many_room_switches() {
     let server = chat(&["--max-rooms", "3"]);

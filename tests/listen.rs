@@ -471,7 +471,8 @@ fn a_restart_loses_no_client() {
             wait_until("clients are served", || served.load(Ordering::Relaxed) > before + 50);
             assert!(process.stop("TERM").success());
         }
-        // Some client threads may still be waiting for a response. Start one more server, so that all of them finish.
+        // Some client threads may still be waiting in the backlog. Start one more server to respond to them, so that
+        // all threads finish.
         let descriptor = listener.try_clone().unwrap().into();
         last = Some(Process::launch(&mut activated_command(descriptor, "$$", &[])));
         is_over.store(true, Ordering::Relaxed);

@@ -292,9 +292,9 @@ fn a_suspended_machine_does_not_disconnect_its_peers() {
     client.expect_nothing();
 }
 
-/// The machine is suspended when the server's next check for silence is due. After the resume, the server counts only
-/// the silence before that time, here 10 seconds. It therefore sends the Ping 20 seconds later, when the client has
-/// been silent for 30 seconds, the default `--ping-interval`.
+/// The machine is suspended, and resumes an hour after the server's next check for silence was due. The server counts
+/// only the 10 seconds of silence up to the time when the check was due. The Ping therefore follows 20 seconds later,
+/// after 30 counted seconds (the default `--ping-interval`).
 #[test]
 fn a_suspended_machine_does_not_ping_its_peers_early() {
     let mut world = World::new(&[]);
@@ -311,8 +311,8 @@ fn a_suspended_machine_does_not_ping_its_peers_early() {
     client.expect_end();
 }
 
-/// One turn of the event loop performs at most 2,048 reads. A connection whose bytes wait for the next turn does not
-/// count as silent.
+/// One turn of the event loop performs at most 2,048 reads. If a connection has to wait for the next turn because of
+/// this limit, the server does not count it as silent.
 #[test]
 fn a_peer_with_unread_bytes_is_not_silent() {
     let mut world = World::new(&["--max-connections", "3000"]);
@@ -510,8 +510,8 @@ fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
     late.expect_nothing();
 }
 
-/// The server has sent the first bytes of a frame. The remaining bytes alone exceed `--max-outbox`. The slow consumer
-/// must still receive them, and then a Close.
+/// The server has already sent the start of a frame to a slow consumer. It must send the rest before the Close, even if
+/// the rest exceeds `--max-outbox`. Otherwise, the client would read the Close as part of the unfinished frame.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     let mut world = quiet_world(&["--max-outbox", "1024", "--max-text", "20000"]);
@@ -592,7 +592,7 @@ fn a_client_that_requests_pages_without_reading() {
     }
     reader.set_reading(false);
     for number in 0..1000 {
-        let is_page = number % 250 == 249; // the `pong` events between the pages fill half of the outbox
+        let is_page = number % 250 == 249; // 249 `pong` events before each history page use up part of the outbox
         let history = r#"{"event":"history","data":{"before":101,"limit":100}}"#;
         reader.send_text(if is_page { history } else { r#"{"event":"ping"}"# });
         world.settle();
@@ -839,7 +839,7 @@ fn connection_limit() {
         assert_eq!(status(&connect_and_send(&mut world, &get("/health").bytes())), 200);
         leave(&first);
         world.settle();
-        // The `/health` connection counts towards the limit until the close timeout: its client keeps it open.
+        // The `/health` client stays connected. Its connection counts towards the limit until the close timeout.
         world.advance(CLOSE_TIMEOUT);
         assert_eq!(request_upgrade(&mut world).1, 101);
     }
@@ -1161,9 +1161,9 @@ fn a_flooding_client_is_disconnected() {
     listener.expect_nothing();
 }
 
-/// The server replies with an error to each message over the rate limit. A client may receive ten of these errors
-/// within ten seconds: five times the burst, which is two messages here. At the next excess message, the server closes
-/// the connection.
+/// The server replies with an error to each message over the rate limit. Within ten seconds, it sends a client at most
+/// 10 of these errors: five times the burst, and the burst is 2 here. Instead of the 11th error, the server sends a
+/// Close.
 #[test]
 fn a_flood_of_five_bursts() {
     let mut world = World::new(&["--rate-limit", "1"]);
@@ -1195,7 +1195,8 @@ fn a_full_batch_pauses_only_its_own_room() {
     let other = join(&mut world, Dialect::Events, "other", "elsewhere");
     let has_pong = |client: &Client| client.read_frames().iter().any(|frame| frame.first == 0x8a);
     crowd.iter().for_each(|client| drop(client.read_frames()));
-    // Each text is 3 KB long as escaped JSON, so the texts of three members fill the room's batch of 64 KiB.
+    // Each member sends ten texts of 3 KB each (as escaped JSON), so the messages of three members fill the room's 64
+    // KiB batch.
     let text = format!("a{}b", "\u{1}".repeat(498));
     for client in &crowd {
         (0..10).for_each(|_| send_message(client, &text));
@@ -1244,7 +1245,7 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
             client
         })
         .collect();
-    world.turn(); // in this turn, the server only accepts the connections
+    world.turn(); // this turn only accepts the connections; the handshakes follow in later turns
     for joined in [16, 32, 40] {
         world.turn();
         assert_eq!(visitors.iter().filter(|client| !client.received().is_empty()).count(), joined);
@@ -1282,8 +1283,9 @@ fn members_that_drop_together_leave_before_any_broadcast() {
     }
 }
 
-/// While many members leave, the server delays broadcasts for a few turns of the event loop, so that members that leave
-/// meanwhile do not receive them. A member leaves when its Close frame arrives, even if TCP stays open.
+/// While many members leave, the server holds broadcasts back for a few turns of the event loop, so that it does not
+/// send them to members that are about to leave. A member has left when its Close frame arrives, even if its TCP
+/// connection is still open.
 #[test]
 fn broadcasts_are_held_during_a_mass_disconnect() {
     const GROUPS: usize = 4;

@@ -248,8 +248,8 @@ fn the_environment_file_names_options() {
     assert_options(&suggested);
     let active = variables(ENVIRONMENT.lines());
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
-    // Every variable that wirechat.env mentions must also be set there, even if only in a commented-out line. The only
-    // exceptions are WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN.
+    // wirechat.env must contain an assignment, active or commented out, for each variable that its comments mention.
+    // Its introduction mentions WIRECHAT_MAX_TEXT and WIRECHAT_LISTEN only to explain the file.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_mentioned = ["WIRECHAT_MAX_TEXT", "WIRECHAT_LISTEN"].contains(&word);
         let is_option = || suggested.iter().any(|(name, _)| *name == word) || is_mentioned;

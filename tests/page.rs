@@ -85,7 +85,8 @@ fn the_member_list_counts_connections_per_name() {
     let bob_again = server.upgrade("/?token=token-bob&username=bob");
     let alice_again = server.upgrade("/?token=token-alice&username=alice");
     wait_for_members(&alice, &["alice you ×2", "bob ×2"]);
-    // A user who joins later also sees how many connections each user has.
+    // Carol joins last. Her member list must show the same number of connections for each of the others as alice's
+    // list.
     let carol = join(&browser, server.port(), "carol");
     wait_for_members(&carol, &["carol you", "alice ×2", "bob ×2"]);
     carol.press_button("Leave");
@@ -256,7 +257,8 @@ fn a_wrong_token_is_explained_and_not_retried() {
     wait_for_log(&alice, "Welcome to #general, alice!");
 }
 
-/// A browser hides the reason for a rejection from a page of another origin, so the page names a likely cause.
+/// If the server rejects a page because of its origin, the browser does not tell the page why the connection failed.
+/// The page therefore names its origin as a possible cause.
 #[test]
 fn another_origin_is_explained() {
     let browser = browser!();
@@ -322,7 +324,8 @@ fn the_page_retries_forever_with_backoff() {
     let script = format!("{COUNT_SOCKETS};{SKIP_WAITS}");
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
-    alice.wait_for("sockets >= 12"); // no more, because Chromium delays new connections after failures
+    // Wait for no more than 12 attempts: Chromium delays new connections after failures, so more would take too long.
+    alice.wait_for("sockets >= 12");
     assert!(
         words(&alice).contains("Is it running? To start a server, use the command cargo run --release."),
         "{}",
@@ -526,7 +529,7 @@ fn a_first_visitor_presses_one_button() {
     let server = Server::start(&[]);
     let disk = browser.open(&page(""));
     assert_eq!(field(&disk, "Server"), "ws://127.0.0.1:3000");
-    // A page that the server has served knows the server's address.
+    // If the page was loaded from a server and not from a file, the Server field contains the address of that server.
     let served = browser.open(&format!("http://127.0.0.1:{}/", server.port()));
     assert_eq!(field(&served, "Server"), ws(server.port()));
     for tab in [&disk, &served] {

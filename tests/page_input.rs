@@ -131,7 +131,7 @@ fn a_counter_appears_near_the_limit() {
 
 // ---- Commands ----
 
-/// The page does not send a mistyped command: as a message, it could reveal a private text to the whole room.
+/// The page does not send a mistyped command such as `/mgs bob secret`: the whole room would see the secret.
 #[test]
 fn a_mistyped_command_is_not_sent() {
     let browser = browser!();
@@ -323,7 +323,7 @@ fn a_selected_name_replaces_the_recipient() {
     assert_eq!(next_text(&mut bob), ("message".into(), "for all".into()));
 }
 
-/// A click on a name does not set the recipient while the name is selected: the user wants to copy the name.
+/// A click on a name starts a private message unless it ends a text selection: the user then wants to copy the name.
 #[test]
 fn a_selection_starts_no_private_message() {
     let browser = browser!();
@@ -381,7 +381,7 @@ fn a_waiting_message_can_be_canceled() {
     wait_until("the page sends only the second message", || messages(&alice) == json!([["alice", "send this"]]));
 }
 
-// ---- Display of messages ----
+// ---- Message rendering ----
 
 /// Sends `text` as a guest. Returns a JavaScript expression for the row in which the page shows the text.
 fn row_of(tab: &Tab, guest: &mut RawClient, text: &str) -> String {
@@ -459,8 +459,7 @@ fn code_and_mentions_stand_out() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// Stacked diacritics do not spill out of a message's row. A member's initial is a whole grapheme cluster, which may be
-/// several code points (for example, a flag emoji).
+/// The page clips stacked diacritics at the edge of the message's row, so that they do not cover other messages.
 #[test]
 fn message_text_stays_in_its_row() {
     let browser = browser!();
@@ -471,6 +470,7 @@ fn message_text_stays_in_its_row() {
         .map(|name| guest(&server, "general", name))
         .collect();
     alice.wait_for("document.querySelectorAll('#members li').length === 4");
+    // A member's initial is a whole grapheme cluster, such as a flag emoji, which has two code points.
     let initials = alice.eval("[...document.querySelectorAll('#members li')].map((li) => li.dataset.initial)");
     assert!(initials.as_array().unwrap().contains(&json!("\u{1f1eb}\u{1f1f7}")), "{initials}");
     assert!(

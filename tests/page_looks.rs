@@ -109,7 +109,8 @@ fn visit_every_state(
     alice.fill("Message", "I write while the line is away");
     alice.press_key("Enter", false);
     audit(&alice, "offline");
-    // Enter a wrong token while the page is still offline. Otherwise, it would reconnect with the valid token.
+    // Enter a wrong token before the proxy restores the connection. Otherwise, the page would reconnect with the valid
+    // token, and the server would not reject it.
     open_connection(&alice, width);
     alice.fill("Token", "wrong");
     alice.press_button("Cancel");

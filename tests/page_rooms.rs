@@ -185,7 +185,8 @@ fn the_list_of_people_keeps_the_focus() {
     assert_eq!(alice.text("document.activeElement.textContent"), "mike");
 }
 
-/// In a large room, the list shows 100 people, and a search finds the rest. Thousands of joins change few rows.
+/// The member list of a large room shows only 100 people, so even thousands of joins barely change the list. A search
+/// finds the other members.
 #[test]
 fn the_member_list_of_a_large_room_stays_small() {
     let browser = browser!();
@@ -274,8 +275,8 @@ fn the_page_retries_after_a_proxy_response() {
     }
 }
 
-/// If `GET /check` reports that the server would accept the connection, the browser or a proxy must be blocking it. The
-/// page then retries with a backoff of at most 8 s, instead of the usual maximum of 30 s.
+/// If `GET /check` reports that the server would accept the connection, the browser or a proxy must be blocking it.
+/// Retries then do not load the server, so the page waits at most 8 s before each retry, instead of up to 30 s.
 #[test]
 fn the_backoff_stays_short_while_the_server_would_accept() {
     let browser = browser!();
@@ -338,7 +339,7 @@ fn a_reload_takes_over_its_own_connection() {
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     assert_eq!(other.read_frame().close(), (1008, "replaced by a newer connection".to_owned()));
-    // A new tab does not know the session, so it cannot replace the connection.
+    // A new tab does not have the first tab's session secret, so it cannot take over the first tab's connection.
     let stranger = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
     stranger.press_button("Connect");
     wait_for_state(&stranger, "stopped");
@@ -382,7 +383,7 @@ fn a_page_under_a_path_finds_its_server() {
     }
 }
 
-// ---- The layout ----
+// ---- Layout, scrolling and keyboard ----
 
 /// On a laptop screen, at least twenty one-line messages are visible. The title, messages and input box are aligned.
 #[test]

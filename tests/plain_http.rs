@@ -18,7 +18,8 @@ fn the_page_has_a_policy_and_is_cached_until_it_changes() {
     assert_eq!(page.header("Cache-Control"), "no-cache");
     let policy = page.header("Content-Security-Policy");
     assert!(policy.starts_with("default-src 'none'; ") && policy.ends_with("; frame-ancestors 'none'"), "{policy}");
-    // The page's `<meta>` policy has the same hashes. `tests/page.rs` compares them with the page's scripts and styles.
+    // The policy in the page's `<meta>` element must have the same hashes as the policy in this header. `tests/page.rs`
+    // compares the hashes with the page's scripts and styles.
     let hashes: Vec<&str> = policy.split([' ', ';']).filter(|word| word.starts_with("'sha256-")).collect();
     assert!(hashes.len() == 7 && hashes.iter().all(|hash| page.body.contains(hash)), "{policy}");
 

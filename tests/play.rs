@@ -40,7 +40,7 @@ impl InspectedClient {
         self.inspector.send_text(&json!({ "do": "play", "case": case }).to_string());
     }
 
-    /// Reads and returns records, up to and including the first of this kind.
+    /// Reads records until one of the given kind arrives. Returns all of them, including that one.
     fn read_up_to(&mut self, kind: &str) -> Vec<Value> {
         let mut records = Vec::new();
         loop {
@@ -155,7 +155,7 @@ fn assert_every_case_passes(options: &[&str]) {
     alice.ping(b"still inspected");
 }
 
-/// With `--trace` or `--record`, the server observes every connection from its start. An inspector must still receive
+/// With `--trace` or `--record`, every connection has an observer from the start. Even so, an inspector must receive
 /// each frame of a test case only once.
 #[test]
 fn frames_are_sent_once_with_a_trace_or_recordings() {
@@ -351,7 +351,7 @@ fn a_server_stops_while_a_case_is_played() {
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
-/// A test case's connection needs no token, even if its address (127.0.0.1) is also that of a trusted proxy.
+/// Test cases may connect from 127.0.0.1 without an access token, even if a trusted proxy has the same address.
 #[test]
 fn behind_a_proxy_on_this_machine() {
     let tokens = token_file("play-proxy", "secret\n");

@@ -1,6 +1,6 @@
-//! Tests `wirechat poke`: the tests play every case against this server, and run the program as a user does. A case
-//! that this server passes could still be stricter than the RFC, so the tests also play the cases against npm's `ws`.
-//! For each case that `ws` fails, a list gives the reason.
+//! Tests `wirechat poke`. The tests run it as a user does, and play every test case against this server. A test case
+//! may demand more than the RFC does, and this server might still pass it. So the tests also play the cases against
+//! npm's `ws`, and `WS_DEVIATIONS` gives the reason for each case that `ws` fails.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -53,7 +53,7 @@ fn a_server_that_declines_compression_fails_no_case() {
     passes_every_case(&[], Verdict::Inapplicable("the server declined permessage-deflate"));
 }
 
-/// `compressed` is the expected verdict on cases that need compression.
+/// Plays every test case. `compressed` is the verdict to expect from a case that offers permessage-deflate.
 fn passes_every_case(options: &[&str], compressed: Verdict) {
     let mut server = WitnessedServer::start(options);
     let target = Target::for_wirechat(&format!("ws://{}/", server.addr())).unwrap();
@@ -129,15 +129,15 @@ fn every_rule_has_a_case() {
     let section = |error: ProtocolError| error.section().split('.').next().unwrap().to_owned();
     for case in catalogue::all_cases() {
         if let Some(error) = case.error {
-            // An error about compression cites RFC 7692 in its text: `section` knows only RFC 6455.
+            // `section` covers only RFC 6455. For a compression error, look for RFC 7692 in the error's text instead.
             let is_cited = case.rule.0.starts_with("RFC 7692") && error.to_string().contains("RFC 7692");
             assert!(is_cited || case.rule.0.contains(&section(error)), "{}: {} or {error}", case.name, case.rule.0);
         }
     }
 }
 
-/// The software that causes a deviation. The version of `ws` is pinned, so its deviations must occur. The version of
-/// Node.js depends on the machine, so its deviations may be absent.
+/// The software that deviates from the RFC. The version of `ws` is pinned, so a test fails if a listed deviation of
+/// `ws` no longer occurs. The version of Node.js depends on the machine, so its deviations are optional.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deviation {
     OfWs,
@@ -206,7 +206,8 @@ fn assert_ws_deviations(mut cases: Vec<&Case>, deflates: bool, deviations: &[(&s
     }
     let (_echo, address) = start_echo(&node, &root.join("tests/npm/echo.js"), deflates);
     let target = Target::for_echo(&format!("ws://{address}/")).unwrap();
-    // A case that `ws` fails may wait for the whole timeout, so use a shorter one than `DEFAULT_TIMING`.
+    // A test case that `ws` fails may run until its timeout expires. So use a shorter timeout than `DEFAULT_TIMING`
+    // does.
     let timing = Timing { timeout: Duration::from_secs(10), ..DEFAULT_TIMING };
     cases.retain(|case| target.supports(case));
     let deviations: BTreeMap<&str, Deviation> =
@@ -415,8 +416,8 @@ fn an_error_says_what_to_write() {
     }
 }
 
-/// A conforming server that validates late: each request when its head is complete, each frame when its payload is
-/// complete. The server does not decode the key, because §4.2.2 does not require that.
+/// A conforming server that validates input late: it checks a request after the complete head has arrived, and a frame
+/// after the complete payload has arrived. It does not decode Sec-WebSocket-Key, because §4.2.2 does not require that.
 fn serve_late(mut stream: TcpStream) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -589,7 +590,8 @@ fn a_violation_by_the_server_is_reported() {
     }
 }
 
-/// A server that supports only the handshake and an echo passes `hello`, even without support for Ping and Close.
+/// A server passes the test case `hello` if it supports the handshake and echoes a message. It need not support Ping
+/// and Close.
 #[test]
 fn an_unfinished_server_passes_what_it_supports() {
     let (url, served) = start_fake_server(|mut stream| {

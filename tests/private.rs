@@ -222,7 +222,7 @@ fn only_connected_users_are_reached() {
     }
     bot.send_event("private", json!({"to": "ann lee ray", "text": "hi"}));
     bot.expect_message(bot.error("No such user: ann lee ray"));
-    // In a `private` event, the text may start with a slash.
+    // In a `private` event, a slash at the start of `text` is ordinary text, not the start of a command.
     bot.send_event("private", json!({"to": "ann", "text": "/msg bot hi"}));
     bot.expect_message(bot.private_message("bot", "ann", "/msg bot hi"));
 }
@@ -392,8 +392,8 @@ fn continuous_typing() {
     }
 }
 
-/// A typing event under a name that the token does not allow causes an error. The client receives at most one such
-/// error per second.
+/// If a client sends a typing command under a name that its token does not allow, the server replies with an error, but
+/// at most once per second.
 #[test]
 fn typing_under_a_forbidden_name() {
     let file = token_file("typing", "secret-any\nsecret-ann ann\n");
@@ -460,7 +460,7 @@ fn a_unique_name_has_one_client() {
     for user in [&mut witness, &mut alice] {
         user.expect_nothing();
     }
-    // Names that merely look similar are different names: the first of these starts with a Cyrillic letter.
+    // Names that only look alike are different names: the first name below starts with a Cyrillic letter.
     for name in ["\u{410}lice", "alice2", "al ice", "alic\u{e9}"] {
         User::events(&server, name, "elsewhere").leave();
     }

@@ -66,7 +66,7 @@ struct Session {
 
 struct Client {
     socket: RawClient,
-    /// Set by the step `< …`: skips received messages until the next expected message.
+    /// Whether to skip received messages until one matches the next expected message. The step `< …` sets this field.
     is_skipping: bool,
 }
 
@@ -332,8 +332,8 @@ fn matches(
     let (expected, received) = (without_times(expected), without_times(received));
     let mut found = BTreeMap::new();
     let (mut expected, mut received) = (expected.as_str(), received.as_str());
-    // The wildcard (`…` or a variable) directly before the next literal in `expected`. No wildcard precedes the first
-    // literal, so `gap` starts as `None`, and `received` must begin with that literal.
+    // `expected` alternates between literals and wildcards (`…` or a variable). `gap` is the wildcard before the next
+    // literal. It is `None` before the first literal, which must be at the start of `received`.
     let mut gap: Option<&'static str> = None;
     loop {
         let next = VARIABLES.iter().chain(&["…"]).filter_map(|name| Some((expected.find(name)?, *name))).min();
@@ -356,8 +356,8 @@ fn matches(
     }
 }
 
-/// Whether a variable must have the same value everywhere under one heading. That holds for the epoch of a room, but
-/// not for sessions and tickets, which are new for each connection.
+/// Whether a variable must have the same value in all examples under one heading of `PROTOCOL.md`. A room's epoch must.
+/// A session or ticket need not, because the server creates a new one for each connection.
 fn is_constant(name: &str) -> bool {
     name == "EPOCH"
 }

@@ -18,15 +18,15 @@ use support::{DEADLINE, RawClient, Server, wait_until};
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
-const TCP4: u8 = 0x11; // TCP over IPv4
-const TCP6: u8 = 0x21; // TCP over IPv6
+const TCP4: u8 = 0x11;
+const TCP6: u8 = 0x21;
 
 fn start(args: &[&str]) -> Server {
     let options = ["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open", "--connect-rate", "0", "-v"];
     Server::start(&[&options, args].concat())
 }
 
-/// A version 2 header with this command and address family. `rest` contains the addresses and optional fields.
+/// Builds a version 2 PROXY header. `rest` is everything after the length field: the addresses and any optional fields.
 fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
     [SIGNATURE, &[command, family], &len, rest].concat()
@@ -218,7 +218,7 @@ fn bad_headers_end_the_connection() {
         |(bytes, why)| {
             let mut client = server.connect();
             client.try_send(bytes);
-            client.try_send(&handshake().bytes()); // the server must ignore a request after an invalid header
+            client.try_send(&handshake().bytes()); // after an invalid PROXY header, the server must ignore the request
             client.expect_end();
             let peer = client.stream.local_addr().unwrap();
             server.wait_for_log(&format!("CLOSE {peer} reason=\"The PROXY header is {why}"));

@@ -80,7 +80,7 @@ fn reading_times_are_measured() {
     assert_eq!(found, expected, "left: files in the tables; right: files in src");
 }
 
-/// The options and the tests in the README's table of limits exist.
+/// Checks that every option and every test named in the README's table of limits exists.
 #[test]
 fn every_limit_has_a_test() {
     let tests = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap();
@@ -178,7 +178,7 @@ fn commands_work() {
     let server = Server::start(&[]);
     let commands = shell_commands(README);
     for line in &commands {
-        // By default, zsh does not accept comments at its prompt.
+        // A command must not contain a comment: by default, zsh does not recognize comments at its prompt.
         assert!(!line.contains('#'), "{line}");
         let program = ["cargo run -q --release -- ", "cargo run --release", "wirechat "];
         if let Some(arguments) = program.iter().find_map(|program| line.strip_prefix(program)) {
@@ -205,7 +205,8 @@ fn commands_work() {
     assert!(commands.len() > 10, "the README has commands");
 }
 
-/// Asserts that `options` are valid. An option may be rejected only because its feature is not in this build.
+/// Asserts that the server accepts `options`. The server may reject an option only if this build lacks the feature that
+/// the option needs.
 fn check_options(options: &[&str]) {
     let config = Config::try_parse_from(["wirechat"].iter().chain(options)).unwrap_or_else(|error| panic!("{error}"));
     const FEATURES: [(&str, bool); 6] = [
@@ -222,8 +223,8 @@ fn check_options(options: &[&str]) {
     }
 }
 
-/// If `line` is a command that installs the server or runs it as a service, asserts that its arguments are correct, for
-/// example that its files exist. Otherwise returns `false`.
+/// Returns whether `line` is a command that installs the server or runs it as a service. If so, also asserts that its
+/// arguments are correct: for example, that the files it names exist.
 fn is_install_command(line: &str) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
     let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
@@ -325,8 +326,8 @@ fn the_deployment_commands_work() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Sends each JSON line of the README's section "Try it" while the page is connected under a generated name. No line
-/// causes an error.
+/// Sends each JSON line from the README's section "Try it", and expects no error. As in that section, the page is
+/// connected at the same time, under a username that it generated.
 #[test]
 fn the_lines_to_type_cause_no_error() {
     let server = Server::start(&[]);

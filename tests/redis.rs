@@ -341,9 +341,9 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     }
     texts.sort_unstable();
     assert!(texts.iter().copied().eq(0..COUNT), "{texts:?}");
-    // Each connection receives every message at least once. Both connections send the same nonces. For each nonce, the
-    // connection that comes second may receive the message twice, because the server replies to a repeated nonce with
-    // the message that it has already stored.
+    // Both connections send the same nonces, and each must receive every message at least once. If a connection sends a
+    // nonce that the other one has already used, it may receive that message twice: once as a broadcast, and once as
+    // the reply to its own command.
     for ann in &mut both {
         cluster::send_with_nonce(ann, &format!("the end of {}", ann.name));
         let mut seen = [false; COUNT];
@@ -360,7 +360,7 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
 
 // --------------------------------------------------------------------------------------------------- private messages
 
-/// The sender and every connection of the recipient receive a private message exactly once.
+/// A private message arrives exactly once at the connection that sent it and at each of the recipient's connections.
 #[test]
 fn private_messages() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -404,7 +404,8 @@ fn private_messages() {
         let received = ann.receive();
         received == ann.error("No such user: Zoe")
     });
-    // A private message is not in the room's history, and a message in the room may reuse its nonce.
+    // An earlier private message used the nonce `n`. The room's history contains no private messages, so a message to
+    // the room may use `n` again.
     ann.send_event("message", json!({"text": "hello", "nonce": "n"}));
     ann.expect_event("message", json!({"text": "hello", "id": 1, "nonce": "n"}));
     for user in bobs.iter_mut().chain([&mut pat, &mut ann]) {
@@ -412,7 +413,8 @@ fn private_messages() {
     }
 }
 
-/// In the `rooms` dialect, a client receives private messages under the username of its most recent message.
+/// In the `rooms` dialect, each message states its sender's username. A client receives private messages that are sent
+/// to the username in its own latest message.
 #[test]
 fn private_messages_to_names_in_use() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -478,7 +480,7 @@ fn unique_names() {
             User::join(server, dialect, name, room).expect_close(1008, IN_USE);
         }
     }
-    // Several clients may have the default username.
+    // The default username is exempt from `--unique-names`, so several clients may have it.
     let _anonymous = [User::events(a, "anonymous", "x"), User::events(b, "anonymous", "x")];
     // In the `rooms` dialect, a client reserves a username by sending a message under that username.
     let mut ron = User::rooms(b, "alice", "general");
@@ -572,8 +574,8 @@ fn a_takeover_by_a_bound_token() {
     assert_no_other_event(&mut witness, &mut [&mut ann], "welcome back");
 }
 
-/// A connection with the same `client_id` and token as an older connection replaces the older connection. If only the
-/// token differs, the server rejects or closes the new connection.
+/// A new connection replaces an older one that has the same `client_id` and token. If the `client_id` is the same but
+/// the token is not, the server rejects the new handshake or closes the new connection.
 #[test]
 fn client_ids() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };

@@ -88,7 +88,8 @@ fn normalize(dump: &mut [Value]) {
         key[3] = if left < 0 { json!(left) } else { json!("expires") };
         match key[1].as_str() {
             Some("zset") => {
-                // Redis and the model may read the clock in different seconds: sort members by name, not by time.
+                // Redis and the model may read the clock at different times, so their timestamps may order the members
+                // differently. Sort the members by name instead.
                 let mut list = key[2].as_array().expect("a list").chunks(2).map(<[Value]>::to_vec).collect::<Vec<_>>();
                 for pair in &mut list {
                     let score: f64 = pair[1].as_str().expect("a score").parse().expect("a number");
@@ -407,8 +408,9 @@ impl<'a> Instance<'a> {
         self.resend(words)
     }
 
-    /// Sends a request without increasing the request number, so that it counts as a resend of the previous request.
-    /// The call limits the history of each room to one message, so that a test can exceed the limit with few messages.
+    /// Sends a request without increasing the request number. Redis treats a request with a repeated number as a
+    /// resend, so the method `request` increases the number before it calls this method. The history limit is set to
+    /// one message per room, so that a test can exceed it with few messages.
     fn resend(&self, words: &[&str]) -> Vec<String> {
         let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
         let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];

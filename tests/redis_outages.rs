@@ -35,9 +35,9 @@ fn event(event: &str, name: &str) -> Value {
     json!({"event": event, "data": {"username": name}})
 }
 
-/// The outcome of a message, as its sender learns it.
+/// How the server responds to a client's message: with an event, with an error, or by closing the connection.
 enum Outcome {
-    /// The message is in the room. The value is the `data` of its `message` event.
+    /// The server stored the message and sent its `message` event. The value is that event's `data`.
     Published(Value),
     NotStored,
     /// The server closed the connection with 1013: the client must send the message again, with the same nonce.
@@ -70,7 +70,7 @@ fn json_of(frame: &Frame) -> Value {
     serde_json::from_str(frame.text()).expect("JSON")
 }
 
-/// Returns a room's members as a guest on `server` sees them, without earlier guests, who may not have left yet.
+/// Joins `room` as a guest. Returns all members except guests, because earlier guests may not have left yet.
 fn members(server: &Server, room: &str) -> Vec<String> {
     let mut members = names(&welcome(server, room, "")["members"]);
     members.retain(|name| name != "guest");
@@ -117,8 +117,8 @@ fn check_only_guest_events(user: &mut User) {
 
 #[test]
 fn a_graceful_stop_sends_left_promptly() {
-    // The other instances take at least 3 s to notice a crash. On a busy machine, a graceful stop may take that long
-    // too, so the test passes if one of three stops is faster.
+    // After a crash, the other instances take at least 3 s to send `left`. After a graceful stop, they must be faster.
+    // Because a busy machine may delay a graceful stop, try up to three times: one fast stop is enough.
     let is_prompt = (0..3).any(|_| {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return true };
         let mut ann = User::events(cluster.at(0), "ann", "general");
@@ -226,8 +226,8 @@ fn an_instance_that_is_suspended_briefly() {
     }
 }
 
-/// If an instance is suspended for long, users on other instances receive `left` and then `joined` for the instance's
-/// clients. The instance's clients receive every message, and no `left` or `joined`.
+/// If an instance is suspended for a long time, users on other instances see its clients leave and then join again. The
+/// instance's own clients receive every message, but no `left` or `joined` events.
 #[test]
 fn an_instance_that_is_suspended_for_long() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -307,8 +307,9 @@ fn an_instance_that_is_cut_off() {
     assert_eq!(message["id"], 11, "the rejected message never appears");
 }
 
-/// While an instance is cut off from Redis, a room receives more messages than its history keeps. The instance's
-/// clients must then receive either all messages or `switched` with the same epoch.
+/// While an instance is cut off from Redis, a room receives more messages than its history keeps. Afterwards, the
+/// instance's clients must receive each message or, in place of the missing ones, a `switched` event with the room's
+/// current history. The room's epoch must not change.
 #[test]
 fn an_instance_that_missed_too_much() {
     const COUNT: u64 = 3000;
@@ -531,7 +532,8 @@ fn redis_rejects_writes() {
     check_outage(Outage::RejectsWrites);
 }
 
-/// A client that sends two messages around the time when Redis fails. The texts begin with the client's name.
+/// A client that sends one message just before Redis fails and one just after. Each text begins with the client's name,
+/// so that no two clients send the same text.
 struct Sender {
     name: String,
     /// `None` once the server has closed this client's connection with 1013.

@@ -60,7 +60,7 @@ fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) -> Vec<Valu
     ids.map(send).collect()
 }
 
-// ------------------------------------------------------------------------------------------------ epoch and since
+// ---------------------------------------------------------------------------------- the parameters `epoch` and `since`
 
 #[test]
 fn a_room_without_a_message() {
@@ -313,7 +313,8 @@ fn empty_room_limit() {
     }
 }
 
-/// A user joins room `a` a second time, so `b` has been empty longest, and loses its history when `c` becomes empty.
+/// If too many rooms are empty, the server deletes the history of the room that has been empty longest. Here, that is
+/// `b`, because a user visits `a` again after `b`.
 #[test]
 fn the_empty_room_that_was_used_last_is_kept() {
     let server = chat(&["--max-empty-rooms", "2"]);
@@ -764,8 +765,8 @@ fn frame((text, nonce): &(String, String)) -> Vec<u8> {
 fn run(seed: u64, args: &[&str]) {
     let server = chat(&[args, &["--history", "1000"]].concat());
     let mut random = Rng::with_seed(seed);
-    // `host` keeps the room from becoming empty. `ron` and `pat`, who use the dialects `rooms` and `presence`, never
-    // lose their connections.
+    // `host` stays in the room, so that the room never becomes empty. `ron` (dialect `rooms`) and `pat` (dialect
+    // `presence`) stay connected throughout the test.
     let _host = User::events(&server, "host", ROOM);
     let mut ron = User::rooms(&server, "ron", ROOM);
     let mut pat = User::presence(&server, "pat", ROOM);
@@ -797,7 +798,7 @@ fn run(seed: u64, args: &[&str]) {
             peer.messages.len() >= total
         });
     }
-    // Send a last message. Messages that are still in flight arrive before it.
+    // Send a last message. Once a client has received it, no earlier message to that client is still in flight.
     ron.send_message("the end");
     for peer in &mut peers {
         while peer.messages.last().is_none_or(|last| last["text"] != "the end") {

@@ -103,7 +103,7 @@ fn binary(header: &[u8], len: usize) {
     assert_eq!(sent(Opcode::Binary, &payload), [header, &payload].concat());
     let frame = masked(header, &payload);
     let event = format!("{:?}", Event::Message(Message::Binary(payload.into())));
-    // Split at every position in the header, and at some positions in the payload.
+    // Split the frame at every byte of its header, but at only some bytes of its payload, which can be 64 KiB long.
     for cut in (0..header.len() + 8).chain((0..frame.len()).step_by(4097)).chain([frame.len()]) {
         assert_eq!(receive(&frame, cut).0, [event.as_str()], "cut at {cut}");
     }

@@ -84,7 +84,8 @@ fn faults(index: &str, sources: &[Source]) -> Vec<String> {
     faults
 }
 
-/// Whether the index lists a section. A section with subsections need not be listed, because each subsection must be.
+/// Whether `listed`, the list of the sections in the index, covers a section. A section with subsections is covered
+/// even if it is not listed itself, because the index must list all of its subsections.
 fn is_covered(section: &str, listed: &[&str]) -> bool {
     let below = format!("{section}.");
     listed.contains(&section) || contents().any(|other| other.starts_with(&below))
@@ -94,7 +95,7 @@ fn contents() -> impl Iterator<Item = &'static str> {
     CONTENTS.split_whitespace()
 }
 
-// ---- The index ----
+// ---- Parsing the index ----
 
 /// Parses the index. Returns its rows and a list of format errors.
 fn rows(index: &str) -> (Vec<Row>, Vec<String>) {

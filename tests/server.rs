@@ -87,7 +87,8 @@ const BIG_TEXT_OPTIONS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "200
 /// Options for a short close timeout, and a handshake timeout that does not expire during a test.
 const SHORT_CLOSE: [&str; 4] = ["--close-timeout", "0.3", "--handshake-timeout", "600"];
 
-/// Two members that exchange texts of 16,000 characters while other members of the room do not read.
+/// Two members of a room: `sender` sends texts of 16,000 characters, and `receiver` reads them. The texts fill the
+/// outboxes of members that do not read.
 struct Chatter {
     sender: RawClient,
     receiver: RawClient,
@@ -95,7 +96,7 @@ struct Chatter {
     ids: Vec<u64>,
     /// The usernames from the `left` events that `receiver` has read.
     left: Vec<String>,
-    /// The number of messages that `receiver` had read before the last `left` event.
+    /// How many messages `receiver` had read by the last `left` event. These were sent before that member left.
     messages_before_left: usize,
 }
 
@@ -159,7 +160,8 @@ fn a_reader_that_stops_receives_a_close() {
     let events = frames.iter().map(|frame| serde_json::from_str::<Value>(frame.text()).expect("complete events"));
     let ids: Vec<u64> = events.filter_map(|event| event["data"]["id"].as_u64()).collect();
     assert!(ids.iter().copied().eq(1..=ids.len() as u64), "the received messages have no gap");
-    // The outbox exceeded its bound of 64 KiB, so it contained more than four texts of 16,000 characters.
+    // Four texts of 16,000 characters fit into an outbox of 64 KiB, so the outbox that overflowed held at least five.
+    // The server completes the text that was partly sent and drops the rest.
     assert!(
         ids.len() + 3 <= chatter.messages_before_left,
         "the rest was dropped: {} of {}",
@@ -267,8 +269,8 @@ fn pings_of_a_peer_that_does_not_read() {
     server.finish(&[]);
 }
 
-/// While an echo is unsent, the server does not read from the `/echo` client. The client, which reads late, still
-/// receives every echo.
+/// The server stops reading from an `/echo` client until the pending echo has been sent. A client that reads late must
+/// still receive every echo.
 #[test]
 fn an_echo_that_is_read_late() {
     let mut server = WitnessedServer::start(&["--max-outbox", "65536"]);

@@ -89,7 +89,7 @@ fn only_what_follows_a_message_waits_for_the_disk() {
     let bob = stalled.join("bob", "rust");
     send_message(&alice, "one");
     for _ in 0..3 {
-        // All rooms share one event queue, so the private message waits until alice's message is stored.
+        // All rooms share one event queue, so bob's private message waits until alice's earlier message is stored.
         bob.send_text(&json!({"event": "private", "data": {"to": "alice", "text": "psst"}}).to_string());
         for client in [&alice, &bob] {
             client.send_text(r#"{"event":"ping"}"#);

@@ -119,7 +119,7 @@ fn invalid_options() {
     );
 }
 
-/// Each row: two options that conflict, and a value of the first option that resolves the conflict.
+/// Each row contains two conflicting options and a value for the first option that resolves the conflict.
 #[test]
 fn limits_that_exclude_each_other() {
     let rows = [
@@ -278,7 +278,7 @@ fn advice_in_a_rejection_works() {
     let origins = origins.map(|value| ("Origin", "--allow-origin ", value));
     let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1"];
     let hosts = hosts.map(|value| ("Host", "--allow-host ", value));
-    // Pass --open: without it, a local server accepts the origin `null` by default.
+    // Without --open, a local server accepts the origin `null` by default, but this test needs a rejection.
     let server = Server::start(&["--open"]);
     each_row(
         &[origins, hosts].concat(),
@@ -306,7 +306,8 @@ fn no_advice_for_a_malformed_origin_or_host() {
         &rows,
         |(header, value)| format!("{header}: {value}"),
         |(header, value)| {
-            let server = Server::start(&["--open"]); // one server per row: each logs up to five rejections per address
+            // Use a new server for each request, because a server logs only the first few rejections of an address.
+            let server = Server::start(&["--open"]);
             let body = expect_rejection(&server, &request_with(header, value));
             assert!(body.ends_with(" cannot name it.\n") && body.matches("--allow-").count() == 1, "{body:?}");
             server.wait_for_log(body.trim_end());
@@ -499,7 +500,7 @@ fn empty_variables() {
     let server = Server::launch(&mut command);
     assert_eq!(server.status(&handshake()), 101);
     assert_eq!(server.status(&handshake().target("/")), 401, "WIRECHAT_OPEN= does not open the server");
-    // On the command line, an empty address is still an error.
+    // An empty environment variable counts as unset, but an empty address on the command line is an error.
     expect_start_failure("", &[]).check(USAGE, &["--listen"]);
 }
 

@@ -723,8 +723,8 @@ fn a_proxy_names_the_client_before_tls() {
     let mut record = [0; 3];
     tcp.read_exact(&mut record).unwrap();
     assert_eq!(record, [22, 3, 3], "a ServerHello");
-    // The server sends a TLS alert to a client that exceeds `--max-per-address`. If a connection has no PROXY header,
-    // the server closes that connection without a reply.
+    // A client that exceeds `--max-per-address` receives a TLS alert. A client that sends no PROXY header receives
+    // nothing: the server only closes the connection.
     let mut rejected = TcpStream::connect(fixture.server.addr()).unwrap();
     rejected.write_all(b"PROXY TCP4 203.0.113.2 192.0.2.99 4712 443\r\n").unwrap();
     rejected.read_exact(&mut record).unwrap();

@@ -284,9 +284,8 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
     }
 }
 
-/// However the stream is split into reads, the tap reports the same frames. Only the list of the reads that a frame
-/// arrived in may differ. The test ignores an invalid frame, because the tap reports only the bytes of it that have
-/// arrived.
+/// The tap reports the same frames, however the stream is split into reads. Only each frame's list of reads may differ.
+/// The test does not compare invalid frames, because the split determines how much of such a frame the tap reports.
 #[test]
 fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
@@ -397,7 +396,7 @@ fn the_example_in_the_documentation_is_in_a_golden_text() {
     assert_eq!(lines, 4);
 }
 
-/// When a connection ends cleanly, both the text and the JSON show the reason that the server gave.
+/// When a connection ends cleanly, its end record contains the reason that the server gave, both as text and as JSON.
 #[test]
 fn a_clean_end_has_a_cause() {
     let records = Records::default();

@@ -150,7 +150,7 @@ fn replay(path: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Returns the trace lines of one connection, including the indented lines below them.
+/// Returns the part of the trace that belongs to one connection: its lines, and the indented lines after each of them.
 fn lines_of_connection(trace: &str, number: &str) -> String {
     let mut is_its = false;
     let lines = trace.lines().filter(|line| {
@@ -177,7 +177,8 @@ fn recorded(dir: &Path, needle: &str) -> String {
     text
 }
 
-/// The server redacts a token wherever a client sends it, for example in a rejected request or in place of a frame.
+/// The server redacts a token wherever it appears in a client's input, for example in a rejected request, or in an HTTP
+/// request that the client sends instead of a WebSocket frame.
 #[test]
 fn tokens_never_appear_in_traces_or_recordings() {
     let upgrade = support::upgrade_request("/echo?username=a");

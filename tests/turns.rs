@@ -221,7 +221,8 @@ fn a_turn_that_ends_early() {
     }
 }
 
-/// An event for all members except one must not reach that member, even if the event fills the room's batch.
+/// A new member must not receive the join event that the server broadcasts to the other members, even if the event is
+/// so large that the server sends the room's batch immediately.
 #[test]
 fn an_event_for_the_others_that_fills_a_batch() {
     let server = Server::start(&["--max-presence", "1000"]);

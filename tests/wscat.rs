@@ -119,7 +119,7 @@ fn a_script_chats_through_a_pipe() {
     assert_eq!(alice.read_event("left")["username"], "bot");
 }
 
-#[cfg(target_os = "linux")] // on other systems, `script` has other options
+#[cfg(target_os = "linux")] // the `script` command takes different options on other systems
 #[test]
 fn a_person_chats_on_a_terminal() {
     let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };

@@ -26,7 +26,8 @@ pub struct BrokerLimits {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, to keep unused slots of the hash table small
     rooms: Rooms,
-    /// One entry per client: username key, whether clients may share the username, client token. Removal is O(log n).
+    /// One entry per client: its username key, whether other clients may share the username, and its token. Because the
+    /// token is part of the entry, removing a client takes O(log n), even if many clients share its username.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -233,8 +234,9 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // each empty room: whether it ever had a message, when it emptied, id
-    opened: BTreeSet<(User, RoomId)>,          // every room, sorted by the user who opened it
+    // Empty rooms, sorted by whether they ever had a message, then by when they became empty, then by id.
+    empty: BTreeSet<(bool, Duration, RoomId)>,
+    opened: BTreeSet<(User, RoomId)>, // every room, sorted by the user who opened it
     last_id: u64,
     bytes: usize,
     config: BrokerLimits,
@@ -327,7 +329,7 @@ impl Rooms {
         has_messages && self.evict_newest_room(user) || self.remove(oldest).is_some()
     }
 
-    /// If the user has opened at least two rooms that are now empty, evicts the newest of them.
+    /// Evicts the newest empty room that the user opened, if there are at least two, to spare the rooms of other users.
     fn evict_newest_room(&mut self, user: &User) -> bool {
         let empty = self.rooms_created_by(user).rev().filter(|id| self.rooms[id].members == 0);
         let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };

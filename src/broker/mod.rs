@@ -101,7 +101,8 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the token is bound to `username`; if so, the client replaces others with that name
+    /// Whether the access token is bound to `username`. If so, the client replaces older clients with that username.
+    pub is_bound: bool,
     pub session: Option<Session>, // session of the client's older connection, whose username the client may take over
     pub room: Rc<str>,
     pub user: User,                 // a room that the join creates counts towards this user's room limit
@@ -179,13 +180,13 @@ pub struct Page {
 pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
     Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
-    /// A client of this server has joined room `to`, or has switched to it from room `from`.
+    /// A client of this server has joined room `to`. If the client switched rooms, `from` is the room that it left.
     Joined { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
     /// A client of another instance has joined the room, or has switched to it from another room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// The broker closes a room that it opened only to publish a message from the operator. The room has no members.
+    /// The broker opened the room only to publish the operator's message. The room has no members, so it closes again.
     Closed { room: RoomId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
@@ -201,8 +202,8 @@ pub enum RoomEvent {
     JoinRejected { client: Token, error: BrokerError },
     /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
-    /// The chat may have missed events in the room, so it must send the room's current state to the members on this
-    /// server. `members` are the members on other instances.
+    /// The chat may have missed events in the room, so it must send the room's current state to the room's local
+    /// members. `members` lists the members on other instances.
     Resynchronized { room: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog },
     /// A message from the client may or may not have been published. The client must reconnect and resend the message.
     FateUnknown { client: Token },

@@ -10,12 +10,14 @@ pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    // Without `to` and without `/msg` in `text`, the message goes to the room. Only the `rooms` dialect has `username`.
+    // The message goes to the room unless `to` is set or `text` begins with `/msg`. Only the `rooms` dialect sets
+    // `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
     SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has `SwitchRoom`, `History`, `Token` and `Ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
-    // A new JWT, or an error if the `token` field is not a string. Without `--jwt-key`, the chat rejects the command.
+    // The client's new JWT, or an error if the JSON field `token` is not a string. Without `--jwt-key`, the chat
+    // rejects the command `token`.
     Token(Result<Cow<'a, str>, ErrorText>),
     Ping, // the command `ping`; the `ws` module replies to Ping frames
 }

@@ -90,7 +90,8 @@ struct UserEvent<'a> {
     active: &'a ActiveUsers,
 }
 
-/// Writes a message in the `events` dialect. Hand-written for speed: 2,000 bytes take 97 ns, but 564 ns with serde.
+/// Writes a message in the `events` dialect. Does not use serde, which is slower: it takes 564 ns instead of 97 ns for
+/// a message of 2,000 bytes.
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
@@ -250,7 +251,7 @@ impl<'de> Visitor<'de> for Object<'de> {
     }
 }
 
-// Without `#[serde(borrow)]`, serde copies the text into the `Cow`. The attribute needs a field, so this is a newtype.
+// A newtype, because only a field can have the attribute `borrow`. Without it, serde would copy the text.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -327,7 +328,8 @@ mod tests {
         }
     }
 
-    /// The fast path and the general parser agree on randomly mutated messages. A leading space disables the fast path.
+    /// Parses randomly mutated messages twice, and checks that both results are equal. The first attempt may take the
+    /// fast path. The second must use the general parser, because the test adds a leading space.
     #[test]
     fn both_ways_to_parse_a_message_have_the_same_result() {
         const MESSAGE: &str = r#"{"event":"message","data":{"text":"a\n"}}"#;

@@ -157,8 +157,8 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // At a limit of five messages per second, a user who sends nine per second gets about 40 rejections in ten
-        // seconds. Only more than 50 would be a flood.
+        // With a limit of five messages per second, a user who sends nine per second gets about four rejections per
+        // second, or 40 in ten seconds. More than 50 in ten seconds would be a flood.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

@@ -11,7 +11,7 @@ pub struct Room {
     pub name: Rc<str>,
     pub usernames: BTreeMap<MemberId, Rc<str>>, // members in key order: local members first, in connection order
     pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries, for fast iteration
-    pub dialect_counts: [usize; Dialect::ALL.len()], // number of recipients per dialect
+    pub dialect_counts: [usize; Dialect::ALL.len()], // for each dialect (wire format), the number of recipients
 }
 
 impl Room {

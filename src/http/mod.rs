@@ -96,7 +96,7 @@ fn dialect_at(path: &str) -> Option<Dialect> {
 }
 
 fn select_route(request: &Request, access: &AccessControl, client: &Client, now: Now) -> Result<Route, Rejection> {
-    // On /inspect, a ticket replaces the token: the server sends tickets only in `welcome`, after it checks the token.
+    // /inspect needs no token: only `welcome` contains a ticket, so a client with a ticket has passed the token check.
     let (query, has_ticket) = (request.query, request.path == "/inspect");
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
     let identity = if is_exempt { Identity::default() } else { check_token(request, access, client, now)? };
@@ -177,7 +177,8 @@ pub fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_hea
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let has = |wanted| headers.iter().any(|(name, _)| *name == wanted);
-    // The response ends the connection (RFC 6455 §7.2.2). A 426 has its own `Connection` header (RFC 9110 §7.8).
+    // Add `Connection: close`, because the response ends the connection (RFC 6455 §7.2.2). A 426 already has its own
+    // `Connection` header, which also contains `close` (RFC 9110 §7.8).
     let close = if has("Connection") { "" } else { "Connection: close\r\n" };
     let no_store = if has("Cache-Control") { "" } else { "Cache-Control: no-store\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
@@ -230,7 +231,8 @@ fn check_origin<'h>(request: &Request<'h>, access: &AccessControl, own: &str) ->
     if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
-    // Suggest the normalized origin: operators may paste the option into a shell, and the received text is untrusted.
+    // Suggest the normalized origin, not the received text: an operator may paste the suggested option into a shell,
+    // and a client could have sent shell syntax.
     let advice = match normalize_origin(text) {
         Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
         None => "It is not a valid origin, so --allow-origin cannot name it.".into(),

@@ -35,7 +35,7 @@ impl AccessTokens {
         if token.is_empty() {
             return Ok(());
         }
-        // Reject invisible characters: they are usually pasted by accident, and clients would not send them.
+        // Reject invisible characters. They are usually pasted by accident, and no client would send a matching token.
         if let Some(found) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
             return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(found)));
         }

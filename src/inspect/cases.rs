@@ -97,7 +97,7 @@ enum CaseConnection {
 }
 
 impl RunningCases {
-    /// Without `options`, inspectors cannot start any test case.
+    /// `options` contains what is needed to run test cases. If it is `None`, inspectors cannot list or start any.
     pub fn new(options: Option<PlayOptions>) -> RunningCases {
         let (sender, finished) = mpsc::channel();
         RunningCases { options, running: Vec::new(), sender, finished }

@@ -1,9 +1,9 @@
-//! Detects the client's protocol errors (§7.1.7) by running a second [`Protocol`] on a copy of the client's bytes.
-//! Other modules format frames and explain failures.
+//! Detects the client's protocol errors (§7.1.7). The [`RuleChecker`] runs a second [`Protocol`] on a copy of the
+//! client's bytes. It does not format frames or explain failures.
 //!
-//! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
-//! close the connection for another reason before it reaches an invalid frame. So the checker holds a failure until the
-//! server sends its Close or TCP closes, and drops the failure if the server closed for another reason.
+//! In a server, the checker sees all bytes of a read before the server processes the first frame. The server may then
+//! close the connection for another reason and never reach the invalid frame. For this reason, the checker reports a
+//! failure only after the server sends its Close or TCP closes, and not at all if the server gave another reason.
 
 use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
@@ -74,9 +74,9 @@ impl RuleChecker {
         None
     }
 
-    /// Returns the failure that `hold_failure` kept, if any. `close` is the payload of the server's Close frame; `None`
-    /// if the server sent no Close. If the Close has a different code or reason than the failure, drops the failure and
-    /// returns `None`: the server closed the connection before it reached the invalid frame.
+    /// Returns the failure that `hold_failure` stored, if any. `close` is the payload of the server's Close frame, or
+    /// `None` if the server sent none. If that frame has another code or reason, returns `None` and discards the
+    /// failure, because the server closed the connection before it reached the invalid frame.
     pub fn release_failure(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, failure) = self.held_failure.take()?;
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();

@@ -11,7 +11,7 @@ pub struct Filter(Vec<Condition>);
 enum Condition {
     Connection(usize),
     User(String),
-    /// Matches control frames, state changes, and the close of the TCP connection.
+    /// Matches records of control frames, of changes of the connection state, and of the close of the TCP connection.
     Control,
     /// Matches protocol errors, rejected requests, reports of dropped records, and incomplete closing handshakes.
     Errors,

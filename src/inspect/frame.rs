@@ -276,8 +276,8 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner calls `add` separately for a frame's header and for its payload. If both came from the same
-            // read or write, list that read or write only once.
+            // The scanner calls `add` for a frame's header and again for its payload. If both came from the same read
+            // or write, count their bytes in a single entry.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

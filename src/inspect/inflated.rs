@@ -9,7 +9,7 @@ use crate::ws::deflate::inflating::Cost;
 /// The inflated payload of a compressed frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InflatedPayload {
-    /// Number of bytes that the frame's payload inflates to. `prefix` may contain fewer.
+    /// Size in bytes of the frame's whole inflated payload. `prefix` may contain only the start of it.
     pub len: u64,
     /// The first [`MAX_SHOWN_BYTES`] inflated bytes.
     pub prefix: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct MessageInflater {
     /// Whether each message starts with an empty window (no context takeover).
     is_reset: bool,
     is_broken: bool,
-    /// The last few bytes of output: the field name `"token"` may be split across two pieces of output.
+    /// The last few bytes of output, kept to find the field name `"token"` if it is split across two pieces of output.
     tail: Vec<u8>,
     has_token: bool,
     /// Maximum length of an inflated message in bytes. Endpoints reject longer messages, so the inflater stops there.
@@ -136,8 +136,8 @@ mod tests {
             (FINAL_HELLO.to_vec(), &None),
             (HELLO[..4].to_vec(), &None),
             (REFERENCE.to_vec(), &None),
-            // A final block (BFINAL = 1) makes the inflater restart, which takes time. `Cost` therefore rejects a short
-            // message with 100 final blocks.
+            // Each final block (BFINAL = 1) makes the inflater restart, which takes time. `Cost` therefore limits the
+            // number of final blocks in a short message: 100 are too many.
             ([&[3, 0].repeat(100)[..], HELLO].concat(), &None),
         ];
         for (payload, expected) in rows {

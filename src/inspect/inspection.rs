@@ -52,8 +52,8 @@ const CONNECTION_ENDED: &str = "The connection is over.";
 const INVALID_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// State shared by a connection's tap and [`Inspection`], or by the tap and [`RunningCases`] if a test case uses the
-/// connection.
+/// State that a connection's tap, which decodes the frames, shares with the reader of the decoded frames. The reader is
+/// [`RunningCases`] if a test case uses the connection, and otherwise [`Inspection`].
 #[derive(Debug, Default)]
 pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,
@@ -129,7 +129,8 @@ pub struct Inspection {
     // A random key for tickets. Each run of the server has a new key, so tickets from earlier runs are invalid.
     key: [u8; 64],
     max_queued: usize,
-    /// Whether every connection has a tap from its first byte. Otherwise, only an inspected connection has a tap.
+    /// Whether the server decodes the frames of every connection, from the first byte on. If false, the server decodes
+    /// only the frames of connections that have an inspector.
     taps_all: bool,
     queue: Rc<RecordQueue>,
     handshakes: Rc<RefCell<Handshakes>>,
@@ -233,8 +234,8 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames passed before the inspector attached. A tap that `Attach` creates reports this number
-        // itself. An older tap does not, so queue the record here.
+        // Tell the inspector how many frames it missed. If the connection has no tap yet, `Attach` creates one, which
+        // reports this number itself. Otherwise, queue the report here.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -398,8 +399,8 @@ impl HandshakeCapture {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // The server keeps up to 256 handshakes in memory, so stop capturing a huge request (one with many
-                // cookies, for example).
+                // The server keeps up to 256 handshakes in memory, so limit the size of each: stop capturing a request
+                // that is too long, for example because of many cookies.
                 return self.request.bytes.len() > MAX_STORED_REQUEST_LEN;
             }
             // `has_ticket` is still `false`, so the server has not called `upgrade`, and this response is not a 101.

@@ -16,7 +16,8 @@ pub fn record_to_json(record: &Record) -> Value {
         RecordKind::Failure(failure) => failure_to_json(failure),
         RecordKind::End(end) => end_to_json(end),
         RecordKind::Missed(count) => json!({ "record": "missed", "count": count }),
-        // Name the record "missed", so that an older page, which ignores `earlier`, still shows the gap in the frames.
+        // Older versions of the page do not know `earlier`. They know the name "missed", and so still show that frames
+        // are missing.
         RecordKind::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);

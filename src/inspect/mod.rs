@@ -95,7 +95,8 @@ pub struct Response {
     pub head: Head,
     /// The HTTP status code; 0 if the status line contains none.
     pub status: u16,
-    /// Up to [`MAX_SHOWN_BYTES`] bytes of the response body, from the write that completed the head; empty for a 101.
+    /// The start of the response body, up to [`MAX_SHOWN_BYTES`] bytes; empty for a 101. Contains only bytes that the
+    /// server wrote together with the end of the head.
     pub body: Vec<u8>,
     /// How to compute the accept value; `None` unless the response is a 101 and the request had a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
@@ -184,8 +185,8 @@ impl AcceptSteps {
         AcceptSteps { key: key.into(), key_and_guid, sha1, accept: accept_value(key.as_bytes()), response_accept: None }
     }
 
-    /// Computes the accept value for the key in a request (§4.2.2, item 5.4), and adds the response's accept value for
-    /// comparison. Returns `None` if the request has no key.
+    /// Computes the accept value from the key in the request (§4.2.2, item 5.4). The result also contains the accept
+    /// value of the response, for comparison. Returns `None` if the request has no key.
     pub fn from_handshake(request: &Head, response: &Head) -> Option<AcceptSteps> {
         let key = request.header("Sec-WebSocket-Key")?;
         Some(AcceptSteps { response_accept: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::from_key(&key) })

@@ -65,7 +65,8 @@ struct Context {
 }
 
 impl InspectObservers {
-    /// `random` fills a buffer with cryptographically secure random bytes, for the secret key that protects tickets.
+    /// Creates the parts that `options` enables: trace, recordings and inspection. `random` fills a buffer with
+    /// cryptographically secure random bytes. They become the secret key that protects the inspectors' tickets.
     ///
     /// # Errors
     /// Fails if the recordings directory cannot be created or is not writable.
@@ -141,7 +142,7 @@ impl Observers for InspectObservers {
     }
 
     fn needs_token(&self, connection: Token) -> bool {
-        // The connection of a test case needs no access token: its inspector has already presented a ticket.
+        // A test case's connection needs no access token, because its inspector was already admitted with a ticket.
         !self.inspection.as_ref().is_some_and(|inspection| inspection.running_cases.contains(connection))
     }
 
@@ -214,7 +215,8 @@ impl Observer for ConnectionObserver {
                 let secrets = usize::from(has_welcome) + usize::from(has_ticket);
                 if let Some(active_tap) = &mut self.active_tap {
                     active_tap.tap.upgrade(limits, username.cloned(), secrets);
-                    // Hide an inspector's frames: most of them only repeat the records of another connection.
+                    // Hide the frames of an inspector's own connection: most of them only carry the records of the
+                    // connection that it inspects.
                     if is_inspector {
                         active_tap.tap.set_private();
                     }

@@ -57,8 +57,8 @@ struct SharedState {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// Bytes left in the quota; `None` once a recorder has needed more than were left. From then on, each recorder with
-    /// an open file writes only a final [`Step::Cut`] line.
+    /// Bytes left in the quota. Becomes `None` when a recorder needs more bytes than are left. After that, a recorder
+    /// with an open file adds only a [`Step::Cut`] line, which marks the recording as incomplete.
     remaining: Cell<Option<u64>>,
     /// The warning to log when the quota is exhausted.
     message: &'static str,
@@ -110,7 +110,7 @@ impl Quota {
         !self.is_exhausted()
     }
 
-    /// Releases `len` bytes of the quota that the recorder reserved but did not write.
+    /// Returns to the quota `len` bytes that a recorder reserved but did not write.
     fn release(&self, len: usize) {
         self.remaining.set(self.remaining.get().map(|remaining| remaining + len as u64));
     }
@@ -249,7 +249,7 @@ impl Recorder {
         self.buffered.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_STORED_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // `MAX_STORED_READS` reads are already stored: count these bytes as part of the last one.
+            // When `MAX_STORED_READS` reads are already stored, add the new bytes to the last stored read.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -335,7 +335,7 @@ impl Recorder {
             self.client.is_out_of_sync = matches!(result, ScanResult::Lost(..));
             kept.extend(passed);
         }
-        // Add one `*` per hidden byte, so that a replay counts the same number of bytes.
+        // Append one `*` for each omitted byte, so that a replay of the recording shows the original byte counts.
         kept.resize(bytes.len(), b'*');
         kept
     }

@@ -39,9 +39,9 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
-    /// The bytes of one read from the client.
+    /// The bytes that the server received from the client in a single read, without the secrets in them.
     Client(#[serde(with = "bytes")] Vec<u8>),
-    /// The bytes of one write to the client.
+    /// The bytes that the server sent to the client in a single write, without the secrets in them.
     Server(#[serde(with = "bytes")] Vec<u8>),
     /// The server accepted the request. `user` is `None` on an endpoint without usernames.
     Upgraded {
@@ -88,7 +88,8 @@ impl Recording {
         for (number, line) in lines {
             match serde_json::from_str(line) {
                 Ok(entry) => entries.push(entry),
-                // Ignore an incomplete last line: the disk may have been full, or the server was killed during a write.
+                // Ignore an incomplete last line: the server may have been killed during a write, or the disk may have
+                // been full.
                 Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
                 Err(error) => return Err(error_at(number, error)),
             }

@@ -252,7 +252,7 @@ impl FrameScanner {
     }
 
     fn start_inflating(&mut self, header: &FrameHeader, frame: &mut Frame) {
-        // No position: a control frame, or a continuation frame outside a fragmented message.
+        // Control frames and unexpected continuation frames have no position, because they belong to no message.
         let Some(position) = frame.position else { return };
         if position.fragment == 1 {
             self.is_compressed = header.is_compressed;

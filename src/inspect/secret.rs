@@ -140,8 +140,8 @@ impl TokenRedactor {
         }
     }
 
-    /// Must be called after payload bytes that the redactor did not process: a token may have started there. Makes the
-    /// redactor redact the next bytes up to a quotation mark.
+    /// Makes the redactor redact the next bytes up to a quotation mark. Must be called after payload bytes that did not
+    /// pass through `redact`, because a token may have started in them.
     pub fn skip(&mut self) {
         self.0 = TokenState::InValue;
     }
@@ -164,9 +164,9 @@ impl TokenRedactor {
     }
 }
 
-/// Redacts the payload bytes at `offset` of a client's compressed frame. Replaces them with `*`, and the message's last
-/// two bytes with codes that end the block, so that a replay can still inflate the message. In DEFLATE, the first `*`
-/// begins a block with fixed Huffman codes, and each further `*` is a literal.
+/// Overwrites `bytes`, the payload of a client's compressed frame from position `offset` on, with `*`. The result is
+/// valid DEFLATE data, so that a replay can still inflate the message: the first `*` begins a block with fixed Huffman
+/// codes, each further `*` is a literal, and the message's last two bytes end the block.
 pub fn redact_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
         *byte = match payload_len - at {
@@ -200,7 +200,7 @@ fn redact_parameters(head: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// After `redact_compressed`, a message still inflates, whether it was sent in one frame or in two.
+    /// A message that `redact_compressed` has overwritten can still be inflated, whether it has one frame or two.
     #[cfg(feature = "deflate")]
     #[test]
     fn replaced_messages_inflate() {

@@ -101,8 +101,9 @@ impl Tap {
         self.server.frames.set_limits(Limits { message: usize::MAX, ..limits });
     }
 
-    /// Makes the tap hold back the report of a client's protocol error until the server sends its Close or TCP closes.
-    /// If the Close has another reason, the tap drops the report: the server did not process the invalid frame.
+    /// Delays the report of a client's protocol error until the server sends a Close or the TCP connection closes. If
+    /// the Close has a different code or reason than the error, drops the report: the server never processed the
+    /// invalid frame.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
@@ -161,8 +162,8 @@ impl Tap {
         }
     }
 
-    /// The server calls `set_closing` when it queues a Close, which the tap cannot see yet. From then on, the server
-    /// discards data frames, so the tap stops checking them.
+    /// Must be called when the server queues a Close. From then on, the server ignores the client's data frames, so the
+    /// tap must not check them. The tap sees the Close only later, when the server writes it to the socket.
     pub fn set_closing(&mut self) {
         self.checker.set_closing();
     }
@@ -250,7 +251,8 @@ impl Tap {
             self.read_frames(Role::Client, &bytes, part);
         }
         if self.has_early_gap {
-            // Client bytes were dropped before the response, so the tap cannot find the client's next frame header.
+            // The client sent too many bytes before the response, and the tap dropped some of them. So the tap does not
+            // know where the client's next frame starts.
             self.client.is_out_of_sync = true;
             self.reporter.report(RecordKind::Missed(1));
         }
@@ -396,8 +398,8 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
-    /// Once the server has queued a Close, it discards the client's data frames. The tap observes only bytes on the
-    /// wire, so the server announces the Close with `set_closing`.
+    /// After the server queues a Close, it ignores the client's data frames, so the tap must not report errors in them.
+    /// The tap cannot see a Close that is not on the wire yet, so the server calls `set_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {
@@ -447,7 +449,7 @@ mod tests {
             tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
             tap.observe(Role::Server, response.as_bytes(), SystemTime::UNIX_EPOCH);
             let hello = b"\xf2\x48\xcd\xc9\xc9\x07\x00"; // "Hello", compressed (RFC 7692 §7.2.3.1)
-            let reference = b"\xf2\x00\x11\x00\x00"; // "Hello" again, as a reference to the first (§7.2.3.2)
+            let reference = b"\xf2\x00\x11\x00\x00"; // a back-reference to the first "Hello" (RFC 7692 §7.2.3.2)
             let server = [&b"\xc1\x07"[..], hello, b"\xc1\x05", reference].concat();
             let client = [&b"\xc1\x87\0\0\0\0"[..], hello, b"\xc1\x85\0\0\0\0", reference].concat();
             tap.observe(Role::Server, &server, SystemTime::UNIX_EPOCH);

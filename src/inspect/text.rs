@@ -24,8 +24,8 @@ use crate::ws::frame::Role;
 /// The column where the RFC section numbers start in a trace line, with and without a timestamp.
 const SECTIONS_COLUMN: usize = 100;
 const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
-/// Maximum number of characters to show from a request line or status line. An excerpt from a response body may be
-/// twice as long on the record's first line, and three times as long on the further lines of [`Detail::Full`].
+/// Maximum number of characters to show of a request line or status line. The limit for a response body is twice as
+/// high on a record's first line, and three times as high on the separate line for the body in [`Detail::Full`].
 const MAX_HEAD_EXCERPT: usize = 120;
 const INDENT: &str = "  ";
 const ROW_BYTES: usize = 16;
@@ -302,7 +302,7 @@ fn write_diagram(frame: &Frame, paint: Paint, out: &mut String) {
         column += width;
     }
     let unmasked = frame.unmasked_payload();
-    // Check all shown payload bytes, because a single row of binary data may happen to be valid UTF-8.
+    // Check the shown payload as a whole, not row by row: a single row of binary data may happen to be valid UTF-8.
     let is_text = frame.text(&unmasked).is_some();
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW_BYTES).zip(unmasked.chunks(ROW_BYTES)).collect();
     if let Some((wire, plain)) = rows.first() {
@@ -324,15 +324,15 @@ fn write_line(line: &str, out: &mut String) {
     let _ = writeln!(out, "{INDENT}{}", line.trim_end());
 }
 
-/// Writes all rows of payload bytes except the first, which the caller has already written next to the header bytes. If
-/// the payload is masked, the unmasked bytes of each row, including the first, follow on a line of their own.
+/// Writes the payload in rows. The caller has already written the first row's bytes, as received, next to the header.
+/// If the payload is masked, each row, including the first, is followed by a line with its unmasked bytes.
 fn write_payload_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
     for (index, (wire, plain)) in rows.iter().enumerate() {
         let text = if rows.len() == 1 { format_excerpt(frame) } else { format_row(is_text, plain) };
         match (is_masked, index) {
-            (false, 0) => {} // the caller has written this row, and unmasked bytes need no second line
+            (false, 0) => {} // an unmasked frame: the caller has already written its first row, next to the header
             (false, _) => write_line(&format!("{blank}{}   {text}", spaced_hex(wire)), out),
             (true, _) => {
                 if index > 0 {

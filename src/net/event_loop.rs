@@ -22,8 +22,8 @@ const WAKER_TOKEN: Token = Token(usize::MAX - 1); // lets other threads wake the
 const FIRST_LISTENER_TOKEN: usize = usize::MAX / 2; // the tokens of further listeners count up from here
 
 const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal: 128 + SIGINT, the shell convention
-// Maximum number of readiness events per turn: enough for one turn to learn of a mass disconnect, so that the server
-// sends nothing to peers that have disconnected.
+// Maximum number of readiness events per turn. If many clients disconnect at once, the server should learn of all of
+// them in one turn. Otherwise, it sends events to clients that have already disconnected.
 const MAX_EVENTS_PER_TURN: usize = 65536;
 const MAX_ACCEPTS_PER_TURN: usize = 64; // limit per listener, so that many new clients do not delay connected ones
 
@@ -185,7 +185,8 @@ impl Drop for EventLoop {
     /// Flushes the log even on a panic, because the last lines may show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
-        // Dropping `self.server` comes next, and may wait for a hung disk. So let SIGINT and SIGTERM end the process.
+        // Rust drops `self.server` next, which may block if the disk hangs. So from now on, let SIGINT and SIGTERM end
+        // the process.
         for signal in [SIGINT, SIGTERM] {
             let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
         }

@@ -151,7 +151,8 @@ pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String>
         let advice = "Raise it with ulimit -n, or lower --max-connections.";
         return Err(format!("The limit of {descriptors} descriptors allows {most} connections. {advice}"));
     }
-    // Rejected connections may linger on the descriptors that --max-connections leaves unused.
+    // Rejected connections linger so that their clients can read the response. They may use the descriptors that
+    // --max-connections leaves free, and half of the `RESERVED_DESCRIPTORS`.
     let lingering = (max_connections / 8).clamp(spare, 256).min(most - max_connections + spare);
     Ok((max_connections, lingering))
 }

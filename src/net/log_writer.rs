@@ -200,7 +200,7 @@ mod tests {
         TestQueue { lines, pipe }
     }
 
-    /// Begins a turn `wait` milliseconds after the last turn, and returns the bytes written.
+    /// Advances the test's clock by `wait` milliseconds, runs one turn, and returns the bytes that the turn wrote.
     fn turn(lines: &mut TestQueue, wait: u64, is_idle: bool) -> Vec<u8> {
         let monotonic = lines.now.monotonic + Duration::from_millis(wait);
         lines.begin_turn(Now { time: SystemTime::UNIX_EPOCH, monotonic }, is_idle);

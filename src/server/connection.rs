@@ -1,5 +1,6 @@
-//! One connection: its socket, stage, outbox and closing steps; and the table of all connections. The stage, the
-//! service and the number of bytes in the outbox decide whether the server reads and writes:
+//! One connection (socket, stage, outbox, closing steps), and the collection of all connections. In the table below,
+//! the rows are the stages of a connection, and the columns are the number of bytes in its outbox, which `--max-outbox`
+//! bounds. Each cell shows whether the server reads from the connection and writes to it:
 //!
 //! | | none | some | over half of the bound |
 //! |---|---|---|---|
@@ -10,7 +11,8 @@
 //! | `Draining`, discards input | read | read, write | read, write |
 //!
 //! Closing has up to three steps. *Close* sends a Close frame, and reads frames until the peer's Close. *Drain* writes
-//! the rest of the outbox, and reads no more frames. *Remove* drops the connection.
+//! the rest of the outbox, and reads no more frames. *Remove* drops the connection. In the next table, "framing lost"
+//! means that the server cannot find the next frame, and "input left" means that bytes follow the peer's Close:
 //!
 //! | cause | still sent | still read | timer |
 //! |---|---|---|---|
@@ -70,7 +72,7 @@ pub struct Connection<S> {
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
     pub variant: Variant,            // whether and how messages of the room are compressed
-    queued: [bool; WORK_LIST_COUNT], // for each work list, whether it contains the connection
+    queued: [bool; WORK_LIST_COUNT], // for each kind of work, whether the connection is already queued for it
     pub cold: Box<ColdFields>,
 }
 
@@ -94,8 +96,8 @@ pub struct ColdFields {
     pub deflate: Option<Agreement>, // how `/echo` compresses messages; `None` without compression
     pub service: Option<Service>,   // `None` before the upgrade
     pub stage: Stage,
-    /// When the last byte arrived. If the server checks late whether the peer is silent, it moves this time forward by
-    /// the delay, so that the delay does not count as silence.
+    /// When the last byte arrived. If the server runs an idle check late, it adds the delay to this time, so that the
+    /// delay does not count as the peer's silence.
     pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the deadline in `Timers`, to find the entry there
     pub close_code: Option<u16>,    // code of the first Close frame, sent or received
@@ -121,12 +123,12 @@ pub enum Service {
     Inspect,
 }
 
-/// Whether input is waiting. The edge-triggered poll reports new input only once, so the connection stores the report.
+/// Whether the socket may have unread input. The edge-triggered poll reports new input only once, so remember it here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
     Drained, // the socket has no unread input, so new input causes a readiness edge
     Readable,
-    Ending, // the peer ended the stream or the socket failed: unread input may remain, but no further edge follows
+    Ending, // the stream has ended or failed: the poll reports nothing more, so read until EOF or an error
     Ended,
 }
 
@@ -162,7 +164,7 @@ impl<S: Socket> Connection<S> {
         Connection { socket, outbox, frames_sent: 0, bytes_sent: 0, observer, input, variant, queued, cold }
     }
 
-    /// Records that the poll reported input. `is_last`: the stream ended or the socket failed, so no report follows.
+    /// Marks the socket as readable. `is_last`: the stream ended or failed, so the poll will report no more input.
     pub fn set_readable(&mut self, is_last: bool) {
         self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
     }
@@ -227,7 +229,8 @@ impl<S: Socket> Connection<S> {
         header
     }
 
-    /// Writes the outbox. After the last byte, shuts down the write side of a draining connection that discards input.
+    /// Writes the outbox. Once it is empty, shuts down the write side if the connection only discards input from now
+    /// on, so that the peer sees EOF and closes too.
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, bytes_sent, .. } = self;
         let before = outbox.len();
@@ -280,7 +283,7 @@ impl<S: Socket> Connection<S> {
         self.is_open() && !self.is_echo() && self.outbox.is_over_bound(max_outbox)
     }
 
-    /// Moves the protocol's output to the outbox. Starts to drain the connection if the protocol reads no more frames.
+    /// Moves the protocol's output to the outbox. If the protocol has read its last frame, drains the connection.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());

@@ -3,10 +3,11 @@
 //! [`deflate`](crate::ws::deflate) adds up to two variants of each rendering. A member usually receives the batch in
 //! one write at the end of the turn, so many messages cost one system call.
 //!
-//! A *cursor* is the number of bytes of the batch that a member has received or skipped. Before an event for one member
-//! alone, the server queues the unsent part of the batch for that member. Example: the room receives "one", alice alone
-//! receives an event, and the room receives "two". The table shows the cursors after alice's event, and what the server
-//! queues before that event and at the end of the turn:
+//! A *cursor* is the number of bytes of a room's batch that a member has received or skipped. Before the server sends
+//! an event to one member alone, it queues the unsent part of the batch for that member, to keep the events in order.
+//! In this example, the batch contains two frames, "one" and "two", and alice alone receives an event between them.
+//! Before that event, the server queues frame "one" for alice. The frame is 46 bytes long, so her cursor moves to 46.
+//! At the end of the turn, the server queues frame "two" for alice, and both frames for bob, whose cursor is still 0:
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -26,7 +27,8 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// The server sends a room's batch as soon as it has this many bytes, except during a mass disconnect.
 const FULL_BATCH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT_THRESHOLD: usize = 128; // if a turn has more `left` events than this, all batches are delayed
+/// If more members than this leave in one turn, the server holds all batches back, to send fewer and larger ones later.
+const MASS_DISCONNECT_THRESHOLD: usize = 128;
 const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches
 const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // a delayed batch is sent once it has this many bytes in any one format
 
@@ -42,7 +44,7 @@ pub struct Fanout {
     pub rooms_with_full_batch: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
-    pub held_since: Option<Duration>, // monotonic time when the hold on batches began; `None` without a hold
+    pub held_since: Option<Duration>, // monotonic time since which batches are held back; `None` if they are not
 }
 
 /// One room's frames since its last batch, rendered in every dialect that its members use.
@@ -76,7 +78,7 @@ impl Fanout {
         &mut self,
         room: RoomId,
         dialects: impl Iterator<Item = Dialect>,
-        except: Option<Format>, // wire format of the member excluded from this event; `None` if all members receive it
+        except: Option<Format>, // format of the one member that does not receive this event; `None` if all receive it
         event: &Event,
     ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));

@@ -17,7 +17,7 @@ use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect:
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // how long a shutdown waits for the peers' Close frames
 const SHUTDOWN_REASON: &str = "the server is shutting down";
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has yet to read
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time if the server is late to read the request
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
@@ -340,13 +340,13 @@ impl<S: Socket> Server<S> {
         }
         self.limits.buffered -= buffered;
         self.chat.operator.counters.count_close(service.map(|kind| kind as usize), close_code, connection.bytes_sent);
-        // Log chat clients and rejections only at debug level, because they already have LEAVE and REJECT lines.
+        // Log a chat client or a rejected connection at debug level, because a LEAVE or REJECT line already reports it.
         let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
     }
 
-    /// Counts a connection's bytes. While the total exceeds `--max-buffered`, frees memory of the largest connection.
+    /// Recounts one connection's bytes. If the total of all exceeds `--max-buffered`, flushes or closes the largest.
     pub(super) fn enforce_buffer_limit(&mut self, mut token: Token) {
         loop {
             if let Some(connection) = self.connections.get_mut(token) {
@@ -366,7 +366,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes the outbox. If the write frees no memory, closes the connection, or aborts it if no Close can be sent.
+    /// Flushes the outbox. If this frees no memory, closes the connection, or aborts it if it cannot send a Close.
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -433,8 +433,8 @@ impl<S: Socket> Server<S> {
         self.continue_shutdown();
     }
 
-    /// Advances the shutdown if a step is due. A step closes connections only after the broker has published all queued
-    /// messages. If the broker is unavailable, a drain does not wait: messages may stay queued until they expire.
+    /// Performs the next step of a shutdown if it is due. The server closes connections only after the broker has
+    /// published all queued messages. The gradual closing of `--drain` does not wait for an unavailable broker.
     pub(super) fn continue_shutdown(&mut self) {
         let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
         let waits = !is_published && self.chat.broker.is_available();
@@ -554,8 +554,8 @@ mod tests {
         }
     }
 
-    /// Ends a connection by calling `cause`. Returns the last three cells of this cause's row in the `connection.rs`
-    /// table. If `is_upgraded`, the connection is open, and the first of its two queued frames is partly sent.
+    /// Calls `cause` to end a connection, and returns the last three cells of its row in the `connection.rs` table.
+    /// With `is_upgraded`, the connection is open before the call, and has one partly sent and one unsent frame.
     fn describe_ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (AccessControl::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

@@ -15,7 +15,7 @@ use crate::{config::Config, maps::PeerMap};
 const MINUTE: Duration = Duration::from_secs(60);
 // Allow each address a burst of 5 seconds' worth of `--connect-rate`, because a whole household may reconnect at once.
 const CONNECT_BURST_SECONDS: f64 = 5.0;
-const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // for each address, so that no client can fill the log
+const MAX_LOGGED_REJECTIONS_PER_MINUTE: usize = 5; // limit per address, so that no single client can fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -32,7 +32,7 @@ pub struct ConnectionLimits {
     wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and time of the first one
     rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // when to log the next summary, and rejections per address
     pub buffered: usize, // bytes in the connections' own buffers, limited by `--max-buffered`
-    pub shared_bytes: Rc<Cell<usize>>, // bytes in broadcasts that outboxes share, also limited by `--max-buffered`
+    pub shared_bytes: Rc<Cell<usize>>, // bytes in broadcasts that outboxes share; `--max-buffered` limits these too
 }
 
 impl ConnectionLimits {
@@ -192,7 +192,7 @@ mod tests {
         }
         for address in ["192.0.2.1", "2001:db8::3"] {
             assert!(!connect(&mut limits, address), "{address}");
-            limits.remove_connection(ip(address)); // a rejected connection counts until its removal
+            limits.remove_connection(ip(address)); // a rejected connection also counts until it is removed
         }
         assert!(connect(&mut limits, "2001:db8:0:1::1"));
         limits.remove_connection(ip("192.0.2.1"));

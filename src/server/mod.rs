@@ -39,7 +39,7 @@ use outbox::Broadcast;
 use shutdown::Shutdown;
 use timers::Timers;
 
-const HANDSHAKES_PER_TURN: usize = 16; // a handshake may join a large room, which costs as much as 100 messages
+const HANDSHAKES_PER_TURN: usize = 16; // low, because a handshake that joins a large room costs as much as 100 messages
 const CLOSES_PER_TURN: usize = 512; // closing sockets is slow: thousands of closes in one turn would delay all clients
 const READS_PER_TURN: usize = 2048; // each read delays the turn's writes by a few microseconds
 
@@ -201,7 +201,7 @@ impl<S: Socket> Server<S> {
                     self.chat.operator.counters.bytes_received += len as u64;
                     self.receive(token, &mut scratch[..len]);
                 }
-                Ok(None) => self.enforce_buffer_limit(token), // the transport may hold an unfinished TLS record
+                Ok(None) => self.enforce_buffer_limit(token), // count the buffered part of an incomplete TLS record
                 Err(error) => self.handle_read_error(token, &error),
             }
         }
@@ -344,11 +344,12 @@ impl<S: Socket> Server<S> {
     }
 
     fn broadcast(&mut self, room: RoomId, except: Option<Token>, event: &Event) {
-        let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a client in no room gets no batch
+        // A client that is in no room receives no room events, so there is nothing to exclude it from.
+        let except = except.filter(|client| self.chat.room_of(*client).is_some());
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let format = except.and_then(|client| self.format_of(client));
         let is_full = self.fanout.append(room, self.chat.dialects(room), format, event);
-        // Exclude the client `except` from the event first: the next step may send the room's batch to all members.
+        // Move the cursor of `except` past this event first: `send_batch` sends all events after a member's cursor.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
@@ -366,7 +367,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(client, self.fanout.advance_cursor(room, client, format));
     }
 
-    /// Makes the client skip the events that the room's batch contains so far.
+    /// Marks the events in the room's batch as sent to the client, so that the client receives only later events.
     fn skip(&mut self, client: Token, room: RoomId) {
         if let Some(format) = self.format_of(client) {
             self.fanout.advance_cursor(room, client, format);

@@ -21,7 +21,7 @@ pub trait Observer {
     /// Returns the size of the observer's buffers in bytes, which counts towards `--max-buffered`.
     fn buffered_bytes(&self) -> usize;
 
-    /// Whether the observer needs no more bytes, so that the server can drop it.
+    /// Returns true once the observer needs no more bytes. The server then drops the observer.
     fn is_done(&self) -> bool;
 }
 
@@ -64,8 +64,8 @@ pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 
 #[derive(Debug)]
 pub enum Action {
-    Send(Token, String), // sends a text message to an inspector
-    Attach(Token),       // the server attaches an observer once the connection is between two messages
+    Send(Token, String),
+    Attach(Token), // the server attaches an observer once the connection is between two messages
     Detach(Token),
     Ping(Token, String), // the payload of a Ping, at most 125 bytes (§5.5)
     Close(Token, CloseCode, &'static str),

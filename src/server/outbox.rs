@@ -159,7 +159,9 @@ impl Outbox {
         }
     }
 
-    /// Whether more than `bound` bytes wait behind the next frame, which may have any length. Call `flush` first.
+    /// Whether more than `bound` bytes are queued behind the frame at the front of the queue. That frame does not
+    /// count, because a single frame may have any length. Call `flush` first, so that bytes that the socket can accept
+    /// now do not count.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }

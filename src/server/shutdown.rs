@@ -4,8 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use mio::Token;
 
-/// Interval between the steps in which connections close. A member receives all `left` events of a step in one write.
-/// If each connection closed separately, n leaving members would cost about n² writes.
+/// The server closes connections in batches, at this interval, so that a member receives all `left` events of a batch
+/// in one write. If each connection closed separately, n leaving members would cost about n² writes.
 const STEP_INTERVAL: Duration = Duration::from_millis(100);
 
 pub enum Shutdown {
@@ -53,7 +53,8 @@ impl CloseSchedule {
 mod tests {
     use super::*;
 
-    /// Returns the time of each step and the connections that the step closes. `delay` returns how late a step runs.
+    /// Runs a schedule to its end. Returns the time of each step and the connections that the step closed. After `n`
+    /// steps, the next step runs `delay(n)` later than scheduled.
     fn run_schedule(count: usize, seconds: u64, delay: impl Fn(usize) -> Duration) -> Vec<(Duration, Vec<usize>)> {
         let connections = (0..count).map(|index| (Duration::from_secs(index as u64), Token(index))).collect();
         let mut schedule = CloseSchedule::new(connections, Duration::from_secs(seconds), Duration::ZERO);

@@ -40,7 +40,7 @@ impl Timers {
     }
 }
 
-/// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout.
+/// Returns whether to ping a silent peer and the time until the next check, or `None` if the idle timeout has passed.
 pub fn plan_check(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
     let pings = silent >= ping_interval;
     let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };

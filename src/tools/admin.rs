@@ -154,7 +154,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     Ok(false)
 }
 
-/// Returns the status and the body of the response.
+/// Sends a request on a new connection. Returns the status and the body of the response.
 fn send(url: &Url, method: &str, body: &str) -> Result<(u16, String), String> {
     let addresses = url.resolve(true)?;
     let mut stream = TcpStream::connect(&addresses[..]).map_err(|error| format!("cannot connect: {error}"))?;

@@ -7,9 +7,9 @@ use crate::ws::deflate::negotiation::{EXTENSION_NAME, parse_window_bits, unquote
 /// The parameters of permessage-deflate that the endpoints have agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeflateParameters {
-    /// Whether a message from the server may refer to earlier ones (context takeover).
+    /// Whether the server may compress a message with the help of its earlier messages (context takeover).
     pub server_takes_over_context: bool,
-    /// Whether a compressed message from the client may refer to the client's earlier messages (context takeover).
+    /// Whether the client may compress a message with the help of its earlier messages (context takeover).
     pub client_takes_over_context: bool,
 }
 
@@ -119,7 +119,7 @@ fn find_deflate_violation(response: &Extension, offers: &[Extension]) -> Option<
     if mismatches.peek().is_none() {
         return Some("the 101 accepts permessage-deflate, whose offer is invalid (RFC 7692 §7)".into());
     }
-    // One matching offer is enough: its `None` (no mismatch) is less than any `Some`, so `min` returns it.
+    // `None` stands for an offer that matches, and one is enough. `None` is less than any `Some`, so `min` finds it.
     let mismatch = mismatches.min()??;
     Some(format!("the 101 does not accept permessage-deflate as offered: {mismatch}"))
 }

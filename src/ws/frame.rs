@@ -1,5 +1,5 @@
-//! §5.2, the base framing protocol: parses one frame header, checks every rule that a client's header can break by
-//! itself, and writes server frames. `protocol.rs` checks the order of fragments and the server's limits (§10.4).
+//! The base framing protocol (§5.2): parses frame headers and writes server frames. Checks the rules that concern a
+//! single header. `protocol.rs` checks the order of fragments and the server's limits (§10.4).
 //!
 //! ```text
 //!  0               1               2               3
@@ -197,7 +197,7 @@ mod tests {
         (&[0x81, 0xfe, 0x00, 0x7d], Err(LengthNotMinimal)),
         (&[0x81, 0xfe, 0x00, 0x7e], Ok(Some((true, Opcode::Text, 126)))),
         (&[0x81, 0xfe, 0xff, 0xff], Ok(Some((true, Opcode::Text, 65535)))),
-        // An invalid 64-bit length fails before all of its eight bytes have arrived.
+        // The parser rejects a 64-bit length as soon as the bytes received so far prove it invalid.
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00], Ok(None)),
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00], Err(LengthNotMinimal)),
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00], Ok(Some((true, Opcode::Text, 65536)))),

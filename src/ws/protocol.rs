@@ -37,7 +37,7 @@ use super::reader::{Chunk, FrameReader};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub message: usize, // maximum size of a message in bytes, over all its frames
-    pub fragments: u32, // maximum number of frames of a message: empty frames would never reach the size limit
+    pub fragments: u32, // maximum number of frames per message; `message` alone would allow endless empty frames
     pub accepts_binary: bool,
     pub deflates: bool, // whether permessage-deflate was negotiated, so that messages may be compressed (RFC 7692)
 }
@@ -67,7 +67,7 @@ pub struct Protocol {
     frames: FrameReader,
     pub inflaters: InflaterPool,            // all connections of a server share the inflaters
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
-    control_payload: Vec<u8>, // of an incomplete control frame that spans several reads: at most 125 bytes (§5.5)
+    control_payload: Vec<u8>, // payload bytes received so far of an incomplete control frame, at most 125 (§5.5)
     output: Vec<u8>,
 }
 
@@ -122,7 +122,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // accept every control frame, and the data frames that a closing server will skip
+                _ => Ok(()), // control frames are always allowed, and a closing server discards data frames unchecked
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control_chunk(&chunk),

@@ -21,13 +21,13 @@ use crate::support::{masked, upgrade_request, whole_frames};
 const MAX_UNANSWERED: usize = 3;
 /// A client that missed at most this many messages must be able to resume, because one `welcome` can hold them all.
 const RESUMABLE_MESSAGES: u64 = 500;
-/// A client keeps the newest messages that it has received, at most `2 * MIN_KEPT`. If the client resumes in a newer
-/// epoch, the history of that epoch includes these messages too, so the test records them again for that epoch.
+/// A newer epoch of a room can continue the history of an older one. If a client resumes in a newer epoch, the test
+/// adds the messages that the client has kept (at most the `2 * MIN_KEPT` newest) to the test's record of that epoch.
 const MIN_KEPT: usize = 200;
 /// How long a client waits for its `welcome` before it reconnects. Half of the clients also wait only this long for the
 /// reply to a message.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Half of the clients wait this long, instead of `SHORT_TIMEOUT`, for the reply to a message.
+/// How long the other half of the clients wait for the reply to a message before they reconnect.
 const LONG_TIMEOUT: Duration = Duration::from_secs(15);
 
 struct Connection {
@@ -37,13 +37,13 @@ struct Connection {
     has_response: bool,
     has_joined: bool,
     opened: Instant,
-    /// Maps the nonce of each message that the client has resent on this connection to the number of repeated replies
-    /// that may still arrive: at most one for each time that the client resent the message.
+    /// For each message that the client has resent on this connection, by nonce: how many duplicate replies may still
+    /// arrive. Each resend can cause one.
     resent: HashMap<String, usize>,
 }
 
 impl Connection {
-    /// Whether the server owes a reply to a resent message with this nonce. If so, counts the reply as received.
+    /// Counts a duplicate reply to the resent message with this nonce. Returns `false` if no duplicate was expected.
     fn take_repeated_reply(&mut self, nonce: &str) -> bool {
         let replies = self.resent.get_mut(nonce).filter(|replies| **replies > 0);
         replies.map(|replies| *replies -= 1).is_some()
@@ -64,7 +64,8 @@ pub struct Client {
     pub room: String,
     pub epoch: String,
     pub last_id: u64,
-    /// Set when Redis restarts: messages after this id may belong to a newer epoch than `epoch`.
+    /// After a restart of Redis, the id of the last message that is known to belong to `epoch`. The restart may have
+    /// begun a newer epoch, and later messages then belong to the newer one.
     last_id_of_epoch: Option<u64>,
     session: String,
     kept_messages: Vec<(Rc<Value>, Text)>,
@@ -195,7 +196,7 @@ impl Pool {
         }
     }
 
-    /// Resends all rejected messages: a run ends only when no message is pending, and rejected messages stay pending.
+    /// Resends all rejected messages, because they stay pending and the test cannot end while a message is pending.
     pub fn resend_rejected(&mut self) {
         for number in 0..self.clients.len() {
             if self.clients[number].has_joined() {
@@ -525,7 +526,8 @@ impl Client {
         self.connection.as_ref().is_some_and(|connection| connection.has_joined)
     }
 
-    /// Whether the client has messages that may belong to a newer epoch than `epoch`. Such a client may fail to resume.
+    /// Whether some of the client's messages may belong to a newer epoch than `epoch`. If so, the client may fail to
+    /// resume, because it sends the old epoch with the id of a message from the newer one.
     pub fn has_outlived_epoch(&self) -> bool {
         self.last_id_of_epoch.is_some_and(|last_id| self.last_id > last_id)
     }

@@ -64,7 +64,8 @@ pub struct Machines {
     keeps_data: bool,
     /// Whether Redis has been killed since the caller last cleared this flag.
     pub has_restarted: bool,
-    /// When the last Redis fault ended. `None` after the next delivered message or the next fault.
+    /// When the last Redis fault ended, to measure how long recovery takes. The next delivered message ends the
+    /// measurement. A new fault cancels it.
     pub repaired_at: Option<Instant>,
 }
 
@@ -121,7 +122,7 @@ impl Machines {
     /// the next fault.
     pub fn fail(&mut self, random: &mut Rng) {
         self.next = Instant::now() + Duration::from_millis(random.u64(200..2500));
-        // A round uses up the whole deck, so that even a short run covers most kinds of faults.
+        // Use every fault in the shuffled deck before refilling it, so even a short run covers most kinds of faults.
         if self.deck.is_empty() {
             self.deck = self.kinds();
             random.shuffle(&mut self.deck);
@@ -152,8 +153,8 @@ impl Machines {
         let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
         let losses = [Fault::EraseRedis, Fault::Flush];
         let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
-        // The list so far contains each kind of instance fault once per instance. Add each kind of Redis fault as many
-        // times as there are instances, so that all these kinds are equally likely.
+        // With n instances, `kinds` now contains each instance fault n times, once per instance. Add each fault in
+        // `of_redis` n times too, so that it is as likely as each kind of instance fault.
         (0..self.count()).for_each(|_| kinds.extend(of_redis));
         if !self.keeps_data {
             kinds.extend(losses.repeat(2));

@@ -94,7 +94,8 @@ struct Run {
     machines: Machines,
     rate: u64,
     last_action: Instant,
-    /// Times from the end of a Redis fault until the next message was delivered, if no other fault interfered.
+    /// For each Redis fault, the time from its end to the next delivered message. Leaves out a fault if another one was
+    /// active during that time.
     repair_times: Vec<Duration>,
 }
 

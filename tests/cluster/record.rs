@@ -10,9 +10,9 @@ use serde_json::Value;
 /// The JSON text of a message, as a client received it.
 pub type Text = Rc<str>;
 
-/// The messages that clients have received in one room, either in one epoch or in all epochs. If Redis may lose its
-/// data, a client that resumes in a new epoch still has messages from the previous epoch. The test records them in the
-/// new epoch too, because the new epoch's history includes them.
+/// The messages that clients have received in one room: one `History` covers a single epoch, another all epochs. After
+/// Redis has lost data, a client may resume in a new epoch with messages from the previous one. The test records these
+/// messages in the new epoch too, because the new epoch's history includes them.
 #[derive(Default)]
 struct History {
     messages: BTreeMap<u64, Text>,
@@ -22,8 +22,8 @@ struct History {
 #[derive(Default)]
 pub struct Record {
     histories: HashMap<(String, String), History>,
-    /// The messages of each room, from all epochs. Empty unless Redis keeps its data, because only then do message ids
-    /// continue across epochs.
+    /// The messages of each room in all epochs. Filled only if Redis keeps its data. Otherwise, two epochs may use the
+    /// same message id for different messages.
     room_histories: HashMap<String, History>,
     keeps_data: bool,
     /// The sender and nonce of each message that was rejected and not resent. Such a message must never appear.
@@ -102,7 +102,7 @@ impl Record {
     }
 
     /// The highest message id that any client has received in `room`. If Redis keeps its data, message ids continue
-    /// across epochs, so all epochs count. Otherwise, only `epoch` counts.
+    /// from one epoch to the next, so the search covers all epochs. Otherwise, it covers only `epoch`.
     pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
         let history = if self.keeps_data {
             self.room_histories.get(room)

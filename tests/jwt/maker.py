@@ -235,7 +235,7 @@ def hostile(now):
     add("percent signs", f"{header}%2e{payload}%2e{signature}")
     add("Bearer inside", "Bearer " + token)
     add("the secret itself", SECRETS["hs"].decode())
-    # An ES256 signature in DER instead of the JWS format (RFC 7518 §3.4), and signatures with out-of-range values.
+    # Add an ES256 signature in DER instead of the JWS format (RFC 7518 §3.4), and signatures with out-of-range numbers.
     signed = f"{b64(json.dumps({'alg': 'ES256'}))}.{b64(json.dumps(good))}"
     add("ES256 signature in DER", f"{signed}.{b64(KEYS['es'].sign(signed.encode(), ec.ECDSA(hashes.SHA256())))}")
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551

@@ -64,7 +64,8 @@ impl DiskControl {
         self.state.borrow_mut().fails = true;
     }
 
-    /// Limits the database to its current size, or lifts the limit.
+    /// If `is_full` is true, stops the database from growing beyond its current size, as a full disk would. Otherwise,
+    /// removes that limit.
     pub fn set_full(&self, is_full: bool) {
         let state = self.state.borrow();
         let connection = &state.database.as_ref().expect("a database").connection;

@@ -10,7 +10,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(not(feature = "sqlite"), allow(dead_code))] // code that only a broker with storage needs
-#![allow(clippy::too_many_lines)] // the longest functions have one arm for each action, event or option
+#![allow(clippy::too_many_lines)] // the longest functions are mostly a `match` with an arm per action, event or option
 
 mod broker;
 #[cfg(feature = "redis")]

@@ -85,7 +85,7 @@ pub enum Submission {
     Typing { username: Rc<str> },
 }
 
-/// The broker's state, derived from its decisions so far.
+/// The state that the broker must be in, according to the events that it has returned so far.
 #[derive(Default)]
 struct BrokerState {
     rooms: HashMap<RoomId, BrokerRoom>,
@@ -318,8 +318,8 @@ impl Model {
 
     // --------------------------------------------------------------------------------------------------- history files
 
-    /// Records that the server has started with a history file. `name` is the epoch of every room until the server
-    /// crashes.
+    /// Records the start of a server run that uses a history file. Until the server crashes, every room has the epoch
+    /// `name`.
     pub fn begin_run(&mut self, name: &str) {
         self.broker.runs.push(name.into());
     }
@@ -421,7 +421,8 @@ impl Model {
         }
     }
 
-    /// Checks that this kind of request can cause `events`. Looks only at their number and at the last event.
+    /// Checks that `events` fit the kind of request that caused them. Looks only at the number of events and at the
+    /// last one; `check_decision` checks each event in detail.
     fn check_request(&mut self, client: Token, submitted: &Submission, events: &[RoomEvent]) {
         let member = self.broker.members.get(&client);
         let last = events.last();
@@ -810,7 +811,7 @@ impl Model {
         }
     }
 
-    /// Derives the frames that clients must receive because of an event that the chat received.
+    /// Works out which frames each client must receive after the broker has returned an event.
     pub fn observe_event(&mut self, event: &RoomEvent) {
         match event {
             RoomEvent::Closed { .. } => unreachable!("the simulation has no operator"),
@@ -907,7 +908,7 @@ impl Model {
                     Dialect::Presence => None,
                 });
             }
-            RoomEvent::JoinRejected { .. } => {} // no frame to expect: the server closes the connection
+            RoomEvent::JoinRejected { .. } => {} // expect no event: the server closes the client's connection instead
             RoomEvent::Rejected { client, error, nonce } => {
                 let message = match error {
                     BrokerError::NameInUse | BrokerError::ClientIdInUse => "username already in use".to_owned(),
@@ -970,8 +971,8 @@ impl Model {
         else {
             return;
         };
-        // The outbox holds compressed frames. Allow for the text that compresses best: one repeated letter shrinks to
-        // a thousandth of its size.
+        // `unsent` counts uncompressed bytes, but the outbox holds compressed frames. A text of one repeated letter
+        // shrinks to a thousandth of its size, so `unsent` may be up to 1,000 times `max_outbox`.
         let shrinks = if self.rules.deflates { 1000 } else { 1 };
         let bound = shrinks * self.rules.max_outbox + 2 * self.largest_frame;
         self.require(BOUNDS, unsent <= bound, || format!("{unsent} bytes wait for {client:?}, which is still open"));

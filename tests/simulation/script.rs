@@ -15,7 +15,7 @@ pub struct Script {
     pub options: Vec<(&'static str, String)>,
     pub actors: Vec<Actor>,
     pub actions: Vec<TimedAction>,
-    /// At this time, the actions and faults stop, and the final checks begin.
+    /// The time at which the actions and faults stop and the final checks begin.
     pub end: Duration,
     pub short_io_chance: f64,
     pub would_block_chance: f64,
@@ -23,9 +23,9 @@ pub struct Script {
     pub spurious_edge_chance: f64,
     pub accept_fault_chance: f64,
     pub latency: Duration,
-    /// The maximum delay of the broker's events. `None`: the memory broker without delays.
+    /// Maximum delay of the broker's events. If `None`, the script uses the memory broker, which delays no events.
     pub delay: Option<Duration>,
-    /// The number of messages that the broker keeps per room in a history file; 0: no limit. `None`: no history file.
+    /// How many messages per room the broker keeps in the history file; 0 means no limit. If `None`, there is no file.
     pub history_keep: Option<usize>,
     pub is_observed: bool,
     pub has_crowd: bool,
@@ -84,7 +84,7 @@ pub enum Action {
     FallSilent,
     BreakRule,
     BreakHead,
-    // All actions below affect the server's environment instead of one client.
+    // No client performs the actions below. They affect the server's environment, such as its clock or its broker.
     PauseAccept,
     StallStderr,
     JumpClock,
@@ -105,7 +105,7 @@ impl Script {
         let is_independent = !has_crowd && random.u8(..6) == 0;
         let shares_room = is_independent && random.bool();
         let is_public = !has_crowd && random.u8(..4) == 0;
-        // In a busy script, clients send many messages, and some clients do not read.
+        // In a busy script, clients send bursts of messages and often stop reading, to fill the server's outboxes.
         let is_busy = !has_crowd && !is_independent && random.u8(..4) == 0;
         let mut options = Vec::new();
         let mut option = |random: &mut Rng, chance: u8, name, values: &[&str]| {
@@ -150,7 +150,8 @@ impl Script {
             }
         }
         if shares_room {
-            // Exclude options that let one client's presence affect the history or member list that others receive.
+            // The test repeats this script without its misbehaving client and compares what the other clients receive.
+            // Exclude options with which that client's presence would change their history or member list.
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
         }
@@ -233,7 +234,8 @@ impl Script {
         if cfg!(feature = "sqlite") && !is_independent && !has_crowd {
             script.store_messages(&mut Rng::with_seed(seed ^ 0xd15c));
         }
-        // A drain closes clients one after another, so an additional client would change when the others are closed.
+        // Do not drain in a script that also runs without one of its clients. A drain closes clients one after another,
+        // so removing a client would change when the others are closed.
         if script.ends_with_shutdown && !is_independent {
             script.drain_clients(&mut Rng::with_seed(seed ^ 0xd7a1));
         }
@@ -243,7 +245,7 @@ impl Script {
         script
     }
 
-    /// Turns half of the shutdowns into drains. `random` is a separate generator, so nothing else in a script changes.
+    /// Adds a drain to half of the shutdowns. `random` is a separate generator, so the rest of a script stays the same.
     fn drain_clients(&mut self, random: &mut Rng) {
         if random.bool() {
             return;
@@ -271,7 +273,7 @@ impl Script {
         self.history_keep = Some([0, 0, 3, 40][random.usize(..4)]);
         let delay = [0, 1, 20, 300, 2000][random.usize(..5)];
         self.delay = Some(Duration::from_millis(delay));
-        self.logs_to_stderr = false; // a simulated crash would lose log lines that the final checks expect
+        self.logs_to_stderr = false; // a crash loses log lines, but the final checks expect all of them on stderr
     }
 
     fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {

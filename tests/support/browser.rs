@@ -170,7 +170,6 @@ impl Tab<'_> {
         });
     }
 
-    /// Moves the mouse to the middle of an element.
     pub fn hover(&self, element: &str) {
         let at = self.eval(&format!("__centre(() => {element})"));
         self.call("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": at["x"], "y": at["y"]}));

@@ -17,7 +17,7 @@ pub const EC: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 pub const RSA: &[&str] = &["rsa:2048"];
 
 impl Certificate {
-    /// Returns `None` if openssl is not installed.
+    /// Creates a self-signed certificate for `localhost` with openssl. Returns `None` if openssl is not installed.
     pub fn new(name: &str, algorithm: &[&str]) -> Option<Certificate> {
         let openssl = require_tool("openssl", &[])?;
         let path =

@@ -173,7 +173,7 @@ impl Tab<'_> {
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&process::field(label));
         self.press_together(&["\u{e009}", "a"]); // Ctrl+A: select all
-        self.press_together(&["\u{e003}"]); // Backspace: deletes the selection even if `text` is empty
+        self.press_together(&["\u{e003}"]); // Backspace: if `text` is empty, typing it would not replace the selection
         self.type_text(text);
     }
 

@@ -31,7 +31,7 @@ impl Directory {
         HistoryFile { path: self.0.join(name) }
     }
 
-    /// Returns the names and contents of all files in the directory.
+    /// Returns the contents of each file in the directory, by file name. Ignores subdirectories.
     pub fn contents(&self) -> BTreeMap<OsString, Vec<u8>> {
         let entries = fs::read_dir(&self.0).expect("a directory").map(|entry| entry.expect("an entry"));
         let files = entries.filter(|entry| entry.file_type().expect("a type").is_file());

@@ -2,7 +2,7 @@
 
 use super::{KEY, RawClient, Server};
 
-/// A request. A test starts from a valid request and changes one detail, so that the test shows only the difference.
+/// An HTTP request that a test builds. Most tests start from a valid request and change only the detail that they test.
 #[derive(Clone)]
 pub struct Request {
     method: &'static str,
@@ -146,7 +146,7 @@ impl Response {
 }
 
 impl Server {
-    /// Sends a request and returns the status of the response.
+    /// Sends a request on a new connection and returns the status code of the response.
     pub fn status(&self, request: &Request) -> u16 {
         let mut client = self.connect();
         client.send(&request.bytes());

@@ -34,7 +34,8 @@ pub struct Faults {
     pub random: Rng,
     /// Probability that a read or write transfers fewer bytes than it could.
     pub short_io_chance: f64,
-    /// Probability that a call returns `WouldBlock` although the socket is ready. A new edge then follows at once.
+    /// Probability that a call returns `WouldBlock` although the socket is ready. The link then reports the socket as
+    /// ready again, so that the server retries.
     pub would_block_chance: f64,
     /// Probability that a call fails with `Interrupted`, as if a signal had arrived.
     pub interrupt_chance: f64,
@@ -61,7 +62,7 @@ pub struct Link {
     server_end: End,
     /// Whether the server has closed its socket.
     pub is_dropped: bool,
-    /// Whether the link has yet to report a change at the server's socket, such as new bytes or a reset.
+    /// Whether the server's socket has an event, such as new bytes or a reset, that the link has not reported yet.
     pub has_edge: bool,
     /// Whether the server's last write was partial or blocked.
     is_blocked: bool,
@@ -131,9 +132,9 @@ impl Read for MemorySocket {
         let was_ended = link.has_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // The server takes a short read to mean that the socket is empty, so report a new edge if bytes are left. Also
-        // report an edge if the client has ended its stream and the read freed enough receive buffer for the last bytes
-        // to arrive.
+        // After a read that does not fill `buffer`, the server assumes that the socket is empty and waits for the next
+        // edge. So report an edge if bytes are left. Also report one if the client's end of stream arrives now: it
+        // arrives once all bytes before it fit in the socket's receive buffer.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.has_ended() && !was_ended);
         match (len, link.client_end) {

@@ -33,7 +33,8 @@ use crate::support::watched::DEMO_TOKENS;
 pub use link::{Client, End};
 use link::{MemorySocket, SharedLink};
 
-/// Must equal `MAX_ACCEPTS_PER_TURN` in `net/event_loop.rs`.
+/// A copy of the private constant `MAX_ACCEPTS_PER_TURN` in `net/event_loop.rs`, so that a turn accepts as many
+/// connections here as in the real event loop.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Maximum number of rejected connections that linger.
 pub const MAX_LINGERING: usize = 8;
@@ -55,7 +56,7 @@ pub struct World {
     /// The buffer size of new connections, in bytes per direction. See [`Client::new`].
     pub capacity: usize,
     log: Option<LogWriter>,
-    /// Readiness that every socket reports in every turn, in addition to its real readiness.
+    /// Simulates spurious readiness events: in every turn, each socket also reports these flags.
     pub spurious: Readiness,
 }
 

@@ -193,7 +193,6 @@ pub fn upgrade_request(path: &str) -> String {
     )
 }
 
-/// One frame from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The first byte: FIN, RSV and opcode.

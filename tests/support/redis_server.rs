@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::support::{require_tool, signal, wait_until};
 
-/// Linux chooses ephemeral ports from this number up, so a lower port stays free for Redis while Redis is down.
+/// The lowest ephemeral port on Linux. Redis listens on a lower port, so that no outgoing connection takes its port
+/// while Redis is stopped.
 const FIRST_EPHEMERAL_PORT: u16 = 32768;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

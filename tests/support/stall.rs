@@ -33,7 +33,8 @@ impl Stall {
     pub fn begin(server: &Server) -> Option<Stall> {
         let python = require_tool("python3", &[])?;
         let mut thread = None;
-        // The thread names itself, possibly after the server has printed its listen address, so wait for the name.
+        // Find the thread by its name, `history`. The name may appear only after the server has printed its listen
+        // address, so wait for it.
         wait_until("the thread that writes has its name", || {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
             let mut tasks = tasks.map(|task| task.expect("a thread").path());

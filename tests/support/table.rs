@@ -42,7 +42,8 @@ pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMu
 pub enum Cut {
     /// All bytes in one write.
     Whole,
-    /// One write for each piece of [`Cut::pieces`]. The server reads each piece before the test sends the next.
+    /// Each piece of [`Cut::pieces`] in its own write. The test waits until the server has read a piece before it sends
+    /// the next one.
     Bytes,
 }
 

@@ -22,7 +22,7 @@ pub const DIALECTS: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Pr
 /// The ways in which [`User::disconnect`] can end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// A Close frame with code 1000, to which the server replies.
+    /// A Close frame with code 1000. The server replies with its own Close.
     Close,
     /// The end of the TCP stream, without a Close frame.
     Eof,

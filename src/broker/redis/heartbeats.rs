@@ -14,7 +14,8 @@ pub struct Heartbeats {
     pub is_calling: bool, // a call is pending: neither its reply nor its events have arrived
     pub calls: VecDeque<(u64, Duration)>, // calls that Redis has not confirmed: last request number, call time
     pub rejection: Option<String>, // why there is no connection, or why Redis rejects calls
-    other_instances: HashMap<String, (String, u32)>, // each one's newest heartbeat, and how many we have sent since
+    // For each other instance: its newest heartbeat, and how many heartbeats this instance has sent since then.
+    other_instances: HashMap<String, (String, u32)>,
     was_available: Option<bool>,
 }
 

@@ -31,7 +31,8 @@ impl MessageWithoutId {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InboxEvent {
-    /// Redis has executed this instance's requests up to the one with this number. Their events come before this event.
+    /// Redis has executed all requests of this instance up to and including the one with this number. All events that
+    /// those requests caused come before this event in the inbox.
     Executed(u64),
     /// A request failed because of a bug in the script.
     Failed(Box<str>),
@@ -57,7 +58,7 @@ pub enum InboxEvent {
     /// A page of a room's history: the client, the room, the request's `before`, and whether older messages exist.
     Page(u64, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
     Typing(Rc<str>, u32, u64, Rc<str>),
-    /// A request other than a join failed: the client, the reason, a detail, and the nonce.
+    /// A request other than a join failed. Fields: the client, the reason, a detail, and the request's nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
     /// The current state of a room in which this instance may have missed events. Fields: the room, its epoch, the last
     /// message id, whether the messages are exactly the missed ones, the messages, and the members.

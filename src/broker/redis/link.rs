@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 
-// The Lua script returns this status when it has executed an instance's requests. The reply contains no events: the
-// script puts them into the inboxes of the instances.
+// The Lua script returns this status after it has executed an instance's requests. It does not return the resulting
+// events, but appends them to the inboxes of the instances.
 pub const DONE: &str = "done";
 
 const MAX_ENTRIES_PER_READ: usize = 256;
@@ -24,14 +24,15 @@ const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resum
 pub trait Link {
     /// Queues a call to the Lua script with these arguments. Calls run in the order they were queued.
     fn call(&mut self, arguments: Vec<String>);
-    /// Keeps reading inbox `key` from the entry after `after`, while Redis has this `lineage` (see [`LinkEvent`]).
+    /// Starts to read the entries of inbox `key` that follow entry `after`. If Redis has restarted, its lineage no
+    /// longer equals `lineage`, and the thread reads nothing (see [`LinkEvent`]).
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
     fn next_event(&mut self) -> Option<LinkEvent>;
 }
 
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// `lineage` identifies the Redis process and the data that the process holds.
+    /// `lineage` identifies the Redis process and its data. If it has changed, Redis may have lost its newest writes.
     Connected { lineage: String, warning: Option<String> },
     /// The reply to a call of the script. `Err`: Redis rejected the call without executing any of it.
     Reply(Result<Vec<String>, String>),
@@ -139,9 +140,9 @@ fn connect(client: &Client, timeout: Duration) -> RedisResult<(Connection, Strin
     Ok((connection, lineage))
 }
 
-/// Returns a warning for the operator if Redis may evict keys of the chat.
+/// Returns a warning for the operator if Redis may evict the server's keys when its memory is full.
 fn find_eviction_warning(connection: &mut Connection) -> Option<String> {
-    // Some hosted Redis services forbid CONFIG.
+    // Some hosted Redis services forbid CONFIG. Return no warning if the policy is unknown.
     let policy: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query(connection).ok()?;
     let policy = policy.into_iter().nth(1).filter(|policy| policy != "noeviction")?;
     Some(format!("maxmemory-policy is {policy}, so Redis may delete parts of the chat; set it to noeviction"))
@@ -157,7 +158,7 @@ fn back_off<T>(wait: &mut Duration, channel: &Receiver<T>) -> bool {
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         match channel.recv_timeout(left) {
-            Ok(_) => {} // drop the call: its connection has failed
+            Ok(_) => {} // discard this call: it was queued for the connection that has failed
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -207,9 +208,9 @@ fn send_calls(
     }
 }
 
-/// Whether Redis rejected a call without executing it, so that the connection can stay open. After other errors, the
-/// caller reconnects: after `ResponseError`, the script may already have written data, and `ReadOnly` means that this
-/// Redis server is a replica, not the master.
+/// Whether Redis rejected a call without executing any of it. The thread then keeps its connection. After any other
+/// error, the thread reconnects: `ResponseError` may come from a script that has already written data, and `ReadOnly`
+/// comes from a replica, while the thread needs the master.
 fn was_rejected(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => kind != ServerErrorKind::ReadOnly && kind != ServerErrorKind::ResponseError,

@@ -21,7 +21,7 @@ pub struct Mirror {
     pub events: VecDeque<RoomEvent>,
 }
 
-/// A client of this instance.
+/// A client connected to this instance. For clients of other instances, the mirror stores only an id and a username.
 pub struct Client {
     pub room: Option<Rc<str>>, // `None` until the client's join takes effect
     pub target: Rc<str>,       // the client's room once all its requests have taken effect
@@ -55,8 +55,8 @@ impl Mirror {
         members
     }
 
-    /// Removes the members that are leaving or hidden, so that they do not rejoin. Redis may not have executed their
-    /// leave requests yet.
+    /// Removes members that are leaving, or whose join was rejected after a timeout. Redis may still list them as
+    /// members, because it has not executed their leave requests. Without this step, a rejoin would keep them.
     pub fn remove_leaving(&mut self) {
         for client in self.members() {
             if self.clients.get(&client).is_some_and(|record| record.is_leaving || record.is_hidden) {
@@ -73,8 +73,8 @@ impl Mirror {
         })
     }
 
-    /// Whether the client is alone in a room that its user opened, so a switch to a new room would not increase the
-    /// number of rooms. Once a room limit is reached, a client may open a room only by such a switch.
+    /// Whether the client is alone in a room that its user opened. A switch to another room then closes this room, so
+    /// the client may open a new room even if a room limit has been reached.
     pub fn switch_frees_room(&self, record: &Client) -> bool {
         let opened = self.opened.get(&record.target);
         opened.is_some_and(|(opener, count)| *count == 1 && *opener == record.join.user)

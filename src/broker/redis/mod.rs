@@ -317,8 +317,8 @@ impl RedisBroker {
         }
     }
 
-    /// Makes all clients members of their rooms again, and requests the missed events of each room. If `is_lost`
-    /// is true, Redis no longer knows which of the sent requests it executed.
+    /// Adds all clients to their rooms again, and requests the events that each room has missed. If `is_lost` is true,
+    /// Redis has lost its data, so the outcome of messages already sent to Redis is unknown.
     fn rejoin(&mut self, is_lost: bool) {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();
@@ -475,7 +475,7 @@ mod tests {
         RedisBroker::new(Box::new(Rc::clone(link)), settings, Box::new(|bytes| bytes.fill(1)), names)
     }
 
-    /// Lets the broker process `events`. Returns the mode of each script call since the previous `run`.
+    /// Lets the broker process `events`. Returns the first argument of each script call since the previous `run`.
     fn run(broker: &mut RedisBroker, link: &Rc<RefCell<FakeLink>>, events: Vec<LinkEvent>) -> Vec<String> {
         link.borrow_mut().events.extend(events);
         while broker.next_event().is_some() {}
@@ -495,13 +495,15 @@ mod tests {
         assert_eq!(run(broker, &link, vec![connected(), reply(&["known", "1-a", "1", "0", "0"])]), ["open"]);
         let stale = vec![entry(1), entry(2), reply(&["stale"]), reply(&["stale"]), reply(&["done"])];
         assert_eq!(run(broker, &link, stale), ["open"], "one `open` for two replies `stale`");
-        // `open` reported entry 2 as the last one read, but now another entry of the old inbox arrives.
+        // Entry 3 of the old inbox arrives before the reply to `open`. The reply says that the new inbox starts after
+        // entry 2, so the broker must read from there.
         run(broker, &link, vec![entry(3), reply(&["lost", "1-b", "1", "0", "2"])]);
         assert_eq!(link.borrow().read_positions, [0, 2]);
     }
 
-    /// The other instances have declared this instance dead, so it reads the rest of its inbox. It must notice if Redis
-    /// restarts in the meantime, or if entries of the inbox are missing.
+    /// Other instances have declared this instance dead, so it reads the rest of its inbox before its clients rejoin.
+    /// If an entry is missing, the instance registers again. It keeps sending heartbeats, so that it notices a restart
+    /// of Redis.
     #[test]
     fn an_instance_that_reads_the_rest_of_its_inbox_does_not_wait_for_ever() {
         for is_missing in [false, true] {

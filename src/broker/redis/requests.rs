@@ -12,14 +12,15 @@ use super::super::{CredentialId, Message};
 const MAX_REQUESTS_PER_CALL: usize = 256; // limits how long one call of the script blocks Redis
 const MAX_BYTES_PER_CALL: usize = 256 * 1024; // maximum size of all requests in a call; a larger request is sent alone
 
-/// Decides what happens to a request that Redis does not confirm in time.
+/// The kinds of requests. If Redis does not confirm a client's request in time, the kind determines whether the client
+/// gets an error, has to reconnect, or gets nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     Join,
     Message { nonce: Option<Rc<str>> }, // a room message or a private message
     Query,                              // a switch or a history page: the client gets an error if the request expires
     Typing,
-    Internal, // a client's leave request, or a request that the server makes on its own behalf; never expires
+    Internal, // a client's leave, or a request by the server itself; never expires, because no client waits for it
 }
 
 #[derive(Debug)]
@@ -46,13 +47,13 @@ impl QueuedRequest {
         QueuedRequest { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
     }
 
-    /// Whether `RedisBroker::rejoin` makes the request obsolete.
+    /// Whether to drop the request after a reconnect. The broker then sends a new one if it is still needed.
     pub fn is_obsolete(&self) -> bool {
         matches!(self.name, "rejoin" | "retain" | "sync" | "reap" | "probe")
     }
 
-    /// Returns 0 for internal requests. A server that shuts down waits until 0 bytes are queued, and internal requests
-    /// never expire, so counting them could block the shutdown.
+    /// Returns the request's share of the queued bytes: its size, or 0 for an internal request. A shutdown waits until
+    /// no bytes are queued, and an internal request never expires, so it could block the shutdown.
     fn counted_bytes(&self) -> usize {
         if self.kind == Kind::Internal { 0 } else { self.size() }
     }
@@ -74,7 +75,7 @@ impl Requests {
         self.sent < self.queue.len()
     }
 
-    /// Returns the arguments of the next call of the script, and the number of the last request in the call.
+    /// Marks the next batch as sent. Returns its arguments for the Redis script, and the number of its last request.
     pub fn take_batch(&mut self) -> (Vec<String>, u64) {
         let (mut arguments, mut bytes, mut last) = (Vec::new(), 0, 0);
         for request in self.queue.range_mut(self.sent..).take(MAX_REQUESTS_PER_CALL) {
@@ -112,7 +113,8 @@ impl Requests {
         self.remove(oldest)
     }
 
-    /// Drops the requests of a client that must reconnect and resend them. Keeps the client's leave, which is internal.
+    /// Drops a client's requests, because the client must reconnect and resend them. Keeps the client's leave request,
+    /// which Redis must still execute.
     pub fn drop_requests(&mut self, client: Token) {
         let is_dropped = |request: &QueuedRequest| request.client == client && request.kind != Kind::Internal;
         while let Some(at) = self.queue.iter().position(is_dropped) {

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use super::super::{MemberId, RoomEvent, RoomId};
 
 pub struct Room {
-    pub id: RoomId, // local to this instance; each `Opened` event has a new id
+    pub id: RoomId, // used only within this instance; each `Opened` event assigns a new id
     pub epoch: Rc<str>,
     pub last_id: u64,
     pub is_synced: bool, // false while a `sync` request is pending: this instance may have missed events
     remote: BTreeMap<MemberId, Rc<str>>,
-    visible: usize, // number of this instance's clients in the room, without the hidden ones
+    visible: usize, // number of this instance's clients in the room, not counting the `hidden` ones
     hidden: usize,  // number of clients whose joins expired before Redis executed them; they will leave
 }
 
@@ -29,8 +29,8 @@ impl Rooms {
         self.by_name.entry(name).or_insert(room);
     }
 
-    /// Adds a client of this instance to the room `name`. Returns `Opened`, which announces the room to the chat, if
-    /// the client is this instance's first visible client in the room.
+    /// Adds one of this instance's clients to the room `name`. If the client is the instance's first visible one in the
+    /// room, returns an `Opened` event, which tells the chat about the room.
     pub fn join(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
         let room = self.by_name.get_mut(name)?;
         if !is_visible {

@@ -28,7 +28,9 @@ pub struct BanChange {
     pub subject: String,
     pub until: Option<SystemTime>, // `None` lifts the ban
     pub now: SystemTime,
-    pub result_sender: Sender<bool>, // `true` if stored, `false` if the disk is full; sends nothing on any other error
+    // Sends `true` if the change was stored, or `false` if the disk is full. On any other error, this sender is dropped
+    // without sending a value.
+    pub result_sender: Sender<bool>,
 }
 
 /// Submits a new, changed or lifted ban. The arguments are the subject, when the ban ends (`None` lifts the ban), and

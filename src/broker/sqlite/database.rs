@@ -68,8 +68,8 @@ pub enum Operation {
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
     /// Changes the operator's bans. Adds no `Outcome` to the batch: the result goes to the channel in `BanChange`.
     Ban(BanChange),
-    /// Neither reads nor writes the history file. The broker submits `Wait` for a join, so that the join takes effect
-    /// only after all earlier messages are stored. The `cost` of `Wait` limits the number of joins in a batch.
+    /// Does nothing. The broker queues a `Wait` for a join, so that the join takes effect only after all earlier
+    /// messages are stored. The cost of each `Wait` limits the number of joins in a batch.
     Wait,
 }
 
@@ -106,8 +106,8 @@ pub struct StoredMessage {
 }
 
 impl Operation {
-    /// The operation's cost in bytes. The total cost of a batch is limited: after a disk stall, one turn of the event
-    /// loop applies a few batches, and their events must fit in a client's outbox.
+    /// The operation's cost in bytes. The total cost of a batch is limited: after a disk stall, the event loop may
+    /// apply a few batches in one turn, and a client's outbox must have room for all their events.
     pub fn cost(&self) -> usize {
         if let Operation::Store { message, .. } = self { message.json_len() } else { MAX_BATCH_COST / 16 }
     }
@@ -207,8 +207,9 @@ impl Database {
         Ok(database)
     }
 
-    /// Executes a batch in order, in one transaction if the batch writes. If the disk is full, writes nothing.
-    /// After an `Err`, the file can no longer be trusted, and it is unknown whether the batch is stored.
+    /// Executes a batch in order. A batch that contains a write runs in one transaction. If the disk is full, writes
+    /// nothing: each new message has the outcome `DiskFull`, and reads still work. After an `Err`, the batch may or may
+    /// not be stored, and the file can no longer be trusted.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
         self.is_trusted = false;
         let mut executed = self.commit(operations);
@@ -422,7 +423,8 @@ fn store<'b>(
     Ok(Outcome::Stored(room.last_id))
 }
 
-/// Stores each room's newest id and deletes messages beyond `keep`, so that later reads in the batch see the changes.
+/// Stores the newest id of each changed room, and deletes messages beyond `keep`. Must be called before the batch's
+/// next read, so that the read sees these changes.
 fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
     for (_, ChangedRoom { room, last_id, deleted_id, stored_count }) in std::mem::take(rooms) {
         connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;

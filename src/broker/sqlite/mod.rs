@@ -69,7 +69,7 @@ pub struct StoredBans {
 pub struct SqliteBroker {
     inner: Box<dyn Broker>,
     disk: Box<dyn Disk>,
-    epoch: Rc<str>, // the name of this run of the server
+    epoch: Rc<str>, // random name, new at each start of the server; every room has this epoch
     limits: LogLimits,
     rooms: RoomMap<Room>,
     queue: VecDeque<QueuedEvent>,
@@ -85,7 +85,7 @@ struct Room {
     name: Rc<str>,
     log: RoomLog, // only the room's newest messages; the database file may contain older ones
     members: usize,
-    openings: usize, // number of queued `Opened` events; may exceed 1, as replacing the only member reopens the room
+    openings: usize, // number of queued `Opened` events; replacing a room's only member adds another
 }
 
 struct QueuedEvent {
@@ -225,7 +225,7 @@ impl SqliteBroker {
             _ => None,
         };
         let text = match &event {
-            // Count the message twice: the queued disk operation has a copy.
+            // Count the memory of the message twice, because the queued disk operation holds a copy of the message.
             RoomEvent::Published { message, .. } => 2 * memory_bytes(message),
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
@@ -248,7 +248,8 @@ impl SqliteBroker {
         }
     }
 
-    /// Returns the final form of a queued event, given the outcome of its database operation. Updates the rooms' state.
+    /// Completes a queued event with the result of its database operation, for example with the id of a stored message.
+    /// Also updates the affected room.
     fn release(&mut self, event: RoomEvent, outcome: Option<Outcome>, limit: usize) -> RoomEvent {
         match (event, outcome) {
             (RoomEvent::Published { room, client, mut message }, Some(Outcome::Stored(id))) => {
@@ -524,7 +525,8 @@ mod tests {
         Request::Publish(stored_message(text, nonce).into())
     }
 
-    /// Describes each event that the broker returns: a message with its id, a join with the last id of its backlog.
+    /// Takes all pending events from the broker, and returns a description of each. "one is 2" is a message with the
+    /// text "one" and the id 2. "joined after 2" is a join with a backlog whose last message id is 2.
     fn events(broker: &mut SqliteBroker) -> Vec<String> {
         let name = |event| match event {
             RoomEvent::Opened { .. } => "opened".to_owned(),

@@ -82,7 +82,8 @@ fn run(
         let has_failed = batch.is_err();
         if batch.as_ref().is_ok_and(|batch| batch.outcomes.is_empty() && batch.deletions.is_empty()) {
             if !waiting.is_empty() {
-                // The batch only changed bans. Wake the event loop, so that it responds to the operator's requests.
+                // The batch only changed bans, and their results are sent through separate channels. Wake the event
+                // loop, so that it reads these results and responds to the operator.
                 wake();
             }
             continue;
@@ -180,7 +181,8 @@ mod tests {
         assert_eq!(batch.deletions[0].id, 3, "batches without deletions do not wake the event loop");
     }
 
-    /// A ban adds no outcome to a batch. The thread must still wake the event loop: the operator waits for the result.
+    /// The result of a ban is sent through a separate channel, not with the batch. The thread must still wake the event
+    /// loop, because the operator is waiting for that result.
     #[test]
     fn a_batch_without_outcomes_wakes_the_event_loop() {
         let (wake, woken) = channel();

@@ -19,7 +19,8 @@ pub fn read_key_files(_: &Config) -> Vec<Result<Vec<u8>, String>> {
 
 impl JwtKeys {
     pub fn load(&mut self, _: &Config, _files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
-        (Vec::new(), String::new()) // `FeatureOptions::validate` has already rejected the JWT options
+        // No keys to load: without the `jwt` feature, `FeatureOptions::validate` has already rejected the JWT options.
+        (Vec::new(), String::new())
     }
 
     pub fn reload(&mut self, _: &Config, _files: Vec<Result<Vec<u8>, String>>) -> String {

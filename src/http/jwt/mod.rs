@@ -134,7 +134,8 @@ impl JwtKeys {
         let (signed, signature) = token.rsplit_once('.').ok_or("a JWT has three parts with a dot between them")?;
         let (header, claims) = signed.split_once('.').ok_or("a JWT has three parts with a dot between them")?;
         let header = decode_object("header", header)?;
-        // RFC 7515 §4.1.11: reject extensions that "are not understood and supported", and the server supports none.
+        // RFC 7515 §4.1.11: a token is invalid if its `crit` header lists an extension that the recipient does not
+        // support. This server supports no extensions, so it rejects every token with `crit`.
         if header.contains_key("crit") {
             return Err("the header demands an extension (crit)".into());
         }
@@ -202,8 +203,8 @@ fn decode_object(part: &str, text: &str) -> Result<Map<String, Value>, String> {
     object.map_err(|_| format!("the {part} is not a JSON object without repeated names"))
 }
 
-/// A JSON object without repeated names, which RFC 7515 §4 and RFC 7519 §4 forbid. serde_json would keep the last value
-/// of a repeated name, although another program may have checked the first value.
+/// A JSON object in which no name is repeated, as RFC 7515 §4 and RFC 7519 §4 require. By default, serde_json would
+/// keep the last value of a repeated name. Another program may have checked only the first value.
 struct StrictObject(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for StrictObject {

@@ -29,7 +29,9 @@ const STORAGE_STALL_TIMEOUT: Duration = Duration::from_secs(5); // `/ready` fail
 // `/ready` fails for this long after a listener logs a failed accept. While accepts keep failing, a listener logs one
 // failure per second, so `/ready` keeps failing too.
 const ACCEPT_FAILURE_WINDOW: Duration = Duration::from_secs(2);
-const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far above the tokens of connections, which count up from 1
+// An announcement by the operator has a token, as a connection does. Connections' tokens count up from 1, so they never
+// reach this value.
+const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2);
 
 type AllowHeader = &'static [(&'static str, &'static str)];
 const GET: AllowHeader = &[("Allow", "GET, HEAD")];
@@ -95,8 +97,8 @@ impl StorageMonitor {
 
 impl AdminApi {
     pub fn new(config: &Config, address: SocketAddr) -> Result<AdminApi, String> {
-        // Derive the allowed `Host` values from the admin API's address instead of `--listen`, to prevent DNS
-        // rebinding. Requests to the admin API need no access token.
+        // Requests to the admin API need no access token, so the check of `Host` must prevent DNS rebinding. Derive the
+        // allowed `Host` values from the admin API's address, not from `--listen`.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (AccessControl::new(&config, None)?, config.max_text);
@@ -417,7 +419,7 @@ fn list_bans(server: &mut Server<Transport>, now: SystemTime) -> Value {
     rows.into_iter().map(|(kind, subject, until)| json!({ kind: subject, "until": until })).collect()
 }
 
-/// A row of `/clients`. Serializing rows through a [`Value`] would block the event loop for five times as long.
+/// A row of `/clients`, serialized directly because building a [`Value`] first would take five times as long.
 #[derive(Serialize)]
 struct ListedClient<'a> {
     connection: usize,

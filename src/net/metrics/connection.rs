@@ -60,7 +60,7 @@ impl AdminConnection {
 
     pub fn respond(&mut self, response: Vec<u8>, now: Duration) {
         self.stage = Stage::Sending { response, sent: 0 };
-        self.deadline = self.deadline.max(now + Duration::from_secs(1)); // a late response needs time to arrive
+        self.deadline = self.deadline.max(now + Duration::from_secs(1)); // leaves at least 1 s to send the response
     }
 
     /// Reads until the request is complete or the socket has no more input.
@@ -84,8 +84,8 @@ impl AdminConnection {
     }
 
     /// Writes the response, then discards input until the peer ends the stream. Stops earlier if the socket would
-    /// block, or after `READS_PER_TURN` reads. Returns whether the connection is still open, and whether to call
-    /// `send` again without waiting for readiness, because unread input may remain.
+    /// block, or after `READS_PER_TURN` reads. Returns two flags: whether the connection is still open, and whether
+    /// unread input may remain. If the second flag is set, call `send` again without waiting for readiness.
     pub fn send(&mut self) -> (bool, bool) {
         if let Stage::Sending { response, sent } = &mut self.stage {
             while *sent < response.len() {

@@ -143,7 +143,7 @@ impl AdminListener {
             Some(Ok(Reply::Response(bytes))) => connection.respond(bytes, now.monotonic),
             Some(Ok(Reply::Announcing(announcement))) => {
                 connection.wait_for(announcement);
-                self.is_ready = true; // the broker may have replied already
+                self.is_ready = true; // run another turn at once, because the broker may already have replied
             }
             Some(Err((rejection, is_head))) => {
                 connection.respond(format_rejection(&rejection, is_head, now.time), now.monotonic);

@@ -67,7 +67,8 @@ impl Acceptor {
         }
         tls.next_check = now + CERTIFICATE_CHECK_INTERVAL;
         let stamps = tls.files.stamps();
-        // A program that renews a certificate writes two files. Wait until both have stayed the same for an interval.
+        // A program that renews a certificate replaces two files, one after the other. To avoid loading a mismatched
+        // pair, wait until neither file has changed since the previous check.
         let has_settled = stamps == std::mem::replace(&mut tls.seen, stamps);
         if has_settled && stamps != tls.loaded {
             self.reload();
@@ -114,7 +115,8 @@ impl PlainPeers {
     fn add(&self, address: SocketAddr) {
         let mut addresses = self.0.borrow_mut();
         let surplus = (addresses.len() + 1).saturating_sub(MAX_PLAIN_PEERS);
-        addresses.drain(..surplus); // forget the oldest addresses: their clients never connected
+        // If the list is full, remove the oldest address. Its client never connected, or the address would be gone.
+        addresses.drain(..surplus);
         addresses.push(address);
     }
 

@@ -67,7 +67,7 @@ enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StreamState {
     Drained,  // the kernel's receive buffer is empty, so new bytes cause a readiness edge
-    Readable, // the kernel's receive buffer may hold more bytes
+    Readable, // the kernel's receive buffer may hold more bytes, which cause no new readiness edge
     Ended,    // the peer has sent close_notify or FIN, and `read` has not reported the end yet
     Reported,
 }
@@ -77,7 +77,7 @@ impl Default for SharedTlsState {
         let buffer = |len| RefCell::new(vec![0; len].into_boxed_slice());
         SharedTlsState {
             input: buffer(MAX_READ_LEN),
-            output: buffer(MAX_RECORD + 1024), // a KeyUpdate may precede the record
+            output: buffer(MAX_RECORD + 1024), // 1 KiB extra, because rustls may put a KeyUpdate before the record
             plaintext: RefCell::default(),
             handshake_time: Cell::default(),
         }
@@ -332,8 +332,8 @@ impl TlsSocket {
         let shared = Rc::clone(&self.shared);
         let mut buffer = shared.output.borrow_mut();
         let len = loop {
-            // Pass `input` even though this call only encrypts: the session may have parsed part of a handshake message
-            // there, and expects to find the same bytes again.
+            // The TLS session may already have parsed part of a handshake message in `input`. Every call must therefore
+            // pass these bytes again, even a call that only encrypts.
             let UnbufferedStatus { discard, state } = self.session.process_tls_records(&mut self.input);
             match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => break encrypt(&mut traffic, &mut buffer),
@@ -376,7 +376,7 @@ impl TlsSocket {
 impl Drop for TlsSocket {
     fn drop(&mut self) {
         // RFC 8446 §6.1: "Each party MUST send a "close_notify" alert before closing its write side of the connection".
-        // If bytes remain in `output`, the peer is not reading and would not see the alert.
+        // If bytes remain in `output`, skip the alert: the peer is not reading, so the alert would not reach it.
         if self.output.is_empty() {
             let _ = self.close();
         }

@@ -79,8 +79,8 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
-        // Read 0 to 15 as an opcode, not as a hexadecimal byte. A byte has two digits, so 0 to 9 are not bytes. 10 to
-        // 15 could be bytes, but such bytes set a reserved bit, so no valid frame starts with them (§5.2).
+        // Read 0 to 15 as a decimal opcode. 0 to 9 cannot be hexadecimal bytes, because a byte has two digits. 10 to 15
+        // could be the bytes 0x10 to 0x15, but these set a reserved bit, so no valid frame starts with them (§5.2).
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(

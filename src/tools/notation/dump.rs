@@ -76,9 +76,9 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // In a one-line hex dump, what looks like an offset could also be the first bytes of a frame. So mention the
-        // option `--as hex`. An offset is more likely: most offsets start with 00, but a frame that starts with the
-        // byte 00 is a continuation frame, which cannot start a message (§5.4).
+        // The first digits of a one-line dump may be an offset or the start of a frame. An offset is more likely,
+        // because most offsets start with 00. A frame that starts with the byte 00 would be a continuation frame, which
+        // cannot start a message (§5.4). Mention `--as hex` in case the guess is wrong.
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }
@@ -108,7 +108,8 @@ impl Radix {
         }
     }
 
-    /// Appends the bytes of a group of digits to `bytes`. Returns `false` if the group is not valid in the radix.
+    /// Parses a group of digits in this radix, such as `8185` (hexadecimal) or `201` (octal), and appends its bytes to
+    /// `bytes`. Returns `false` if the group is invalid.
     fn read_group(self, group: &str, bytes: &mut Vec<u8>) -> bool {
         let (base, is_right_size) = match self {
             Radix::Bits => (2, group.len() == 8),
@@ -247,9 +248,9 @@ fn read_lines(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismat
     Ok(bytes)
 }
 
-/// Reads the bytes of a dump line after its offset. The ASCII column starts where the rest of the line matches the
-/// bytes read so far. `count` is the number of bytes in this line according to the next line's offset; `None` if
-/// unknown. An error includes the number of bytes read before the error.
+/// Reads the bytes from `rest`, the part of a dump line after the offset. An ASCII column may follow the bytes. It is
+/// recognized because its characters match them. `count` is the number of bytes that the line must have according to
+/// the next line's offset, if known. An error includes the number of bytes read before it.
 fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8>, (usize, String)> {
     let (mut bytes, mut found) = (Vec::new(), None);
     let mut tail = rest.trim_start();
@@ -260,7 +261,8 @@ fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8
         }
         let after = &tail[group.len()..];
         let gap = after.len() - after.trim_start().len();
-        // After one space, characters that look like bytes are bytes. After a wider gap, they may be the ASCII column.
+        // After a single space, digits are always read as bytes. After a wider gap, they may also be the ASCII column,
+        // if they match the bytes read so far.
         let is_text = gap >= 2 && shows_text(after, &bytes);
         if after.trim().is_empty() || is_text || !starts_with_group(after, radix) && shows_text(after, &bytes) {
             let is_better = found.is_none() || count == Some(bytes.len());
@@ -291,7 +293,7 @@ fn starts_with_group(text: &str, radix: Radix) -> bool {
     !group.is_empty() && radix.read_group(group, &mut Vec::new())
 }
 
-/// Whether the ASCII column `column` shows `bytes`: bare, between bars (`hexdump`), or between angle brackets (`od`).
+/// Returns whether `column` shows `bytes` as ASCII: plain, in bars (`hexdump`), or in angle brackets (`od`).
 fn shows_text(column: &str, bytes: &[u8]) -> bool {
     let column = column.trim();
     let unwrap = |open, close| column.strip_prefix(open).and_then(|column| column.strip_suffix(close));
@@ -305,9 +307,9 @@ fn shows_text(column: &str, bytes: &[u8]) -> bool {
     })
 }
 
-/// Whether each character of an ASCII column shows its byte. Printable ASCII must appear as itself, any other byte as a
-/// dot or a non-ASCII character (Wireshark prints bullets). A looser check would mistake more hexadecimal digits for an
-/// ASCII column. Leading and trailing spaces may be missing.
+/// Returns whether an ASCII column matches its bytes. A printable ASCII byte must appear as itself, and any other byte
+/// as a dot or a non-ASCII character (Wireshark prints bullets). The check is strict so that hex digits are rarely
+/// mistaken for an ASCII column. It ignores leading and trailing spaces, because a copied dump may lack them.
 fn column_matches(column: &[char], bytes: &[u8]) -> bool {
     let is_blank = |byte: &u8| *byte == b' ';
     let column = column.iter().copied().skip_while(|c| *c == ' ').collect::<Vec<char>>();

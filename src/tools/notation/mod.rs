@@ -31,14 +31,14 @@ pub enum Notation {
     String,
     /// Base64, standard or URL-safe: gYU3+iE9f59NUVg=
     Base64,
-    /// No notation: the input consists of the bytes themselves
+    /// Raw bytes, taken from the input without decoding
     Raw,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     pub bytes: Vec<u8>,
-    /// The notation as a noun phrase, such as "hexadecimal digits".
+    /// The name of the input's notation, as printed after "Read as", such as "hexadecimal digits".
     pub notation_name: String,
     /// Another notation in which the input may be written, usually with the option that selects this notation, such as
     /// "decimal numbers: --as decimal".
@@ -132,7 +132,8 @@ pub(crate) fn read_case_bytes(text: &str) -> Vec<u8> {
     read_hex(text).expect("a valid case") // invariant: `every_case_can_be_read` checks the notation of every test case
 }
 
-/// Whether `c` can separate bytes: whitespace, array punctuation, colons as in fingerprints, hyphens as C# prints them.
+/// Whether `c` can separate bytes: whitespace, array punctuation, a colon (as in certificate fingerprints), or a hyphen
+/// (as in the output of C#'s `BitConverter`).
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, ',' | ';' | ':' | '-' | '[' | ']' | '{' | '}' | '(' | ')')
 }
@@ -215,8 +216,8 @@ fn read_percent_encoded(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| parse_hex_byte(pair).filter(|_| pair.len() == 2)).collect()
 }
 
-/// Whether text that is not hexadecimal is probably base64. The text must decode and, unlike a word, have padding,
-/// contain `+` or `/`, or mix upper case, lower case and digits.
+/// Whether `text`, which is not valid hexadecimal, is probably base64. The text must decode. To exclude ordinary words,
+/// it must also end in `=`, contain `+` or `/`, or contain uppercase letters, lowercase letters and digits.
 fn is_likely_base64(text: &str) -> bool {
     let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit);
@@ -236,8 +237,9 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quote(&one_line)))
 }
 
-/// Reads decimal or octal numbers without brackets: `129 133 55`, `-127, -123` or `201 205 067`. Returns `None` for
-/// other text, for a single word without a minus sign, and if every word has two digits and so looks hexadecimal.
+/// Reads decimal or octal bytes without brackets, such as `129 133 55`, `-127, -123` or `201 205 067`. Returns `None`
+/// if the text is something else, is a single word without a minus sign, or consists only of two-digit words, which are
+/// probably hexadecimal.
 fn read_numbers(text: &str) -> Option<Result<Decoded, String>> {
     let words: Vec<&str> = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty()).collect();
     let is_number = |digits: &str| (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -300,8 +302,8 @@ impl<'t> List<'t> {
         innermost.filter(List::is_named)
     }
 
-    /// Whether the brackets enclose a list: the text around them is empty, or contains a name or a type. Brackets
-    /// between bytes, as in `81 [85 37] fa`, do not enclose a list, and `read_hex` treats such brackets as separators.
+    /// Whether the brackets enclose a list, as in `Uint8Array(2) [129, 133]`. They do not if bytes surround them, as in
+    /// `81 [85 37] fa`. Such brackets only separate bytes, and `read_hex` skips them.
     fn is_named(&self) -> bool {
         let is_name = |word: &str| read_hex(word).is_err();
         let before: Vec<&str> = words(self.before).collect();
@@ -355,12 +357,13 @@ impl<'t> List<'t> {
         Ok(if is_ambiguous { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded })
     }
 
-    /// Finds the length that the text gives for the list, such as `11` in `Uint8Array(11) […]`,
+    /// Finds the list's length in the text around the brackets, such as `11` in `Uint8Array(11) […]`,
     /// `uint8_t frame[11] = {…}`, `{…}; int len = 11;`, or `<…>, byteLength: 11`.
     fn announced_len(&self) -> Option<usize> {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         let after = self.after.split(|c| !is_word(c)).rev().find_map(|word| word.parse().ok());
-        // A number before the list is its length only if a closing bracket follows: `f[2] = {…}`, not `frame 2: […]`.
+        // A number before the list is the list's length only if the number is in brackets: the `2` in `f[2] = {…}` is a
+        // length, but the `2` in `frame 2: […]` is not.
         let closings = self.before.rmatch_indices([')', ']', '>']);
         after.or_else(|| {
             closings.into_iter().find_map(|(at, _)| self.before[..at].rsplit(|c| !is_word(c)).next()?.parse().ok())
@@ -380,8 +383,8 @@ fn find_literals(text: &str) -> Option<Vec<&str>> {
         let quote = &start[..1];
         let end = find_literal_end(&start[1..], quote)?;
         let inside = &start[1..=end];
-        // Single quotes enclose a string literal only with a prefix (b or $) or with a backslash inside. Otherwise,
-        // they enclose text among hexadecimal bytes, as in 'a' 81 'b', which `read_hex` reads.
+        // Text in single quotes is a string literal only if it has a prefix (b or $) or contains a backslash.
+        // Otherwise, it is plain text among hexadecimal bytes, as in 'a' 81 'b', which `read_hex` reads.
         let is_literal = match (prefix, quote) {
             ("b" | "B", _) | ("", "\"") | ("$", "'") => true,
             ("", "'") => inside.contains('\\'),

@@ -19,7 +19,8 @@ pub struct Case {
     pub replies: &'static [Reply],
     /// The expected final state of the connection, such as open, or closed with code 1002.
     pub end: End,
-    /// Final states that an RFC permits instead of `end`, each with the section and a summary of its rule.
+    /// Other final states that an RFC permits. Each text names the section that permits the state, and summarizes its
+    /// rule.
     pub allowed: &'static [(End, &'static str)],
     /// The section under test (of RFC 6455 unless the text names another RFC), and a summary of its rule.
     pub rule: (&'static str, &'static str),
@@ -42,7 +43,8 @@ pub enum Opening {
     Valid,
     /// A request changed by the given edits, which may make the request invalid.
     Edited(&'static [Edit]),
-    /// Like `Edited`, but the request offers permessage-deflate. Applies only to a server that accepts the offer.
+    /// Like `Edited`, but the request also offers permessage-deflate. If the server declines the offer, the case is
+    /// skipped.
     Deflate(&'static [Edit]),
     /// Like `Deflate`, but the client's compressed messages refer to earlier ones. Applies only to a server that allows
     /// such references (client context takeover, RFC 7692 §7.1.1.2).
@@ -104,7 +106,7 @@ pub const FLOOD_BYTES: u64 = 96 << 20;
 pub enum Reply {
     Text(&'static str),
     Binary(&'static str),
-    /// A text (opcode 1) or binary (opcode 2) message of the given number of letters.
+    /// A text message (opcode 1) or binary message (opcode 2) that consists of the given number of letters.
     Letters(u8, usize),
     Pong(&'static str),
     /// A Pong that the server may omit: §5.5.3 permits an endpoint to reply only to the most recent Ping.

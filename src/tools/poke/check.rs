@@ -20,7 +20,7 @@ pub enum Verdict {
     Expected,
     /// The server's behavior is not what the test case expects, but an RFC permits it. The text cites the section.
     Allowed(&'static str),
-    /// The test case was not run, because the server lacks an optional part of the protocol. The text names it.
+    /// Not run, because the server lacks the optional part of the protocol that the string names.
     Inapplicable(&'static str),
     /// The test case neither expects nor permits the server's behavior. The text describes a violation, possibly of a
     /// rule that the case does not test; `None` if the server's bytes violate no rule.
@@ -74,7 +74,8 @@ fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
     let replies: Vec<IncomingPayload> = case.replies.iter().map(to_payload).collect();
     let expected: Vec<&IncomingPayload> = replies.iter().filter(is_message).collect();
     let received: Vec<&IncomingPayload> = transcript.inbox.received.iter().filter(is_message).collect();
-    // Ignore messages if the test case needs no echo and expects no messages, or if the client floods without reading.
+    // Ignore messages if the test case neither needs an echo nor expects messages. Ignore them too if it tests
+    // backpressure, because its client stops reading.
     let is_relevant = (case.needs == Requirement::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
     (fits || !is_relevant) && (!all || pongs_match(case, &transcript.inbox.received))

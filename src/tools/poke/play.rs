@@ -21,8 +21,8 @@ pub const PROBE_PAYLOAD: &[u8] = b"still there?";
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close. The timeout is short, because `poke all` waits for it in many test
-/// cases if an unfinished server never replies.
+/// Timeout for the reply to the final Ping or Close. It is short because a server that is still under development may
+/// never reply, and `poke all` then waits this long in many test cases.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A flood has stalled when the server accepts nothing for two seconds, or for `--timeout` if that is shorter.
 const STALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ pub struct Timing {
 pub struct Transcript {
     /// Everything that the client received before the final closing handshake, and any violation during the handshake.
     pub inbox: Inbox,
-    /// The state of the TCP connection just before the final WebSocket closing handshake, if there is one.
+    /// The state of the TCP connection at the end of the test case, before the client starts the closing handshake.
     pub tcp: TcpState,
     /// Whether the client sent the Ping with [`PROBE_PAYLOAD`].
     pub is_probed: bool,

@@ -58,9 +58,9 @@ fn resolve_unspecified(server: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, server.port())
 }
 
-/// Binds the client's socket before connecting it, so that the server knows the client's address and port before it
-/// accepts the connection. The server requires no token from this address. No other machine can use the address,
-/// because the socket is bound to an IP address of the server's own machine.
+/// Binds the client's socket before it connects, so that the server knows in advance which client may connect without a
+/// token. This is safe: the socket has an IP address of the server's own machine, so no other machine can connect from
+/// the same address.
 fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
     let address = SocketAddr::new(ip, 0);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;

@@ -14,7 +14,7 @@ use crate::tools::screen::{Screen, Tone, escape};
 
 /// `poke` prints up to this many records of an exchange as they arrive.
 const MAX_FIRST_RECORDS: usize = 30;
-/// When an exchange ends, `poke` prints the newest of the records that it has not printed yet, at most this many.
+/// When an exchange ends, `poke` prints at most this many of the records that it has not printed yet: the newest ones.
 const MAX_LAST_RECORDS: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 

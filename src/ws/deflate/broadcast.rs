@@ -21,7 +21,7 @@ pub enum Variant {
     #[default]
     Plain,
     Shared,     // compressed; may refer to earlier messages that all current members have received
-    Standalone, // compressed; refers to no other message, and only to its own last 512 bytes
+    Standalone, // compressed without references to other messages, and with a window of only 512 bytes
 }
 
 impl Variant {
@@ -46,8 +46,8 @@ pub enum Recipients {
 }
 
 impl Recipients {
-    /// `except` is the [`Variant`] of the member that must not receive the broadcast, or `None` if there is no such
-    /// member. Pass `Plain` if that member is in another group: it shares no compression context with this group.
+    /// `except` is the [`Variant`] of the member to exclude from the broadcast, or `None` to exclude nobody. If that
+    /// member is in another group, pass `Plain`: its compression state cannot affect this group's messages.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,
@@ -57,13 +57,14 @@ impl Recipients {
     }
 }
 
-/// The server's compressors. `K` identifies a group whose members receive the same messages.
+/// Compresses the messages of all groups. A group is a set of members that receive the same messages, so one compressed
+/// copy serves many of them. `K` identifies the group.
 #[derive(Debug)]
 pub struct Deflater<K> {
     min_payload_len: usize, // messages shorter than this many bytes are sent uncompressed
     shared: Option<Compressor>,
     context_group: Option<K>, // the group whose next message `shared` can compress without a reset
-    standalone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
+    standalone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // a compressor per window size
     groups: HashMap<K, Group>,
     max_groups: usize, // if `groups` has more entries than this, `add_member` removes the entries of defunct groups
     pub inflaters: InflaterPool,
@@ -71,9 +72,10 @@ pub struct Deflater<K> {
 
 #[derive(Debug, Default)]
 struct Group {
-    // The latest text that all current `Shared` members have inflated. New compressed messages may refer to this text.
+    // The end of the text that every current `Shared` member has inflated. The next compressed message may refer to it,
+    // because it is still in the window of each of these members.
     tail: Vec<u8>,
-    has: [bool; Variant::COUNT], // variants that members receive; a former member's variant stays set until `update`
+    has: [bool; Variant::COUNT], // whether a member receives each variant; stale after a member leaves, until `update`
 }
 
 impl<K> Default for Deflater<K> {

@@ -19,7 +19,8 @@ pub struct ContextInflater {
 impl ContextInflater {
     pub const SIZE: usize = Inflater::SIZE + 2 * WINDOW_SIZE; // in bytes
 
-    /// Drops the context: the next message must not refer to earlier ones.
+    /// Clears the window of earlier output, so that the next message cannot refer to earlier messages (RFC 7692
+    /// §7.1.1).
     pub fn reset(&mut self) {
         self.window.clear();
         self.is_final = true;
@@ -40,7 +41,8 @@ impl ContextInflater {
         step
     }
 
-    /// Handles the end of a message. Returns `false` if the message ended inside a block.
+    /// Must be called at the end of each message. Returns `false` if the message ended in the middle of a DEFLATE
+    /// block.
     pub fn end_message(&mut self) -> bool {
         if self.is_final {
             self.inflater.reset(&self.window);

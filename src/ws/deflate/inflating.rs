@@ -14,8 +14,8 @@ use crate::ws::message::{Assembler, Message};
 /// factor permits a sender to flush after each byte, which takes seven compressed bytes per inflated byte.
 const MAX_EXPANSION: usize = 8;
 const MAX_EXCESS: usize = 64 * 1024;
-/// Each final block (BFINAL = 1) counts as this many extra bytes, because the inflater then restarts and copies the
-/// window.
+/// Each final block (BFINAL = 1) adds this many bytes to the cost of its message, because the inflater then has the
+/// extra work of a restart and of a copy of the window.
 const FINAL_BLOCK_COST: usize = 1024;
 
 /// The cost of a message so far: its compressed bytes, plus `FINAL_BLOCK_COST` for each final block.
@@ -23,8 +23,8 @@ const FINAL_BLOCK_COST: usize = 1024;
 pub struct Cost(usize);
 
 impl Cost {
-    /// Adds the cost of `read` compressed bytes and, if `is_final`, the cost of a final block. Returns `false` if the
-    /// total now exceeds the maximum for a message that has inflated to `len` bytes so far.
+    /// Adds `read` compressed bytes to the cost of a message, and `FINAL_BLOCK_COST` if `is_final`. The message has
+    /// inflated to `len` bytes so far. Returns `false` if its cost now exceeds the maximum for that length.
     pub fn add(&mut self, read: usize, is_final: bool, len: usize) -> bool {
         self.0 += read + if is_final { FINAL_BLOCK_COST } else { 0 };
         self.0 <= len * MAX_EXPANSION + MAX_EXCESS

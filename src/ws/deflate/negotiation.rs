@@ -1,4 +1,4 @@
-//! RFC 7692 §7.1: the parameters of permessage-deflate, from the client's offers to the server's response.
+//! Negotiates permessage-deflate (RFC 7692 §7.1): accepts one of the client's offers and writes the response header.
 
 use crate::ws::extension::is_extension_list;
 use crate::ws::request::Request;
@@ -39,7 +39,8 @@ impl Agreement {
                 ("server_no_context_takeover", None) => agreement.no_context_takeover = true,
                 // A window of 8 bits is impossible: zlib supports only windows of 9 bits or more.
                 ("server_max_window_bits", Some(Some(bits @ 9..))) => agreement.window_bits = Some(bits),
-                // Accept but ignore both: the server inflates each message separately, with the largest window.
+                // Accept the `client_…` parameters, but do not store them. The server inflates every message
+                // separately, with the largest window, so it does not depend on their values.
                 ("client_no_context_takeover" | "client_max_window_bits", None) => {}
                 ("client_max_window_bits", Some(Some(_))) => {}
                 _ => return None,

@@ -51,8 +51,8 @@ fn has_repeated_key(json: &str) -> bool {
     keys.is_ok_and(|keys| keys.0.iter().collect::<HashSet<_>>().len() < keys.0.len())
 }
 
-/// Parses `text` as a `Value`, to check the result of a dialect's parser. Returns `Ok(None)` if the two results may
-/// differ, because `Value` also decodes fields that the dialect's parser skips.
+/// Parses `text` as a `Value`, which the test compares with the result of a dialect's parser. Returns `Ok(None)` if
+/// the two cannot be compared: `Value` also decodes fields that the dialect's parser skips, and may fail there.
 fn parse(text: &str) -> Result<Option<Value>, ()> {
     // serde_json reserves keys with this prefix for itself, so a `Value` does not treat them as ordinary keys.
     if text.contains("$serde_json::private") {
@@ -173,7 +173,7 @@ fn rooms_command(message: &Map<String, Value>) -> Result<Command<'_>, ()> {
     }
 }
 
-/// Writes events whose strings come from `text`, and checks the JSON.
+/// Checks the JSON that each dialect writes for an event. All strings in the events, except the time, are from `text`.
 fn check_written(text: &str) {
     let half = (0..=text.len() / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
     let (name, body) = text.split_at(half);

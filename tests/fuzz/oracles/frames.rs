@@ -14,13 +14,14 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::utf8::receive;
 
-/// Encodes the frames that `data` describes. For each frame, `data` contains the frame's first byte, the payload length
-/// in two bytes, and the payload.
+/// Builds a stream of masked frames from the fuzz input `data`. For each frame, `data` contains its first byte, its
+/// payload length in two bytes, and its payload.
 fn describe(mut data: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     while let &[first, high, low, ref rest @ ..] = data {
         let len = (usize::from(high & 0x03) << 8 | usize::from(low)).min(rest.len());
-        // Clear the RSV bits. If the payload is too long for a control frame, also clear the control bit of the opcode.
+        // Clear the RSV bits, to make the header valid. If the payload is too long for a control frame, also turn the
+        // opcode into a data opcode.
         let first = if len > 125 { first & 0x87 } else { first & 0x8f };
         stream.extend(encode_masked_frame(first, rest[..len].to_vec(), [high, low, first, 0]));
         data = &rest[len..];
@@ -116,8 +117,8 @@ fn compare(stream: &[u8], limits: Limits) {
     match failure {
         None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
         Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
-        // tungstenite detects the errors listed above as early as `Protocol` does. It detects other errors later or not
-        // at all, so it may read more messages.
+        // tungstenite detects all other errors later than `Protocol`, or never. Ignore the messages that it reads after
+        // `Protocol` has failed.
         _ => theirs.truncate(ours.len()),
     }
     assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");

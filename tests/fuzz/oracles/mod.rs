@@ -3,7 +3,7 @@
 //! rules, or compare the results for the same input cut into different pieces. Some expected results come from the
 //! server's own functions, such as `is_ignorable` and `username_key`, so these oracles cannot find errors in those
 //! functions.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each fuzz target uses only one oracle
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each target runs one oracle; the others are dead code
 
 pub mod dialects;
 pub mod frames;

@@ -10,8 +10,8 @@ use wirechat::tools::explain::frames::explain;
 use wirechat::tools::notation::{self, Notation};
 use wirechat::ws::frame::Role;
 
-/// Maximum decoded size of a hex dump with a `*` line, in bytes. The parser lets a `*` line extend the dump to 1 MiB.
-/// The test assumes that the lines after the `*` line add at most 64 bytes.
+/// Maximum size, in bytes, that a hex dump with a `*` line may decode to. A `*` line repeats the previous line, and the
+/// parser accepts it for up to 1 MiB of data. The test assumes that later lines add at most 64 bytes.
 const MAX_DUMP_BYTES: usize = (1 << 20) + 64;
 
 pub fn check(data: &[u8]) {
@@ -67,7 +67,7 @@ fn check_text(text: &str) {
         [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::decode_as(notation, text));
     for result in readings.into_iter().chain([notation::read(text)]) {
         match result {
-            // In a dump, a `*` line repeats the line before it, so a short text may decode to many bytes.
+            // In a hex dump, one `*` line stands for many repeated lines, so a short dump may decode to 1 MiB or more.
             Ok(reading) => {
                 let max = if text.contains('*') { MAX_DUMP_BYTES } else { 4 * text.len() };
                 assert!(!reading.notation_name.is_empty() && reading.bytes.len() <= max);
@@ -77,7 +77,7 @@ fn check_text(text: &str) {
     }
 }
 
-/// Returns `data` as text in each notation. `None` marks the text of a JavaScript typed array, which has no `Notation`.
+/// Writes `data` in every notation. A JavaScript typed array is marked `None`, because it has no `Notation` value.
 fn write(data: &[u8]) -> Vec<(Option<Notation>, String)> {
     let join = |format: fn(&u8) -> String, between: &str| data.iter().map(format).collect::<Vec<_>>().join(between);
     let (mut xxd, mut hexdump, mut wireshark) = (String::new(), String::new(), String::new());

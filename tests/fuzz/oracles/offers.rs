@@ -17,7 +17,7 @@ pub fn check(data: &[u8]) {
     let found = negotiate(&request);
     assert_eq!(found, expected(value), "{value:?}");
     if let Some(agreement) = found {
-        // The server must accept its own response header, read as an offer, with the same parameters.
+        // Offer the server's own response back to it. The server must accept this offer with the same parameters.
         let header = agreement.header();
         let (_, response) = header.trim_end().split_once(": ").unwrap();
         assert_eq!(expected(response), Some(agreement));

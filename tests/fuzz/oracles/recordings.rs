@@ -101,8 +101,8 @@ fn are_same(one: &Record, other: &Record) -> bool {
     }
 }
 
-/// Returns the records of a replay, but clears `parts`, which lists the reads and writes that carried a record's bytes:
-/// these lists depend on how the bytes are split.
+/// Replays a recording and returns its records, but clears their `parts`. That field lists the reads and writes that
+/// carried a record's bytes, so it would differ between recordings that split the same bytes differently.
 fn replay(recording: &Recording) -> Vec<Record> {
     let mut records = Vec::new();
     recording.replay(|record| {

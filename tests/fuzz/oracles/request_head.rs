@@ -69,8 +69,8 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Returns the result that `read` must return: the offset of the first byte after the head (`None` if the head is
-/// incomplete), or the status if the server rejects the head before it parses the headers.
+/// Computes the result that `read` must return: the offset of the first byte after the request head, or `None` if the
+/// head is incomplete. The error is the HTTP status if the server rejects the head before it parses the headers.
 fn expected_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
     let accepted = &bytes[..bytes.len().min(max)];
     let (mut start, mut has_request_line) = (0, false);
@@ -198,7 +198,7 @@ impl Head<'_> {
             && is_key(keys[0])
     }
 
-    /// Whether the request lacks all optional headers that can make the server reject a handshake.
+    /// Whether the request has none of the optional headers that can make the server reject the handshake.
     fn has_no_other_checked_header(&self) -> bool {
         ["sec-websocket-protocol", "sec-websocket-extensions", "origin", "authorization"]
             .iter()

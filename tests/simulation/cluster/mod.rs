@@ -577,7 +577,9 @@ impl<'a> Cluster<'a> {
             let to = self.users.iter().position(|user| user.name == private.to);
             let Some((at, conn)) = to.and_then(|at| Some((at, self.users[at].conn.as_ref()?))) else { continue };
             let stayed = conn.joined_at < private.sent_at && !self.instances[conn.instance].may_be_declared_dead;
-            let speaks_events = self.users[at].dialect != Dialect::Rooms; // in the `rooms` dialect, joins have no name
+            // A client of the `rooms` dialect joins as `Anonymous`. Until it sends a message under its own username, no
+            // private message can reach it, so skip such clients.
+            let speaks_events = self.users[at].dialect != Dialect::Rooms;
             if private.is_acknowledged && stayed && speaks_events && !private.received.contains_key(&at) {
                 self.record.fail(ACKNOWLEDGEMENT, format!("{text:?} has not reached {}", private.to));
             }

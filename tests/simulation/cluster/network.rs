@@ -14,7 +14,7 @@ use wirechat::broker::redis::link::{DONE, Link, LinkEvent};
 use crate::redis::Redis;
 use crate::redis::store::{Store, Value};
 
-/// Maximum number of inbox entries per read.
+/// Maximum number of inbox entries per read, the same as in the broker.
 const MAX_ENTRIES: usize = 256;
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400);
@@ -25,7 +25,7 @@ pub struct Network {
     pub now: Duration,
     pub redis: Redis,
     pub is_down: bool,
-    /// Redis executes no calls before this time.
+    /// Redis hangs until this time. Calls that arrive earlier must wait.
     pub stalled_until: Duration,
     /// Redis rejects all calls because its memory is full.
     pub is_full: bool,
@@ -35,7 +35,8 @@ pub struct Network {
     process: u32,
     snapshot: Store,
     links: Vec<Wire>,
-    /// Calls that may still reach Redis after their connection was lost, as (arrival time, Redis process, arguments).
+    /// Calls that Redis may still execute although their connection is lost. Each entry has the call's arrival time,
+    /// the number of the Redis process that it was sent to, and its arguments.
     delayed_calls: Vec<(Duration, u32, Vec<String>)>,
     random: Rng,
     pub error: Option<String>,
@@ -56,7 +57,7 @@ struct Wire {
     cut_until: Duration,
     /// The instance does nothing until this time.
     suspended_until: Duration,
-    /// No inbox entries arrive before this time.
+    /// A simulated fault delays inbox entries: none reaches the instance before this time.
     lags_until: Duration,
     is_dead: bool,
 }
@@ -144,7 +145,7 @@ impl Network {
         self.max_delay.mul_f64(self.random.f64())
     }
 
-    /// Returns the arrival time of data sent now on link `at`, in either direction.
+    /// Returns the arrival time of data that is sent now over `links[at]`, in either direction. The delay is random.
     fn arrival(&mut self, at: usize) -> Duration {
         let delay = self.delay();
         self.now.max(self.links[at].cut_until) + delay
@@ -179,7 +180,7 @@ impl Network {
         }
     }
 
-    /// Removes an instance whose process has ended. Redis may still execute the instance's last call.
+    /// Removes an instance whose process has ended. Its last call may still be on its way and reach Redis later.
     pub fn forget(&mut self, at: usize) {
         self.break_calls(at, Break::Late);
         self.links[at] = Wire { is_dead: true, ..Wire::default() };
@@ -216,7 +217,7 @@ impl Network {
         self.snapshot = self.redis.store.borrow().clone();
     }
 
-    /// Kills the Redis process. An instance behind a partition does not notice until the partition ends.
+    /// Kills the Redis process. A partitioned instance notices the lost connection only after the partition ends.
     pub fn kill_redis(&mut self) {
         self.is_down = true;
         for at in 0..self.links.len() {
@@ -465,7 +466,7 @@ impl Network {
     }
 }
 
-/// A link to the simulated network. Replaces the broker's two Redis threads.
+/// Connects a broker to the simulated network. Replaces the two threads that talk to a real Redis.
 pub struct SimulatedLink {
     network: Rc<RefCell<Network>>,
     pub at: usize,
@@ -475,7 +476,8 @@ pub struct SimulatedLink {
 
 impl Link for SimulatedLink {
     fn call(&mut self, arguments: Vec<String>) {
-        // When a test panics, `RedisBroker::drop` makes this call, possibly while the network is still borrowed.
+        // If a test panics while it borrows the network, unwinding calls this function from `RedisBroker::drop`. A
+        // `borrow_mut` would then panic again, and abort the test process.
         let Ok(mut network) = self.network.try_borrow_mut() else { return };
         let link = &mut network.links[self.at];
         if !matches!(link.caller, Caller::Waiting { .. } | Caller::Connecting { .. }) && !link.is_dead {

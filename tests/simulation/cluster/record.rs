@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::model::{ACKNOWLEDGEMENT, ORDER, Violation};
 
-/// Fingerprints of the messages that clients have received from one history of a room, keyed by message id.
+/// For each message id, a hash of the message that clients received. The test compares it with the stored message.
 pub type Fingerprints = BTreeMap<u64, u64>;
 
 #[derive(Default)]
@@ -93,7 +93,8 @@ impl Record {
         }
     }
 
-    /// Records that Redis has lost data. `last_id(room)` returns the id of the last message that remains in a room.
+    /// Starts a new, shorter history for each room whose newest messages Redis has lost. `last_id(room)` returns the id
+    /// of the last message that Redis still has.
     pub fn rewind(&mut self, last_id: impl Fn(&str) -> u64) {
         self.has_lost_data = true;
         for (room, histories) in &mut self.rooms {

@@ -144,7 +144,7 @@ impl User {
         });
     }
 
-    /// Returns the connection if the user has joined and can send.
+    /// Returns the user's connection if it is still open and the user has joined a room on it.
     pub fn joined(&mut self) -> Option<&mut Conn> {
         self.conn.as_mut().filter(|conn| conn.is_joined && conn.client.is_open() && !conn.client.is_cut())
     }
@@ -357,8 +357,8 @@ impl User {
             _ if resumed => record.fail(RESUME, format!("{} did not ask to resume: {data}", self.name)),
             _ => {}
         }
-        // On every second connection, the user resends all pending messages before checking which of them the
-        // history acknowledges.
+        // On every second connection, the user resends all unacknowledged messages before it looks for them in the
+        // history of the `welcome` event. The server must ignore the resent messages that it has already published.
         let is_eager = self.connections.is_multiple_of(2);
         if is_eager {
             self.resend();
@@ -373,8 +373,8 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
-            // Remove the matching request and all earlier ones. An earlier one may never get a reply: the server does
-            // not reply to a switch to the room that the user is already in.
+            // Remove the request that this event answers, and all earlier requests. Some of those may never get a
+            // reply, because the server does not reply to a switch to the user's current room.
             if let Some(at) = conn.queries.iter().position(|query| query.as_deref() == Some(room)) {
                 conn.queries.drain(..=at);
             } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {
@@ -478,8 +478,8 @@ impl User {
         let nonce = data["nonce"].as_str().unwrap_or_default();
         if let Some(at) = self.pending.iter().position(|(pending, _)| pending == nonce) {
             let Some((_, text)) = self.pending.remove(at) else { return };
-            // Check only messages that the user has sent once: the server may have published an earlier copy of a
-            // resent message.
+            // A rejected message must not have been published. Skip resent messages: the server may have published an
+            // earlier copy before it rejected this one.
             if !self.resent.contains(&text) {
                 if record.was_published(&text) {
                     record.fail(ACKNOWLEDGEMENT, format!("{text:?} is rejected, but published"));

@@ -429,8 +429,8 @@ impl Run<'_> {
             "/echo?token=dev-token".to_owned()
         };
         let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
-        // A test case about compression needs a request that offers permessage-deflate. The case's edits add the offer,
-        // so apply them for `BreakRule` too, which otherwise sends an unedited request.
+        // `BreakRule` usually sends a request without the case's edits. But a compression case needs a request that
+        // offers permessage-deflate, and its edits add the offer, so apply its edits for `BreakRule` too.
         let edits = match (case.opening, action) {
             (Opening::Edited(_), Action::BreakHead) | (Opening::Deflate(_) | Opening::Takeover(_), _) => {
                 case.opening.edits()

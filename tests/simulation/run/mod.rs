@@ -62,7 +62,7 @@ const RUDE_USERNAME: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// The last trace lines of a run. They are in a thread-local, not in [`Run`], to survive a panic of the server.
+    /// The last trace lines of a run. They are in a thread-local, because [`Run`] is dropped when the server panics.
     static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
 }
 
@@ -126,7 +126,7 @@ struct Conn {
     ping_frames: VecDeque<Vec<u8>>,
     sent: VecDeque<Rc<str>>,
     is_over: bool,
-    /// Whether the client connected before the last restart of the server, which ended the connection.
+    /// Whether the server has restarted since the client connected. The restart ended the connection.
     is_from_earlier_run: bool,
     /// The `since` parameter of the client's request, if the client asked to resume.
     since: Option<u64>,
@@ -209,7 +209,8 @@ impl<'a> Run<'a> {
         let model = Rc::new(RefCell::new(Model::new(script.rules())));
         let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
-            // If the SQLite broker keeps the history, `start_on` sets these options to 0 for the memory broker.
+            // Skip these two options if the SQLite broker keeps the history. `start_on` then sets both to 0, so that
+            // the memory broker inside the SQLite broker keeps no history.
             if script.history_keep.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
                 continue;
             }

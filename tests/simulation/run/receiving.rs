@@ -265,8 +265,8 @@ impl Run<'_> {
         self.actor_states[actor].unanswered.retain(|(sent, _)| sent != nonce);
     }
 
-    /// Checks a text message that is not the event that the model expects next. Such a message must be a `pong` event,
-    /// or an error in reply to one of this client's commands.
+    /// Checks a text message other than the event that the model expects next. It must be a `pong` event, or an error
+    /// in reply to one of this client's commands. Any other message fails the run.
     pub(super) fn read_reply(&mut self, at: usize, text: &str) {
         let (token, dialect) = (self.conns[at].token, self.conns[at].dialect);
         let json: Value = serde_json::from_str(text).unwrap_or_default();

@@ -14,7 +14,7 @@ const DEFLATE_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..ECHO_CASE 
 /// Default values of a test case whose client negotiates compression and then breaks a rule.
 const DEFLATE_VIOLATION_CASE: Case = Case { opening: Opening::Deflate(OFFER), ..VIOLATION_CASE };
 
-/// Default values of a test case whose client sends a message that does not inflate.
+/// Default values of a test case in which the client sends a compressed message that cannot be inflated.
 const INVALID_CASE: Case = Case {
     end: End::Closes(&[1007]),
     allowed: &[DISCONNECT, ANY_CLOSE_CODE],
@@ -23,8 +23,8 @@ const INVALID_CASE: Case = Case {
     ..DEFLATE_VIOLATION_CASE
 };
 
-/// Default values of a test case with an offer that the server must decline. A server without compression passes such
-/// a test case, because it declines every offer.
+/// Default values of a test case in which the client makes an offer that the server must decline. A server without
+/// compression also passes such a test case, because it declines every offer.
 const DECLINED_CASE: Case = Case { rule: DECLINE_RULE, ..DEFAULT_CASE };
 
 const OFFER: &[Edit] = &[Add("Sec-WebSocket-Extensions: permessage-deflate")];
