@@ -118,7 +118,7 @@ pub struct Config {
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute, but a program could guess millions
-    /// Limit the number of rooms that have members (for empty rooms, see --max-empty-rooms)
+    /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
     /// Limit the number of rooms that one user may open; ignored if only this machine can reach the server
