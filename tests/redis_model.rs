@@ -433,7 +433,18 @@ impl<'a> Instance<'a> {
 }
 
 fn open(redis: &Redis, number: &str, protocol: &str, generation: &str, read: u64) -> Vec<String> {
-    let words = ["open", "p", number, protocol, "lineage", "name", generation, &read.to_string(), "600000"];
+    open_in_lineage(redis, number, protocol, "lineage", generation, read)
+}
+
+fn open_in_lineage(
+    redis: &Redis,
+    number: &str,
+    protocol: &str,
+    lineage: &str,
+    generation: &str,
+    read: u64,
+) -> Vec<String> {
+    let words = ["open", "p", number, protocol, lineage, "name", generation, &read.to_string(), "600000"];
     redis.call(&words.map(str::to_owned)).expect("a reply")
 }
 
@@ -462,6 +473,20 @@ fn a_request_is_executed_once_and_only_for_the_newest_connection() {
     assert_eq!(last_id(), "1", "the script ignores a call from an older connection");
     assert_eq!(open(&redis, "1", "1", &first.generation, 4)[0], "lost", "the instance has read more than Redis has");
     assert_eq!(open(&redis, "2", "2", "", 0), ["protocol", "1"]);
+}
+
+/// An instance that has missed entries registers with an empty generation. After a restart of Redis, the missing entries
+/// may be older than the new generation.
+#[test]
+fn an_instance_that_has_missed_old_entries_is_told_so_after_a_restart() {
+    let redis = Redis::new(SCRIPT);
+    let mut instance = Instance::open(&redis, "1");
+    instance.join("5", "ann");
+    instance.publish("5", "ann", "");
+    let generation = instance.generation.clone();
+    let open = |generation: &str, read| open_in_lineage(&redis, "1", "1", "restarted", generation, read)[0].clone();
+    assert_eq!(open(&generation, 1), "known", "Redis has all entries that the instance has read");
+    assert_eq!(open("", 2), "lost", "the instance has missed an entry");
 }
 
 #[test]

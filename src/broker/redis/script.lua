@@ -83,8 +83,8 @@ local function open()
     local fields = call('HMGET', record, 'base', 'dead', 'executed', 'entry')
     local status = 'known'
     local entry, base, has_read = tonumber(fields[4] or '0'), tonumber(fields[1]), tonumber(read)
-    if not exists or entry < has_read or (believed ~= generation and base < has_read) then
-        -- Redis has lost entries that the instance has read, or the instance has missed some.
+    if not exists or believed == '' or entry < has_read or (believed ~= generation and base < has_read) then
+        -- Redis has lost entries that the instance has read, or the instance has missed some: then `believed` is empty.
         status = 'lost'
         if believed ~= '' then
             call('HSET', meta, 'continuous_from', string.match(generation, '^%d+'))
