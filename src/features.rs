@@ -47,7 +47,7 @@ pub struct FeatureOptions {
     pub deflate: bool, // off by default: compression costs CPU time, and lengths can reveal secrets (README.md)
     /// Compress only messages of at least this many bytes [default: 32]
     #[arg(long, value_name = "BYTES", value_parser = parse_number(1, 1 << 30), help_heading = "Compression")]
-    pub deflate_min: Option<usize>, // compression shrinks a shorter message by a few bytes at best
+    pub deflate_min: Option<usize>, // compression usually shrinks a shorter message by a few bytes at most
 }
 
 #[derive(Debug, Clone, Args)]

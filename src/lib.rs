@@ -20,8 +20,8 @@
 //! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, admin, health
 //! ```
 //! In the diagram, an arrow means "may use"; `tests/layering.rs` enforces it. "Part two" and "part three" are parts of
-//! the README's reading order. Only [`net`] and the tools read a clock or open sockets. The other layers receive
-//! sockets, time and random bytes as arguments, so tests can supply these.
+//! the README's reading order. Only [`net`], [`systemd`], the tools, and the broker's SQLite and Redis code read a
+//! clock or open sockets. Other code receives sockets, time and random bytes as arguments, so tests can supply these.
 //!
 //! # Reading order
 //! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; the frame header and its rules; masking.

@@ -128,8 +128,8 @@ impl Bans {
         self.store = Some(store);
     }
 
-    /// Sets when the ban of `subject` ends, or lifts the ban if `until` is `None`. Returns whether the subject was
-    /// banned before and, if the server stores bans, the receiver of [`StoreBan`].
+    /// Sets when the ban of `subject` ends, or lifts the ban if `until` is `None`. Returns whether `subject` was banned
+    /// before and, if the server stores bans, the receiver of [`StoreBan`].
     pub fn set(
         &mut self,
         subject: &BanSubject,
@@ -143,7 +143,8 @@ impl Bans {
             (BanSubject::Username(key), None) => self.usernames.remove(key),
         };
         // Store the change even if it changes nothing here: an earlier attempt to store it may have failed.
-        (before.is_some(), self.store.as_ref().map(|store| store(subject.to_string(), until, now)))
+        let was_banned = before.is_some_and(|until| now < until);
+        (was_banned, self.store.as_ref().map(|store| store(subject.to_string(), until, now)))
     }
 
     /// Whether the network or the username key is banned. Calls `key`, which is slow, only if any username is banned.
@@ -188,6 +189,11 @@ mod tests {
         };
         assert!(is_banned(&bans, "user7", 19) && !is_banned(&bans, "user7", 20) && !is_banned(&bans, "other", 0));
         assert!(bans.contains(network, || None, at(9)) && !bans.contains(network, || None, at(10)));
+        let lift = |bans: &mut Bans, seconds| bans.set(&BanSubject::Address(network), None, at(seconds)).0;
+        assert!(!lift(&mut bans, 10), "the ban has expired");
+        bans.addresses.insert(network, at(10));
+        assert!(lift(&mut bans, 9) && !lift(&mut bans, 9), "a ban is lifted once");
+        bans.addresses.insert(network, at(10));
         bans.remove_expired(at(10));
         assert!(!bans.is_full() && bans.addresses.is_empty() && bans.usernames.len() == MAX_BANS - 1);
         bans.remove_expired(at(20));

@@ -89,7 +89,7 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session, user) = (member.room, member.session, member.user.clone());
-        // At a room limit, still allow a switch that empties a room opened by the same user: the new room replaces it.
+        // At a limit, still allow a switch that empties a non-default room of this user: the new room replaces it.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {

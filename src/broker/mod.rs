@@ -101,7 +101,7 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    /// Whether the access token is bound to `username`. If so, the client replaces older clients with that username.
+    /// Whether the token is bound to `username`. If so, and clients may not share it, the client replaces its holder.
     pub is_bound: bool,
     pub session: Option<Session>, // session of the client's older connection, whose username the client may take over
     pub room: Rc<str>,
@@ -186,7 +186,7 @@ pub enum RoomEvent {
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// The broker opened the room only to publish the operator's message. The room has no members, so it closes again.
+    /// The broker opened the room only to publish the operator's message. It has no local members, so it closes again.
     Closed { room: RoomId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },

@@ -10,8 +10,8 @@ pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    // The message goes to the room unless `to` is set or `text` begins with `/msg`. Only the `rooms` dialect sets
-    // `username`.
+    // The message goes to the room unless `to` is set or `text` begins with the word `/msg`. Only the `rooms` dialect
+    // sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
     SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has `SwitchRoom`, `History`, `Token` and `Ping`
     History { before: u64, limit: usize },
@@ -22,7 +22,7 @@ pub enum Command<'a> {
     Ping, // the command `ping`; the `ws` module replies to Ping frames
 }
 
-/// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Otherwise returns `None`.
+/// Splits `/msg NAME TEXT` into NAME (a word or a quoted phrase) and TEXT; both may be empty. `None` without `/msg`.
 pub fn split_private_message(text: &str) -> Option<(&str, &str)> {
     let words = text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))?;
     let words = words.trim_start();

@@ -90,8 +90,8 @@ struct UserEvent<'a> {
     active: &'a ActiveUsers,
 }
 
-/// Writes a message in the `events` dialect. Does not use serde, which is slower: it takes 564 ns instead of 97 ns for
-/// a message of 2,000 bytes.
+/// Writes a message in the `events` dialect. Uses serde only for texts that need escapes, because serde is slower: it
+/// takes 564 ns instead of 97 ns for a message of 2,000 bytes.
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());

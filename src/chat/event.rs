@@ -69,7 +69,7 @@ pub enum Event {
 pub struct ActiveUsers {
     pub active_users: Vec<Rc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub active_count: Option<usize>, // number of users in the room, if there are too many for `active_users`
+    pub active_count: Option<usize>, // number of members in the room, if there are too many for `active_users`
 }
 
 #[derive(Debug, PartialEq, Serialize)]

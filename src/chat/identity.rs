@@ -27,8 +27,8 @@ impl Identity {
         self.claims.as_ref().and_then(|claims| claims.rooms.as_ref()).is_none_or(|rooms| rooms.contains(room))
     }
 
-    /// The user whose rate limit applies. On a local server (loopback only), each connection has its own rate limit
-    /// instead (PROTOCOL.md, "Rate limit").
+    /// The user whose rate limit and room limit apply. On a local server (loopback only), each connection is a user of
+    /// its own instead (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),

@@ -13,8 +13,8 @@ pub struct InflatedPayload {
     pub len: u64,
     /// The first [`MAX_SHOWN_BYTES`] inflated bytes.
     pub prefix: Vec<u8>,
-    /// Whether inflating the message has failed: the message is invalid or too long, or refers to an earlier message
-    /// that the inflater has not seen.
+    /// Whether inflating the message has failed: the message is invalid, too long or too costly (see `Cost`), or refers
+    /// to an earlier message that the inflater has not seen.
     pub is_broken: bool,
     /// Whether the message so far has the field `token`, whose value is secret.
     pub has_token: bool,

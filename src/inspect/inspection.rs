@@ -52,8 +52,8 @@ const CONNECTION_ENDED: &str = "The connection is over.";
 const INVALID_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// State that a connection's tap, which decodes the frames, shares with the reader of the decoded frames. The reader is
-/// [`RunningCases`] if a test case uses the connection, and otherwise [`Inspection`].
+/// State that a connection's tap, which decodes the frames, shares with the owner of the link to the inspector. The
+/// owner is [`RunningCases`] if a test case uses the connection, and otherwise [`Inspection`].
 #[derive(Debug, Default)]
 pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,

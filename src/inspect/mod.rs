@@ -48,8 +48,8 @@ pub use tap::Tap;
 /// Maximum number of bytes of a payload or response body that a record stores.
 pub const MAX_SHOWN_BYTES: usize = 1024;
 
-// Maximum number of records in a `Records` list. It is above the 10,000 empty frames that one read of 64 KiB can
-// contain, and limits the list to about 5 MB, because a record takes about 300 bytes.
+// Maximum number of records in a `Records` list. It is above the 10,922 empty client frames that one read of 64 KiB
+// can contain, and limits a list of such records to about 5 MB, because each takes about 300 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]

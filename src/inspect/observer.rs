@@ -27,7 +27,7 @@ pub struct InspectOptions {
     pub trace: Option<Trace>,
     /// The values of `--record` and `--record-limit` (in bytes).
     pub record: Option<(PathBuf, u64)>,
-    /// Whether a client may inspect its own connection (`--inspect`).
+    /// Whether a client may inspect its own connection (`--inspect`, or a local server without `--no-inspect`).
     pub enables_inspection: bool,
     /// Maximum outbox size per connection, in bytes.
     pub max_outbox: usize,

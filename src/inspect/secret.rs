@@ -100,8 +100,8 @@ impl WelcomeRedactor {
     }
 }
 
-/// Redacts the JWT in a client's `token` command: the value of every `token` field in a text message. A frame or a read
-/// may end anywhere in the message, so the redactor keeps its state between calls. The payload stays masked.
+/// Redacts the JWT in a client's `token` command: every string value of a `token` field (no escapes in the name) in a
+/// text message. A frame or a read may end anywhere, so the redactor keeps its state. The payload stays masked.
 #[derive(Debug, Default)]
 pub struct TokenRedactor(TokenState);
 
@@ -164,9 +164,9 @@ impl TokenRedactor {
     }
 }
 
-/// Overwrites `bytes`, the payload of a client's compressed frame from position `offset` on, with `*`. The result is
-/// valid DEFLATE data, so that a replay can still inflate the message: the first `*` begins a block with fixed Huffman
-/// codes, each further `*` is a literal, and the message's last two bytes end the block.
+/// Overwrites `bytes`, the payload of a client's compressed frame from position `offset` on, with `*`. A replay can
+/// still inflate the message, unless its last fragment has fewer than two bytes: the first `*` begins a block with
+/// fixed Huffman codes, each further `*` is a literal, and the last two bytes of the last frame end the block.
 pub fn redact_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
         *byte = match payload_len - at {
@@ -200,7 +200,7 @@ fn redact_parameters(head: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// A message that `redact_compressed` has overwritten can still be inflated, whether it has one frame or two.
+    /// These messages of one or two frames can still be inflated after `redact_compressed` has overwritten them.
     #[cfg(feature = "deflate")]
     #[test]
     fn replaced_messages_inflate() {

@@ -162,8 +162,8 @@ impl Tap {
         }
     }
 
-    /// Must be called when the server queues a Close. From then on, the server ignores the client's data frames, so the
-    /// tap must not check them. The tap sees the Close only later, when the server writes it to the socket.
+    /// Must be called when the server starts the closing handshake. From then on, the server ignores the client's data
+    /// frames, so the tap must not check them. The tap sees the Close only later, when the server writes it out.
     pub fn set_closing(&mut self) {
         self.checker.set_closing();
     }

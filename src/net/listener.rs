@@ -24,7 +24,7 @@ pub struct Listener<S = Socket> {
     pub file: Option<SocketFile>,         // the file of a Unix socket that this server has created
 }
 
-/// The file of a Unix socket. Dropping this value removes the file.
+/// The file of a Unix socket. Dropping this value removes the file, unless another server has replaced the file.
 pub struct SocketFile {
     path: PathBuf,
     inode: u64,

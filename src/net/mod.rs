@@ -48,7 +48,7 @@ fn new_broker<E>(
         };
         let limits = LogLimits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
-        (config.history, config.max_empty_rooms) = (0, 0); // no history in memory: the database stores it
+        (config.history, config.max_empty_rooms) = (0, 0); // the `SqliteBroker` keeps the history, not this broker
         let memory = |random| Box::new(new_memory_broker(&config, random));
         let commit_durations = operator.commit_durations.get_or_insert_default().clone();
         let on_commit = move |elapsed| commit_durations.add(elapsed);

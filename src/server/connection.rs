@@ -12,7 +12,7 @@
 //!
 //! Closing has up to three steps. *Close* sends a Close frame, and reads frames until the peer's Close. *Drain* writes
 //! the rest of the outbox, and reads no more frames. *Remove* drops the connection. In the next table, "framing lost"
-//! means that the server cannot find the next frame, and "input left" means that bytes follow the peer's Close:
+//! means code 1002 or 1009 (the server then stops parsing), and "input left" that the socket may have unread input:
 //!
 //! | cause | still sent | still read | timer |
 //! |---|---|---|---|

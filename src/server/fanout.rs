@@ -44,7 +44,7 @@ pub struct Fanout {
     pub rooms_with_full_batch: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
-    pub held_since: Option<Duration>, // monotonic time since which batches are held back; `None` if they are not
+    pub held_since: Option<Duration>, // monotonic time at which a hold began; it may be over already, see `is_held`
 }
 
 /// One room's frames since its last batch, rendered in every dialect that its members use.
@@ -78,7 +78,7 @@ impl Fanout {
         &mut self,
         room: RoomId,
         dialects: impl Iterator<Item = Dialect>,
-        except: Option<Format>, // format of the one member that does not receive this event; `None` if all receive it
+        except: Option<Format>, // format of the one member to exclude from this broadcast; `None` to exclude nobody
         event: &Event,
     ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));

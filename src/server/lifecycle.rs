@@ -340,13 +340,13 @@ impl<S: Socket> Server<S> {
         }
         self.limits.buffered -= buffered;
         self.chat.operator.counters.count_close(service.map(|kind| kind as usize), close_code, connection.bytes_sent);
-        // Log a chat client or a rejected connection at debug level, because a LEAVE or REJECT line already reports it.
+        // Log a chat client or a connection without an upgrade at debug level: many have a LEAVE or REJECT line.
         let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
     }
 
-    /// Recounts one connection's bytes. If the total of all exceeds `--max-buffered`, flushes or closes the largest.
+    /// Recounts one connection's bytes. While the total exceeds `--max-buffered`, flushes or closes the largest one.
     pub(super) fn enforce_buffer_limit(&mut self, mut token: Token) {
         loop {
             if let Some(connection) = self.connections.get_mut(token) {

@@ -171,8 +171,8 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Whether the server pauses all reads. Without the pause, messages that wait for a slow disk could fill the
-    /// memory, or postpone a step of the shutdown forever.
+    /// Whether the server pauses all reads. Without the pause, messages that wait for a slow disk or for Redis could
+    /// fill the memory, or postpone a step of the shutdown forever.
     pub fn pauses_reads(&self) -> bool {
         let is_waiting = match &self.shutdown {
             Some(Shutdown::Spreading(schedule)) => schedule.is_postponed,

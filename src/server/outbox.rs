@@ -30,7 +30,7 @@ pub struct Outbox {
     len: usize, // total unsent bytes of all chunks
 }
 
-/// A buffer that contains whole frames, or an HTTP response, which counts as one frame.
+/// Whole frames, or an HTTP response, which counts as one frame. `drop_unsent` may leave a chunk that starts mid-frame.
 enum Chunk {
     Response(Vec<u8>),
     Shared(Rc<SharedFrames>),
@@ -174,8 +174,8 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` up to the end of a frame or response. Call this before `drop_unsent`, after which the outbox
-    /// may start in the middle of a frame.
+    /// Rounds `position` up to the end of a frame or response in the first chunk. Do not call this after `drop_unsent`:
+    /// the outbox may then start in the middle of a frame.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

@@ -27,7 +27,7 @@ pub enum Tone {
 }
 
 impl Screen {
-    /// Uses color on a terminal, unless `NO_COLOR` is set.
+    /// Uses color on a terminal, unless `NO_COLOR` is set and not empty.
     pub fn new(detail: Detail) -> Screen {
         Screen { style: Style::new(detail, std::io::stdout().is_terminal()) }
     }

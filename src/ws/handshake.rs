@@ -153,7 +153,7 @@ mod tests {
         ];
         let kept = lines.into_iter().filter(|line| without.is_empty() || !line.starts_with(without));
         let mut head = kept.chain(with.split('|').filter(|line| !line.is_empty())).collect::<Vec<_>>();
-        // If `with` contains a request line, move it to the front, before the header lines.
+        // If `with` contains an HTTP/1.0 request line, move it to the front, before the header lines.
         head.sort_by_key(|line| !line.ends_with("HTTP/1.0"));
         head.join("\r\n") + "\r\n\r\n"
     }

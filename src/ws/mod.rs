@@ -30,7 +30,7 @@
 //!
 //! | section that does not bind a server | why |
 //! |---|---|
-//! | 1.1, 1.4–1.8, 2.1, 12–14 | introduction, conventions, acknowledgements, references |
+//! | 1.1, 1.4–1.8, 2.1, 12–14 | introduction, conventions, use by other specifications, acknowledgements, references |
 //! | 4.1 checking the response; 5.3 picking a key; 7.2.1, 7.2.3 | the client does it |
 //! | 9.2, 10.6, 10.8 | RFC 7692 defines the only extension; TLS is below this module; SHA-1 protects nothing here |
 //! | 11.1.1–11.2, 11.4–11.6, 11.8, 11.9 | registries; 5.2, 9.1 and 4.4 restrict their values further |

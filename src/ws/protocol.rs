@@ -7,8 +7,8 @@
 //!   Open ──▶ OutOfSync ◀── Closing    after an error such as an invalid header, the server parses no more frames
 //! ```
 //!
-//! Each cell of the state table lists the event, the frame sent and the next state. An empty cell means no effect. A
-//! fragment is over the limit if its message already has the maximum number of fragments ([`Limits`]).
+//! Each cell lists the event, the frame sent and the next state. An empty cell means no effect. 1000 repeats the peer's
+//! code; `close` sends any given code, here 1001. A fragment after the first [`Limits::fragments`] is over the limit.
 //!
 //! | | `Open` | `Closing` | `OutOfSync` | `Closed` |
 //! |---|---|---|---|---|

@@ -36,8 +36,8 @@ pub enum InboxEvent {
     Executed(u64),
     /// A request failed because of a bug in the script.
     Failed(Box<str>),
-    /// After a data loss or failover in Redis, the room has a new epoch. The messages that this instance has received
-    /// are still valid. Fields: the room and its new epoch.
+    /// The room has a new epoch: the room is new, or Redis has restarted or failed over. The messages that this
+    /// instance has received are still valid. Fields: the room and its new epoch.
     Renewed(Rc<str>, Rc<str>),
     /// A room gets its first member on this instance. Fields: the room, and the room's members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
@@ -55,7 +55,7 @@ pub enum InboxEvent {
     Duplicate(u64, u64, MessageWithoutId),
     /// A private message: recipients, message, and the sender if the sender is a client of this instance.
     Private(Vec<u64>, PrivateMessage, Option<u64>),
-    /// A page of a room's history: the client, the room, the request's `before`, and whether older messages exist.
+    /// A page of history: the client, the room, the request's `before`, whether older messages exist, and the messages.
     Page(u64, Rc<str>, u64, bool, Vec<(u64, MessageWithoutId)>),
     Typing(Rc<str>, u32, u64, Rc<str>),
     /// A request other than a join failed. Fields: the client, the reason, a detail, and the request's nonce.

@@ -73,8 +73,8 @@ impl Mirror {
         })
     }
 
-    /// Whether the client is alone in a room that its user opened. A switch to another room then closes this room, so
-    /// the client may open a new room even if a room limit has been reached.
+    /// Whether the client is alone in a room, other than the default room, that its user opened. A switch to another
+    /// room then closes this room, so the client may open a new room even if a room limit has been reached.
     pub fn switch_frees_room(&self, record: &Client) -> bool {
         let opened = self.opened.get(&record.target);
         opened.is_some_and(|(opener, count)| *count == 1 && *opener == record.join.user)

@@ -129,9 +129,9 @@ impl RedisBroker {
         }
     }
 
-    /// Sends the queued requests to Redis in one call. If an earlier call is pending, sends nothing, and the requests
-    /// wait for the next call. While this instance is catching up on its inbox, its calls are heartbeats without
-    /// requests, because only a call detects a lost connection.
+    /// Sends the next batch of queued requests to Redis in one call. If an earlier call is pending, sends nothing, and
+    /// the requests wait for the next call. While this instance is catching up on its inbox, its calls are heartbeats
+    /// without requests, because only a call detects a lost connection.
     fn flush(&mut self) {
         let is_registered = matches!(self.stage, Stage::Registered);
         if self.beats.is_calling || !(is_registered || matches!(self.stage, Stage::CatchingUp { .. })) {
@@ -318,7 +318,7 @@ impl RedisBroker {
     }
 
     /// Adds all clients to their rooms again, and requests the events that each room has missed. If `is_lost` is true,
-    /// Redis has lost its data, so the outcome of messages already sent to Redis is unknown.
+    /// Redis has lost data or this instance has missed events, so the outcome of messages sent to Redis is unknown.
     fn rejoin(&mut self, is_lost: bool) {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();

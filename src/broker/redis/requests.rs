@@ -47,7 +47,7 @@ impl QueuedRequest {
         QueuedRequest { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
     }
 
-    /// Whether to drop the request after a reconnect. The broker then sends a new one if it is still needed.
+    /// Whether a rejoin of the instance drops the request. The broker then sends a new one if it is still needed.
     pub fn is_obsolete(&self) -> bool {
         matches!(self.name, "rejoin" | "retain" | "sync" | "reap" | "probe")
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::super::{MemberId, RoomEvent, RoomId};
 
 pub struct Room {
-    pub id: RoomId, // used only within this instance; each `Opened` event assigns a new id
+    pub id: RoomId, // used only within this instance; each `RoomEvent::Opened` has a new id
     pub epoch: Rc<str>,
     pub last_id: u64,
     pub is_synced: bool, // false while a `sync` request is pending: this instance may have missed events

@@ -83,8 +83,8 @@ impl RedisBroker {
     fn switch(&mut self, client: Token, room: Rc<str>) {
         let Some(record) = self.mirror.clients.get(&client) else { return };
         let joined_as = record.join.username.to_string();
-        // Even at a room limit, a client may switch to a new room if it is the last client in a room that its user
-        // opened. The switch closes the old room, so the number of rooms does not grow.
+        // Even at a room limit, a client may switch to a new room if it is this instance's last client in a room that
+        // its user opened. The limits count only rooms with clients of this instance, so their number does not grow.
         if !self.mirror.may_open(&room, &record.join.user) && !self.mirror.switch_frees_room(record) {
             return self.push_rejection(client, None);
         }

@@ -68,8 +68,8 @@ pub enum Operation {
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
     /// Changes the operator's bans. Adds no `Outcome` to the batch: the result goes to the channel in `BanChange`.
     Ban(BanChange),
-    /// Does nothing. The broker queues a `Wait` for a join, so that the join takes effect only after all earlier
-    /// messages are stored. The cost of each `Wait` limits the number of joins in a batch.
+    /// Does nothing. The broker submits a `Wait` for a join that is queued behind other events, unless the client
+    /// resumes. The cost of each `Wait` limits the number of joins in a batch.
     Wait,
 }
 
@@ -321,7 +321,7 @@ impl Database {
         Ok(())
     }
 
-    /// Deletes some expired messages. Returns whether more may be left. If not, the next sweep begins a minute later.
+    /// Deletes some expired or surplus messages. Returns whether more may be left; if not, the next sweep waits 60 s.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
         let DatabaseOptions { max_messages_per_room: keep, max_age_days, .. } = self.options;
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -378,7 +378,7 @@ impl Drop for Database {
     /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: a checkpoint would sync
     /// the file again, and the second fsync may succeed although the first has lost data.
     fn drop(&mut self) {
-        // Set this option only when the database closes: a change makes SQLite prepare all statements again (100 µs).
+        // Set this option here, not after each batch: a change makes SQLite prepare all statements again (100 µs).
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !self.is_trusted);
     }
 }

@@ -236,7 +236,7 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Drops deleted messages from the logs in memory, once all events before the deletion have left the queue.
+    /// Drops deleted messages from the logs in memory, once all outcomes before the deletion have been applied.
     fn apply_deletions(&mut self) {
         let deletions = if self.outcomes.is_empty() { mem::take(&mut self.deletions) } else { Vec::new() };
         for deletion in deletions {

@@ -59,9 +59,9 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_byte
 }
 
 /// Reads all messages with an id above `since`, for a client that last joined the room during server run `epoch`.
-/// Returns `NotResumable` if the file does not contain that run, if any of these messages is missing, or if they exceed
-/// `max_bytes`. Also returns `NotResumable` if a later run than `epoch` stored the message with the id `since`: the
-/// client may have seen a different message with that id. See the table in the parent module.
+/// Returns `NotResumable` if the file does not contain that run, if `since` is above the newest id, if any of these
+/// messages is missing, if they exceed `max_bytes`, or if a later run than `epoch` stored the message with the id
+/// `since`: the client may have seen a different message with that id. See the table in the parent module.
 fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
     let limit = max_bytes / JSON_OVERHEAD;
     let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;

@@ -3,7 +3,7 @@
 //! were a shared secret (RFC 8725 §2.1).
 //!
 //! The `jsonwebtoken` crate is used only to verify signatures. This module checks the claims itself, because the
-//! crate's checks would read the system clock, accept repeated claims and round `exp`.
+//! crate's checks would read the system clock, round `exp` and overlook a repeated `rooms`.
 
 pub mod proof;
 
@@ -28,7 +28,7 @@ const MAX_UNIX_TIME: f64 = 253_402_300_799.0; // the end of the year 9999, becau
 const MIN_SECRET_LEN: usize = 32; // in bytes; RFC 7518 §3.2: at least the size of the hash output
 const MIN_RSA_LEN: usize = 256; // in bytes; RFC 7518 §3.3: "2048 bits or larger"
 
-/// The keys given with `--jwt-key`, in the order of the options, and the claims that a JWT must contain.
+/// The keys given with `--jwt-key`, in the order of the options, and the required `iss` and `aud` of a JWT, if any.
 #[derive(Debug, Default)]
 pub struct JwtKeys {
     keys: Vec<Key>,

@@ -29,8 +29,8 @@ const STORAGE_STALL_TIMEOUT: Duration = Duration::from_secs(5); // `/ready` fail
 // `/ready` fails for this long after a listener logs a failed accept. While accepts keep failing, a listener logs one
 // failure per second, so `/ready` keeps failing too.
 const ACCEPT_FAILURE_WINDOW: Duration = Duration::from_secs(2);
-// An announcement by the operator has a token, as a connection does. Connections' tokens count up from 1, so they never
-// reach this value.
+// The operator's announcements and ban changes have tokens, as connections do. Connections' tokens count up from 1, so
+// they never reach this value.
 const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2);
 
 type AllowHeader = &'static [(&'static str, &'static str)];
@@ -291,7 +291,7 @@ fn missing_parameter(parameter: &str) -> Rejection {
     bad_request(format!("The query parameter {parameter} is missing."))
 }
 
-/// Parses the message in the body of a `/publish` request. The rules are the same as for a client's message.
+/// Parses the body of a `/publish` request as a client's message, but requires `username` and publishes `/msg` as text.
 fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message, ErrorText> {
     let body = str::from_utf8(body).map_err(|_| "Invalid JSON")?;
     let fields: Value = serde_json::from_str(body).map_err(|_| "Invalid JSON")?;

@@ -26,7 +26,7 @@ pub struct AdminConnection {
 enum Stage {
     Head(HeadReader),
     Body { head: Vec<u8>, body: Vec<u8>, length: usize },
-    Waiting(Token), // the response waits until the message or ban with this token is stored
+    Waiting(Token), // the response waits until the message or ban change with this token is stored
     Sending { response: Vec<u8>, sent: usize },
     Draining, // discards input: a close with unread input sends a TCP reset, and the peer may lose the response
 }
@@ -49,7 +49,7 @@ impl AdminConnection {
         matches!(self.stage, Stage::Head(_) | Stage::Body { .. })
     }
 
-    /// If the response must wait for a message or ban to be stored, returns the token of that message or ban.
+    /// If the response must wait for a message or ban change to be stored, returns the token of that message or change.
     pub fn announcement(&self) -> Option<Token> {
         if let Stage::Waiting(token) = self.stage { Some(token) } else { None }
     }

@@ -25,7 +25,7 @@ use connection::{AdminConnection, Progress};
 
 pub const ADMIN_TOKEN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
 const MAX_CONNECTIONS: usize = 24; // enough connections for a few terminals, a monitoring system and a load balancer
-/// The most file descriptors that the admin listener can use: one for itself, and one for each connection.
+/// The file descriptors reserved for the admin listener: one for itself, and one for each connection.
 pub const MAX_ADMIN_DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
 
 pub struct AdminListener {

@@ -22,7 +22,7 @@ pub struct Acceptor(Option<TlsAcceptor>);
 struct TlsAcceptor {
     files: Files,
     certificate: Certificate,
-    loaded: [FileStamp; 2], // the state of the certificate's files when the server last loaded them
+    loaded: [FileStamp; 2], // the state of the certificate's files when the server last tried to load them
     seen: [FileStamp; 2],   // the state of the certificate's files at the last check
     next_check: Duration,   // monotonic time
     shared: Rc<SharedTlsState>,

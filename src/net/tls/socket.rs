@@ -324,7 +324,7 @@ impl TlsSocket {
         if written < total && written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
     }
 
-    /// Calls `encrypt` with a buffer for a record and sends the bytes that `encrypt` has written there.
+    /// Calls `encrypt` with a buffer for a record, and sends the written bytes. `output` keeps what cannot be sent yet.
     fn encrypt(
         &mut self,
         mut encrypt: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,

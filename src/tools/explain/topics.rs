@@ -88,7 +88,7 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
                 &format!("Read as an opcode. If it is a section: explain §{word}; a byte: explain {byte}."),
             )
         }
-        // Read four decimal digits as a close code. They could also be two hexadecimal bytes, but an uncompressed frame
+        // Read 1000 to 4999 as a close code. The digits could also be two hexadecimal bytes, but an uncompressed frame
         // never starts with a byte from 0x10 to 0x49, because such a byte sets a reserved bit (§5.2).
         (true, 4, Ok(1000..=4999)) => with(
             explain_close_code(word),
@@ -108,9 +108,9 @@ fn is_section_number(word: &str) -> bool {
         && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// Lists the sections that mention `word`. If exactly one title contains `word`, shows that section in full. Returns
-/// `None` if no section mentions `word`, or if `word` has fewer than three characters, a character other than a letter
-/// or a hyphen, or only hexadecimal digits, as in "cafe". The caller then reads `word` as bytes.
+/// Lists the sections with `word` in the title, or if there are none, in the text. If only one title has `word`, shows
+/// its section in full. Returns `None` if no section mentions `word`, or if `word` has fewer than three characters, a
+/// character other than a letter or a hyphen, or only hexadecimal digits ("cafe"). The caller then reads it as bytes.
 fn find_mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');

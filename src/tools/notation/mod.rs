@@ -302,8 +302,8 @@ impl<'t> List<'t> {
         innermost.filter(List::is_named)
     }
 
-    /// Whether the brackets enclose a list, as in `Uint8Array(2) [129, 133]`. They do not if bytes surround them, as in
-    /// `81 [85 37] fa`. Such brackets only separate bytes, and `read_hex` skips them.
+    /// Whether the brackets enclose a list, as in `Uint8Array(2) [129, 133]`. They do not if bytes precede or follow
+    /// them, as in `81 [85 37] fa`. Such brackets only separate bytes, and `read_hex` skips them.
     fn is_named(&self) -> bool {
         let is_name = |word: &str| read_hex(word).is_err();
         let before: Vec<&str> = words(self.before).collect();

@@ -20,7 +20,7 @@ pub enum Verdict {
     Expected,
     /// The server's behavior is not what the test case expects, but an RFC permits it. The text cites the section.
     Allowed(&'static str),
-    /// Not run, because the server lacks the optional part of the protocol that the string names.
+    /// The steps were not run: the server did not agree to an optional feature that the case needs. The text says why.
     Inapplicable(&'static str),
     /// The test case neither expects nor permits the server's behavior. The text describes a violation, possibly of a
     /// rule that the case does not test; `None` if the server's bytes violate no rule.

@@ -117,7 +117,7 @@ impl<'s> Connection<'s> {
         while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}
     }
 
-    /// Reads until the TCP connection ends, the server violates the protocol, or the timeout expires.
+    /// Reads until the TCP connection ends, the server violates the RFC or a limit, or the timeout expires.
     pub fn read_to_end(&mut self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         while self.inbox.violation.is_none() && self.read(deadline) {}

@@ -82,7 +82,7 @@ pub fn play(
         let steps = if is_inapplicable { &[] } else { case.steps };
         steps.iter().for_each(|step| player.run_step(step));
     }
-    // If the server sent no response, `open` has already waited for the whole timeout, so do not wait again.
+    // If there is no response, `open` has waited for the whole timeout, or no response can follow: do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
     let is_probed = !is_silent && !is_inapplicable && player.wait_for_replies(case);
     player.reply_to_close(case);

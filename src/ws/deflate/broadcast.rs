@@ -75,7 +75,7 @@ struct Group {
     // The end of the text that every current `Shared` member has inflated. The next compressed message may refer to it,
     // because it is still in the window of each of these members.
     tail: Vec<u8>,
-    has: [bool; Variant::COUNT], // whether a member receives each variant; stale after a member leaves, until `update`
+    has: [bool; Variant::COUNT], // which compressed variants members use; stale after a member leaves, until `update`
 }
 
 impl<K> Default for Deflater<K> {
@@ -126,8 +126,8 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Records which [`Variant`]s of a message the current members of each group receive. Removes every group in which
-    /// no member receives compressed messages.
+    /// Records which [`Variant`]s of a message the current members of the given groups receive. Removes each given
+    /// group in which no member receives compressed messages.
     pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
         for (group, has) in groups {
             let Some(members) = self.groups.get_mut(&group) else { continue };

@@ -40,7 +40,7 @@ impl Inflater {
         debug_assert!(set.is_ok());
     }
 
-    /// Inflates until a piece is full, `input` is empty or a final block ends. Advances `input` past the bytes read.
+    /// Inflates until a piece is full, a final block ends, or `input` is empty or invalid. Removes what it has read.
     pub fn step(&mut self, input: &mut &[u8]) -> Step<'_> {
         let (read, written) = (self.stream.total_in(), self.stream.total_out());
         let status = self.stream.decompress(input, &mut self.piece, InflateFlush::SyncFlush);

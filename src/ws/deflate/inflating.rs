@@ -117,7 +117,7 @@ pub fn ends_message(inflater: &mut Inflater) -> bool {
 }
 
 /// Returns the most recent output, enough to fill the 32 KiB window of DEFLATE. If the message continues after a final
-/// block, the next blocks may refer to this output (RFC 7692 §7.2.3.4).
+/// block (RFC 7692 §7.2.1), the next blocks may refer to this output.
 fn window(output: &Assembler) -> Vec<u8> {
     let last = |bytes: &[u8]| bytes[bytes.len().saturating_sub(1 << MAX_WINDOW_BITS)..].to_vec();
     match output {

@@ -1,6 +1,6 @@
 //! permessage-deflate (RFC 7692): negotiation, compressed messages in both directions, and one compression of a message
 //! for a whole room. [`negotiation`] chooses the parameters, [`inflating`] receives, and [`broadcast`] sends.
-//! [`context`] inflates the messages of a server, for the inspector and the tools. zlib-rs implements DEFLATE itself
+//! [`context`] inflates messages of both peers, for the inspector and the tools. zlib-rs implements DEFLATE itself
 //! (RFC 1951). The module uses no sockets, and does not know what a room is.
 //!
 //! DEFLATE replaces repeated text with a reference to an earlier occurrence in the last 32 KiB, the *window*. Chat
@@ -11,8 +11,8 @@
 //! This server compresses the message once. The members of a room receive the same messages, so their windows end in
 //! the same bytes, back to the join of the newest member. The room keeps that common end, the *tail*: a message may
 //! refer to it and to nothing else. A join empties the tail, because the new member's window does not have these
-//! bytes. An event for one member, or for all but one, is sent uncompressed (RSV1 = 0), so it enters no window.
-//! Example, with the windows of two members:
+//! bytes. An event for one member, or for all but one, is sent uncompressed (RSV1 = 0), so it enters no window
+//! (exception: [`broadcast::Recipients::AllButNew`]). Example, with the windows of two members:
 //!
 //! ```text
 //!                   sent          tail         alice's window  bob's window

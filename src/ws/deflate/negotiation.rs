@@ -37,7 +37,7 @@ impl Agreement {
             match (name, value.as_deref().map(parse_window_bits)) {
                 _ if names.contains(&name) => return None,
                 ("server_no_context_takeover", None) => agreement.no_context_takeover = true,
-                // A window of 8 bits is impossible: zlib supports only windows of 9 bits or more.
+                // A window of 8 bits is impossible: zlib can compress only with windows of 9 bits or more.
                 ("server_max_window_bits", Some(Some(bits @ 9..))) => agreement.window_bits = Some(bits),
                 // Accept the `client_…` parameters, but do not store them. The server inflates every message
                 // separately, with the largest window, so it does not depend on their values.
