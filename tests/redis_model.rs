@@ -478,7 +478,7 @@ fn a_request_is_executed_once_and_only_for_the_newest_connection() {
 /// An instance that has missed entries registers with an empty generation. After a restart of Redis, the missing entries
 /// may be older than the new generation.
 #[test]
-fn an_instance_that_has_missed_old_entries_is_told_so_after_a_restart() {
+fn a_gap_before_the_current_generation_is_detected() {
     let redis = Redis::new(SCRIPT);
     let mut instance = Instance::open(&redis, "1");
     instance.join("5", "ann");

@@ -237,7 +237,7 @@ fn the_index_is_read() {
 }
 
 #[test]
-fn citations_are_told_apart() {
+fn citations_are_distinguished() {
     let cited = |text: &str| citations(text).join(" ");
     assert_eq!(cited("// §5.1: see §7.4.1, §10.4."), "5.1 7.4.1 10.4");
     assert_eq!(cited("(RFC 6455 §5.2) RFC 9112 §3.2 and §4.4 (RFC 9110 §5.3)"), "5.2 4.4");
