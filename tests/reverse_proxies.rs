@@ -221,7 +221,7 @@ fn haproxy() {
     check(|server| {
         Proxy::start(&program, "/", &["-db", "-f", "config"], server, |directory, server, port| {
             let config = readme_config("haproxy", server);
-            let config = replace(&config, ":443", &format!("127.0.0.1:{port}"));
+            let config = replace(&config, "bind :443", &format!("bind 127.0.0.1:{port}"));
             let config = replace(&config, "/etc/haproxy/chat.pem", &format!("{directory}/both.pem"));
             format!(
                 "defaults\n    mode http\n    timeout client 60s\n    timeout server 60s\n    timeout connect 5s\n{config}"
@@ -242,7 +242,7 @@ fn check_proxy_protocol(version: &str, tls_ends_at_server: bool) {
     let server = Server::start(&[&options[..], &others, &tls].concat());
     let proxy = Proxy::start(&program, "/", &["-db", "-f", "config"], &server, |directory, server, port| {
         let tls = if tls_ends_at_server { String::new() } else { format!(" ssl crt {directory}/both.pem") };
-        let config = replace(&readme_config("cfg", server), ":443", &format!("127.0.0.1:{port}{tls}"));
+        let config = replace(&readme_config("cfg", server), "bind :443", &format!("bind 127.0.0.1:{port}{tls}"));
         let config = replace(&config, "send-proxy-v2 check", &format!("{version} check inter 50ms"));
         format!("defaults\n    timeout connect 5s\n{config}")
     });
