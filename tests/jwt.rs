@@ -635,9 +635,11 @@ fn tokens_are_not_traced_or_recorded() {
     let Some(mut maker) = TokenMaker::start("trace") else { return };
     let records = maker.directory.join("records");
     let server = maker.server(&["es"], &["--trace=full", "--verbose", "--record", records.to_str().unwrap()]);
-    let tokens = ["a", "b", "c"].map(|id| maker.token("es", merge(claims("alice"), json!({"jti": id}))));
+    let tokens = ["a", "b", "c", "d"].map(|id| maker.token("es", merge(claims("alice"), json!({"jti": id}))));
     let (mut alice, _) = join(&server, &tokens[0], "");
     alice.send_event("token", json!({"token": tokens[1]}));
+    alice.expect_event("token_accepted", json!({}));
+    alice.send(&format!(r#"{{"event":"token","data":{{"tok\u0065n":"{}"}}}}"#, tokens[3]));
     alice.expect_event("token_accepted", json!({}));
     // The next renewal arrives in two fragments, with whitespace in its JSON.
     let command = format!(r#"{{"event": "token", "data": {{"token" : "{}"}}}}"#, tokens[2]);

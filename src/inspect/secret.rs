@@ -100,8 +100,9 @@ impl WelcomeRedactor {
     }
 }
 
-/// Redacts the JWT in a client's `token` command: every string value of a `token` field (no escapes in the name) in a
-/// text message. A frame or a read may end anywhere, so the redactor keeps its state. The payload stays masked.
+/// Redacts the JWT in a client's `token` command: every string value of a `token` field in a text message. Also redacts
+/// every string value of a field whose name contains an escape, because the name may be `token` (`"\u0074oken"`). A frame
+/// or a read may end anywhere, so the redactor keeps its state. The payload stays masked.
 #[derive(Debug, Default)]
 pub struct TokenRedactor(TokenState);
 
@@ -109,6 +110,10 @@ pub struct TokenRedactor(TokenState);
 enum TokenState {
     /// How many bytes of [`TokenRedactor::NAME`] match the end of the payload so far.
     Name(usize),
+    /// In a string that contains an escape and may be a name.
+    InEscapedName,
+    /// In such a string, after a backslash: the next byte cannot end the string.
+    EscapedInName,
     BeforeColon,
     BeforeValue,
     InValue,
@@ -147,7 +152,7 @@ impl TokenRedactor {
     }
 
     fn next(&self, byte: u8) -> (u8, TokenState) {
-        use TokenState::{BeforeColon, BeforeValue, Escaped, InValue, Name};
+        use TokenState::{BeforeColon, BeforeValue, Escaped, EscapedInName, InEscapedName, InValue, Name};
         let restart = Name(usize::from(byte == b'"'));
         match (self.0, byte) {
             (InValue, b'"') => (byte, Name(0)),
@@ -156,6 +161,10 @@ impl TokenRedactor {
             (BeforeColon | BeforeValue, b' ' | b'\t' | b'\n' | b'\r') => (byte, self.0),
             (BeforeColon, b':') => (byte, BeforeValue),
             (BeforeValue, b'"') => (byte, InValue),
+            // JSON has backslashes only in strings.
+            (Name(_) | InEscapedName, b'\\') => (byte, EscapedInName),
+            (InEscapedName, b'"') => (byte, BeforeColon),
+            (InEscapedName | EscapedInName, _) => (byte, InEscapedName),
             (Name(matched), _) if byte == Self::NAME[matched] => {
                 (byte, if matched + 1 == Self::NAME.len() { BeforeColon } else { Name(matched + 1) })
             }
@@ -319,6 +328,11 @@ mod tests {
                 r#"{"data":{ "token" : "****" , "x":"y"},"event":"token"}"#,
             ),
             (r#"{"token":1,"token":"a"}"#, r#"{"token":1,"token":"*"}"#),
+            (r#"{"\u0074oken":"a.b"}"#, r#"{"\u0074oken":"***"}"#),
+            (r#"{"t\u006fken" :"a","x":"b"}"#, r#"{"t\u006fken" :"*","x":"b"}"#),
+            (r#"{"tok\u0065n":"a\u0022b","token":"c"}"#, r#"{"tok\u0065n":"********","token":"*"}"#),
+            (r#"{"text":"\\","x":"y","token":"a"}"#, r#"{"text":"\\","x":"y","token":"*"}"#),
+            (r#"{"text":"\"token\":\"a","token":"b"}"#, r#"{"text":"\"token\":\"a","token":"*"}"#),
             (
                 r#"{"text":"\"token\":\"a\"","tokens":"b","token":"#,
                 r#"{"text":"\"token\":\"a\"","tokens":"b","token":"#,
