@@ -109,7 +109,8 @@ pub struct Config {
     /// Limit the number of connections from one address (loopback is exempt unless the server is public); 0: no limit
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
-    /// Accept at most this many connections per second from one address, and bursts of five times as many; 0: no limit
+    /// Accept at most this many connections per second, and bursts of five times as many, from one address (loopback is
+    /// exempt unless the server is public); 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
     // The server limits new connections because a handshake costs it as much as ten messages. An ordinary user stays
     // below the limit, because loading the page opens at most two connections.
