@@ -645,7 +645,7 @@ fn a_trace_shows_the_plaintext() {
     let Some(fixture) = Fixture::new("trace", &["--trace"]) else { return };
     fixture.upgrade(ECHO).expect_echo("readable");
     wait_until("both frames", || fixture.server.log().matches("\"readable\"").count() == 2);
-    assert!(becomes_true(|| fixture.server.log().contains("101")), "the trace also shows the response");
+    assert!(becomes_true(|| fixture.server.log().contains("← HTTP/1.1 101 ")), "the trace also shows the response");
 }
 
 #[test]
