@@ -95,6 +95,20 @@ const SQLITE_STATES: &[&str] = &[
     "a message that was stored and not acknowledged",
     "a resume across a restart",
 ];
+/// The additional states that a run of 300 or more seeds must reach if the feature `redis` is enabled.
+const REDIS_STATES: &[&str] = &[
+    "a Redis that is full",
+    "a Redis whose data is erased while it runs",
+    "a crash of an instance",
+    "a lost connection",
+    "a message right after an outage",
+    "a partition",
+    "a restart of Redis with its data",
+    "a restart of Redis with older data",
+    "a restart of Redis without data",
+    "a stop of an instance",
+    "a suspended instance",
+];
 /// Rare states. A run of 1,000 or more seeds must reach all of them. A shorter run may miss some.
 const RARE_STATES: &[&str] = &[
     "a hold of broadcasts",
@@ -226,6 +240,15 @@ fn shrink_script(script: &Script, rule: &'static str) -> Script {
     Script { actions: shrink(&script.actions, breaks), ..script.clone() }
 }
 
+/// The cargo arguments for the features of this build on which scripts depend.
+fn features() -> String {
+    let mut enabled = Vec::new();
+    enabled.extend(cfg!(feature = "sqlite").then_some("sqlite"));
+    enabled.extend(cfg!(feature = "redis").then_some("redis"));
+    enabled.extend(cfg!(feature = "deflate").then_some("deflate"));
+    if enabled.is_empty() { String::new() } else { format!(" --features {}", enabled.join(",")) }
+}
+
 fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
     let Some(violation) = &outcome.violation else { return };
     println!("seed {} breaks a rule after {} of {} actions.", script.seed, outcome.step, script.actions.len());
@@ -263,7 +286,7 @@ fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
     if let Some(violation) = &traced.violation {
         println!("  {}: {}", violation.rule, violation.text);
     }
-    println!("Again: cargo test --release --test simulation -- {}", script.seed);
+    println!("Again: cargo test --release{} --test simulation -- {}", features(), script.seed);
 }
 
 fn main() -> ExitCode {
@@ -325,11 +348,17 @@ fn main() -> ExitCode {
     if arguments.instances {
         return ExitCode::SUCCESS;
     }
-    let stored = if cfg!(feature = "sqlite") { missing(SQLITE_STATES, 300) } else { Vec::new() };
-    let compressed = if cfg!(feature = "deflate") { missing(DEFLATE_STATES, 300) } else { Vec::new() };
-    let missing = [missing(FREQUENT_STATES, 300), missing(RARE_STATES, 1000), stored, compressed].concat();
-    if !missing.is_empty() {
-        println!("These states were never reached: {}", missing.join(", "));
+    let mut missing_states = [missing(FREQUENT_STATES, 300), missing(RARE_STATES, 1000)].concat();
+    let of_features = [
+        (cfg!(feature = "sqlite"), SQLITE_STATES),
+        (cfg!(feature = "redis"), REDIS_STATES),
+        (cfg!(feature = "deflate"), DEFLATE_STATES),
+    ];
+    for (_, states) in of_features.into_iter().filter(|(is_enabled, _)| *is_enabled) {
+        missing_states.extend(missing(states, 300));
+    }
+    if !missing_states.is_empty() {
+        println!("These states were never reached: {}", missing_states.join(", "));
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS

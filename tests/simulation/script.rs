@@ -387,6 +387,11 @@ impl Script {
         self.option("--max-connections").and_then(|value| value.parse().ok())
     }
 
+    /// Whether the broker may reject a join that it would otherwise accept.
+    pub fn rejects_joins(&self) -> bool {
+        self.delay.is_some() && self.actions.iter().any(|timed| timed.action == Action::RejectJoin)
+    }
+
     pub fn is_buffer_tight(&self) -> bool {
         self.option("--max-buffered").is_some()
     }

@@ -69,17 +69,24 @@ pub struct Link {
     is_reading: bool,
     received: Vec<u8>,
     pub faults: Option<Faults>,
+    /// Whether, since the last turn, bytes have passed between the server and this socket, or a fault has occurred.
+    pub is_active: bool,
 }
 
 impl Link {
     /// Decides at random whether the current call fails. Returns the error with which it must fail, if any.
     fn fault(&mut self) -> Option<io::Error> {
         let faults = self.faults.as_mut()?;
-        if faults.happens(faults.would_block_chance) {
+        let error = if faults.happens(faults.would_block_chance) {
             self.has_edge = true;
-            return Some(ErrorKind::WouldBlock.into());
-        }
-        faults.happens(faults.interrupt_chance).then(|| ErrorKind::Interrupted.into())
+            ErrorKind::WouldBlock
+        } else if faults.happens(faults.interrupt_chance) {
+            ErrorKind::Interrupted
+        } else {
+            return None;
+        };
+        self.is_active = true;
+        Some(error.into())
     }
 
     /// Whether the client's end of stream or reset has arrived at the server.
@@ -95,6 +102,7 @@ impl Link {
     pub fn take_edge(&mut self, spurious: Readiness) -> Option<Readiness> {
         let is_spurious = self.faults.as_mut().is_some_and(|faults| faults.happens(faults.spurious_edge_chance));
         let is_reset = self.client_end == End::Reset;
+        self.is_active = is_spurious;
         let has_ended = self.has_ended();
         let readiness = Readiness {
             is_readable: spurious.is_readable || has_ended || !self.to_server.is_empty(),
@@ -135,6 +143,7 @@ impl Read for MemorySocket {
         // After a read that does not fill `buffer`, the server assumes that the socket is empty and waits for the next
         // edge. So report an edge if bytes are left. Also report one if the client's end of stream arrives now: it
         // arrives once all bytes before it fit in the socket's receive buffer.
+        link.is_active |= len > 0;
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.has_ended() && !was_ended);
         match (len, link.client_end) {
@@ -166,6 +175,7 @@ impl Write for MemorySocket {
         if room == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
+        link.is_active = true;
         link.to_client.extend(slices.iter().flat_map(|slice| slice.iter()).take(room));
         Ok(total.min(room))
     }
@@ -225,6 +235,12 @@ impl Client {
             link.to_server.extend(bytes);
             link.has_edge = true;
         }
+    }
+
+    /// Returns how many bytes the client can send without filling its queue to the server beyond the capacity.
+    pub fn space(&self) -> usize {
+        let link = self.link();
+        link.capacity.saturating_sub(link.to_server.len())
     }
 
     pub fn send_text(&self, text: &str) {

@@ -58,6 +58,9 @@ pub struct World {
     log: Option<LogWriter>,
     /// Simulates spurious readiness events: in every turn, each socket also reports these flags.
     pub spurious: Readiness,
+    /// Number of turns since a turn in which something happened: bytes were read or written, or a connection was
+    /// accepted or removed, or a fault occurred.
+    pub idle_turns: usize,
 }
 
 impl World {
@@ -99,7 +102,7 @@ impl World {
         let listener = Listener { socket: Backlog::default(), next_accept_at: None, logged_at: None, file: None };
         let (links, capacity, is_stopped, spurious, log) = (BTreeMap::new(), 64 * 1024, false, NO_EDGE, None);
         LOG_WRITER.set(None);
-        World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious }
+        World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious, idle_turns: 0 }
     }
 
     /// Connects a client from loopback. The server accepts the client in a later turn.
@@ -150,6 +153,7 @@ impl World {
             edge.into_iter().for_each(|edge| self.server.set_ready(*token, edge));
         }
         event(&mut self.server);
+        let accept_calls = self.listener.socket.accept_calls.get();
         let mut accepts = 0..ACCEPTS_PER_TURN;
         while accepts.next().is_some()
             && self.server.may_accept()
@@ -162,9 +166,13 @@ impl World {
         }
         let count = self.server.connection_count();
         self.server.finish_turn();
-        if self.server.connection_count() < count {
+        let has_removed = self.server.connection_count() < count;
+        if has_removed {
             self.listener.next_accept_at = self.listener.next_accept_at.min(Some(self.now.monotonic));
         }
+        let has_accepted = self.listener.socket.accept_calls.get() > accept_calls;
+        let is_active = self.links.values().any(|link| link.borrow().is_active);
+        self.idle_turns = if has_removed || has_accepted || is_active { 0 } else { self.idle_turns + 1 };
         self.links.values().for_each(|link| link.borrow_mut().deliver());
         self.links.retain(|_, link| !link.borrow().is_dropped);
         if self.server.is_stopped() {
@@ -245,6 +253,12 @@ impl World {
         self.server.connection_count()
     }
 
+    /// Returns the number of connections, upgraded connections, chat clients and open rooms that the server holds.
+    pub fn entry_counts(&self) -> [usize; 4] {
+        let Server { chat, connections, limits, .. } = &self.server;
+        [connections.table.len(), limits.client_count, chat.clients.len(), chat.rooms.len()]
+    }
+
     pub fn buffered_bytes(&self) -> usize {
         self.server.limits.buffered + self.server.limits.shared_bytes.get()
     }
@@ -302,6 +316,8 @@ pub struct Backlog {
     has_edge: Cell<bool>,
     /// While true, every accept fails with EMFILE, even if no client is waiting.
     pub is_out_of_descriptors: Cell<bool>,
+    /// Number of calls of accept(2) that found a client or failed.
+    accept_calls: Cell<u64>,
     /// If set, each `accept` may fail. Contains the random number generator and the probability of a failure.
     pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
 }
@@ -316,6 +332,8 @@ impl Backlog {
     }
 
     fn accept(&self) -> io::Result<(SharedLink, SocketAddr)> {
+        let is_idle = self.clients.borrow().is_empty() && !self.is_out_of_descriptors.get();
+        self.accept_calls.update(|calls| calls + u64::from(!is_idle));
         if self.is_out_of_descriptors.get() {
             return Err(io::Error::from_raw_os_error(EMFILE));
         }

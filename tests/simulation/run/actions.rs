@@ -382,6 +382,7 @@ impl Run<'_> {
                 self.world.backlog().is_out_of_descriptors.set(true);
                 self.accepts_at = self.world.now() + Duration::from_millis(random.u64(1..8000));
             }
+            Action::StallStderr if !self.script.logs_to_stderr => {}
             Action::StallStderr => {
                 note!(self, "stderr stalls");
                 self.count("a stalled stderr");
@@ -422,9 +423,11 @@ impl Run<'_> {
     pub(super) fn run_poke_case(&mut self, actor: usize, action: Action, random: &mut Rng) {
         let cases: Vec<_> = catalogue::all_cases().collect();
         let case = cases[random.usize(..cases.len())];
-        let chat = self.script.shares_room || !self.script.is_independent && random.bool();
+        let chat = self.script.shares_room || random.bool();
         let target = if chat {
-            format!("/?token=dev-token&username={RUDE_USERNAME}&room={}", encode(ROOMS[0]))
+            let has_own_room = self.script.is_independent && !self.script.shares_room;
+            let room = if has_own_room { RUDE_USERNAME } else { ROOMS[0] };
+            format!("/?token=dev-token&username={RUDE_USERNAME}&room={}", encode(room))
         } else {
             "/echo?token=dev-token".to_owned()
         };

@@ -56,6 +56,10 @@ use receiving::parse_frame;
 /// Maximum number of event-loop turns at the same virtual time. A run that exceeds it fails: the server is probably in
 /// an endless loop.
 const MAX_TURNS: usize = 50_000;
+/// Maximum number of consecutive turns per connection in which no byte passes and nothing else happens. A run that exceeds
+/// it fails: the server wakes up for nothing. A client that does not read causes 20 such turns: with `--ping-interval 3`,
+/// the server queues a Ping every 3 seconds, and drops the client after a minute.
+const MAX_IDLE_TURNS: usize = 25;
 const TRACE_LEN: usize = 50;
 /// The username of rude clients, which play the test cases of `wirechat poke` and so may violate the protocol.
 const RUDE_USERNAME: &str = "rude";
@@ -132,6 +136,16 @@ struct Conn {
     since: Option<u64>,
     /// Inflates received messages, if compression was negotiated.
     inflater: Option<Inflater>,
+}
+
+impl Conn {
+    /// The time at which the client sends its next bytes or ends its stream. `None`: it has nothing to send, or its queue
+    /// to the server is full.
+    fn sends_at(&self) -> Option<Duration> {
+        let (at, out) = self.outgoing.front()?;
+        let is_blocked = matches!(out, Output::Bytes(_)) && self.client.is_open() && self.client.space() == 0;
+        (!is_blocked).then_some(*at)
+    }
 }
 
 struct Inflater {
@@ -299,7 +313,7 @@ impl<'a> Run<'a> {
         let mut hash = mix(0xcbf2_9ce4_8422_2325, &self.world.now().as_nanos().to_le_bytes());
         for conn in &self.conns {
             let entry = received.entry(conn.actor).or_insert(0xcbf2_9ce4_8422_2325_u64);
-            let seen = if self.script.shares_room { conn.polite_hash } else { conn.hash };
+            let seen = if self.script.is_independent { conn.polite_hash } else { conn.hash };
             *entry = mix(*entry, &seen.to_le_bytes());
             hash = mix(hash, &conn.hash.to_le_bytes());
         }
@@ -324,8 +338,7 @@ impl<'a> Run<'a> {
                 continue;
             }
             let now = self.world.now();
-            let outgoing =
-                self.active.iter().filter_map(|at| self.conns[*at].outgoing.front().map(|(at, _)| *at)).min();
+            let outgoing = self.active.iter().filter_map(|at| self.conns[*at].sends_at()).min();
             let release = self.has_pending_events().then_some(self.release_at);
             let times = [outgoing, release, self.world.next_turn_at()];
             let next = times.into_iter().flatten().min().unwrap_or(end).max(now);
@@ -345,7 +358,7 @@ impl<'a> Run<'a> {
     fn is_ready(&self) -> bool {
         let now = self.world.now();
         let is_due = || {
-            self.active.iter().any(|at| self.conns[*at].outgoing.front().is_some_and(|(at, _)| *at <= now))
+            self.active.iter().any(|at| self.conns[*at].sends_at().is_some_and(|at| at <= now))
                 || self.has_pending_events() && self.release_at <= now
         };
         self.world.has_work() || is_due()
@@ -364,14 +377,24 @@ impl<'a> Run<'a> {
         if self.stderr_ready_at <= now {
             self.stderr.lock().expect("no panic").space = usize::MAX;
         }
+        let mut has_sent = false;
         for at in self.active.clone() {
-            while let Some((_, out)) = self.conns[at].outgoing.pop_front_if(|(at, _)| *at <= now) {
-                let conn = &mut self.conns[at];
+            let conn = &mut self.conns[at];
+            while conn.sends_at().is_some_and(|at| at <= now)
+                && let Some((at, out)) = conn.outgoing.pop_front()
+            {
+                has_sent = true;
                 if !conn.client.is_open() {
                     continue;
                 }
                 match out {
-                    Output::Bytes(bytes) => conn.client.send(&bytes),
+                    Output::Bytes(mut bytes) => {
+                        let rest = bytes.split_off(bytes.len().min(conn.client.space()));
+                        conn.client.send(&bytes);
+                        if !rest.is_empty() {
+                            conn.outgoing.push_front((at, Output::Bytes(rest)));
+                        }
+                    }
                     Output::End => {
                         conn.client.end();
                         conn.has_ended = true;
@@ -398,7 +421,14 @@ impl<'a> Run<'a> {
         if self.model.borrow().leave_count > leave_count + 128 {
             self.count("a hold of broadcasts");
         }
-        self.read_log();
+        if self.read_log() || has_sent || releases > 0 || self.stderr_ready_at > now {
+            self.world.idle_turns = 0;
+        }
+        // During a drain, the server runs a turn every 100 ms, even if no client is to be closed.
+        if self.world.idle_turns > MAX_IDLE_TURNS * (1 + self.active.len()) && !self.is_stopping {
+            let text = format!("nothing has happened in {} turns", self.world.idle_turns);
+            return self.fail(LIVENESS, text);
+        }
         self.register_accepted_clients();
         for at in self.active.clone() {
             self.receive(at);
@@ -430,8 +460,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn read_log(&mut self) {
-        for line in take_log_lines() {
+    /// Counts what the log says. Returns whether the server has logged anything since the last call.
+    fn read_log(&mut self) -> bool {
+        let lines = take_log_lines();
+        for line in &lines {
             if self.script.logs_to_stderr {
                 self.logged.push(line.clone());
             }
@@ -459,7 +491,7 @@ impl<'a> Run<'a> {
                 }
             }
             let slow = line.starts_with("LEAVE") && line.contains("too slow to read");
-            if let Some(at) = slow.then(|| self.connection_of(&line)).flatten() {
+            if let Some(at) = slow.then(|| self.connection_of(line)).flatten() {
                 let conn = &self.conns[at];
                 let mut unread = conn.input.clone();
                 let is_half = conn.status == Some(101) && {
@@ -478,6 +510,7 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        !lines.is_empty()
     }
 
     fn connection_of(&self, line: &str) -> Option<usize> {

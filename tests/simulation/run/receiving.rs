@@ -168,7 +168,7 @@ impl Run<'_> {
     }
 
     pub(super) fn read_frame(&mut self, at: usize, frame: &Frame) {
-        if self.script.shares_room {
+        if self.script.is_independent {
             let text = String::from_utf8_lossy(&frame.payload);
             let conn = &mut self.conns[at];
             let seen = strip_rude_clients(&text).unwrap_or_default();
@@ -335,14 +335,19 @@ impl Run<'_> {
         };
         note!(self, "{} receives the Close {close:?}", self.name(at));
         let conn = &self.conns[at];
-        let policy = ["username already in use", "replaced by a newer connection", "flooding", "too slow to read"];
         let script = self.script;
         let is_right = match close.0 {
             code if conn.sent_close == Some(code) && close.1.is_empty() => true,
             1001 => self.is_stopping,
             1011 => script.history_keep.is_some() && close.1 == "storage failed",
-            1008 => policy.contains(&close.1.as_str()),
-            1013 => script.is_buffer_tight() || !script.rules().has_high_limits || script.delay.is_some(),
+            1008 => match close.1.as_str() {
+                "username already in use" => script.rules().unique_names || script.rejects_joins(),
+                "replaced by a newer connection" => self.has_rival(at),
+                "flooding" => script.rules().rate_limit > 0.0,
+                "too slow to read" => true, // checked below
+                _ => false,
+            },
+            1013 => script.is_buffer_tight() || !script.rules().has_high_limits || script.rejects_joins(),
             code => {
                 !conn.is_polite
                     && ([1000, 1002, 1003, 1005, 1007, 1008, 1009].contains(&code) || (3000..5000).contains(&code))
@@ -382,15 +387,20 @@ impl Run<'_> {
                 return self.fail(BOUNDS, text);
             }
         }
-        if close.1 == "flooding" && script.option("--rate-limit") == Some("0") && script.delay.is_none() {
-            return self.fail(FRAMES, "a flood without a rate limit");
-        }
         self.conns[at].received_close = Some(close.clone());
         if reply {
             let payload = if close.0 == 1005 { Vec::new() } else { close.0.to_be_bytes().to_vec() };
             self.conns[at].sent_close = Some(close.0);
             self.queue_bytes(at, masked(0x88, &payload));
         }
+    }
+
+    /// Whether another connection may have replaced the connection `at`: it has the same client id, or has resumed the
+    /// session of a client of the same name.
+    fn has_rival(&self, at: usize) -> bool {
+        let actor = |at: usize| &self.script.actors[self.conns[at].actor];
+        let is_rival = |other| actor(other).name == actor(at).name || actor(other).client_id == actor(at).client_id;
+        (0..self.conns.len()).any(|other| other != at && is_rival(other))
     }
 
     pub(super) fn handle_end(&mut self, at: usize, end: End) {
@@ -400,6 +410,7 @@ impl Run<'_> {
         note!(self, "{} sees the end of the stream: {end:?}", self.name(at));
         let is_tight =
             self.script.is_buffer_tight() || self.script.max_connections().is_some() || self.script.is_public;
+        let is_stopping = self.is_stopping || self.world.storage_failed();
         let conn = &mut self.conns[at];
         conn.is_over = conn.has_ended || conn.is_reset || end == End::Reset || conn.is_silent;
         if !conn.has_ended && !conn.is_reset && !conn.is_silent {
@@ -417,12 +428,19 @@ impl Run<'_> {
             || conn.is_reset
             || conn.is_silent
             || conn.has_paused
-            || conn.status != Some(101);
+            || conn.status.map_or(is_stopping, |status| status != 101);
         let is_answered = conn.nonces.is_empty()
             || conn.is_reset
             || conn.received_close.is_some()
             || conn.has_paused
             || conn.is_silent;
+        // With too many rejected connections, the server drops one, even if its response is not complete.
+        let is_upgraded = conn.is_polite && conn.status == Some(101);
+        let is_cut = end == End::Ended && !conn.is_reset && !conn.input.is_empty();
+        if is_upgraded && is_cut && (conn.received_close.is_some() || !conn.has_paused) {
+            let text = format!("the stream to {} ends with the bytes {:02x?}", self.name(at), self.conns[at].input);
+            return self.fail(FRAMES, text);
+        }
         if conn.is_polite && !is_tight {
             if !is_explained {
                 let text = format!("the server drops {}, which was neither slow nor silent", self.name(at));
