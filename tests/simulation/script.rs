@@ -279,6 +279,8 @@ impl Script {
     fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {
         use Action::*;
         let horizon = Duration::from_secs([2, 20, 120, 900, 3600, 7200][random.usize(..6)]);
+        // A crowd that stays for hours only costs time: almost all turns handle Pings and Pongs.
+        let horizon = if self.has_crowd { horizon.min(Duration::from_secs(60)) } else { horizon };
         // Each action, its weight, and the percentage of scripts that contain the action (swarm testing).
         let mut weights = Vec::new();
         for (action, weight, chance) in [
