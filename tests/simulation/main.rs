@@ -161,7 +161,7 @@ fn arguments() -> Arguments {
 fn run(script: &Script, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: NO_PANIC, text: LAST_PANIC.take() }),
-        step: script.actions.len(),
+        step: run::last_step(),
         trace: run::last_trace(),
         hash: 0,
         received: BTreeMap::new(),
@@ -200,11 +200,17 @@ fn check_isolation(script: &Script, with: &Outcome) -> Option<Violation> {
     if let Some(violation) = without.violation {
         return Some(violation);
     }
-    let is_rude = |actor: &usize| script.actors[*actor].is_rude;
-    let differs = |actor: &usize| with.received.get(actor) != without.received.get(actor);
-    let changed = (0..script.actors.len()).find(|actor| !is_rude(actor) && differs(actor))?;
-    let text = format!("{} receives other bytes without the rude client", script.actors[changed].name);
-    Some(Violation { rule: ISOLATION, text })
+    let polite_actors = (0..script.actors.len()).filter(|actor| !script.actors[*actor].is_rude);
+    for actor in polite_actors {
+        let [with, without] = [with, &without].map(|run| run.received.get(&actor).map_or(&[][..], Vec::as_slice));
+        let same = with.iter().zip(without).take_while(|(with, without)| with == without).count();
+        if same < with.len().max(without.len()) {
+            let (name, with, without) = (&script.actors[actor].name, with.get(same), without.get(same));
+            let text = format!("{name} receives {with:?}, but without the rude client {without:?}");
+            return Some(Violation { rule: ISOLATION, text });
+        }
+    }
+    None
 }
 
 /// Spends up to a minute removing actions. `breaks` returns whether the remaining actions still cause the failure.
@@ -311,6 +317,7 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(u8::from(outcome.violation.is_some()));
     }
+    let start = Instant::now();
     let (mut time, mut messages, mut counters) = (Duration::ZERO, 0, BTreeMap::<&str, u64>::new());
     for seed in arguments.from..arguments.from + arguments.seeds {
         #[cfg(feature = "redis")]
@@ -336,9 +343,10 @@ fn main() -> ExitCode {
     let hours = time.as_secs_f64() / 3600.0;
     let reached: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!(
-        "simulation: {} seeds from {}, {hours:.1} simulated hours, {messages} messages delivered. Sometimes: {}",
+        "simulation: {} seeds from {} in {} s, {hours:.1} simulated hours, {messages} messages delivered. Sometimes: {}",
         arguments.seeds,
         arguments.from,
+        start.elapsed().as_secs(),
         reached.join(", ")
     );
     let missing = |names: &[&'static str], min: u64| -> Vec<&'static str> {

@@ -72,7 +72,7 @@ impl Run<'_> {
             outgoing: VecDeque::new(),
             last_send_at: Duration::ZERO,
             hash: 0xcbf2_9ce4_8422_2325,
-            polite_hash: 0xcbf2_9ce4_8422_2325,
+            frames: Vec::new(),
             received_close: None,
             sent_close: None,
             has_ended: false,

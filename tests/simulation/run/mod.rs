@@ -22,7 +22,7 @@ mod checks;
 mod crash;
 mod receiving;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -68,6 +68,13 @@ const SECOND: Duration = Duration::from_secs(1);
 thread_local! {
     /// The last trace lines of a run. They are in a thread-local, because [`Run`] is dropped when the server panics.
     static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
+    /// Number of actions that the current run has executed.
+    static STEP: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Returns the number of actions that the most recent run executed.
+pub fn last_step() -> usize {
+    STEP.get()
 }
 
 /// Removes and returns the last trace lines of the most recent traced run.
@@ -82,8 +89,9 @@ pub struct Outcome {
     /// The last trace lines, which describe events in plain words. Empty if the run was not traced.
     pub trace: VecDeque<String>,
     pub hash: u64,
-    /// For each actor, a hash of what the actor has received on all of its connections.
-    pub received: BTreeMap<usize, u64>,
+    /// For each actor, the frames that it has received on all of its connections, without everything that depends on rude
+    /// clients. Empty unless the script also runs without its rude client.
+    pub received: BTreeMap<usize, Vec<String>>,
     pub time: Duration,
     pub messages: u64,
     pub counters: BTreeMap<&'static str, u64>,
@@ -109,9 +117,9 @@ struct Conn {
     outgoing: VecDeque<(Duration, Output)>,
     last_send_at: Duration,
     hash: u64,
-    /// A hash of the received frames, after `strip_rude_clients` has removed everything that depends on rude clients.
-    /// A test compares the hashes of a run with a rude client and a run without one.
-    polite_hash: u64,
+    /// The received frames, after `strip_rude_clients` has removed everything that depends on rude clients. A test
+    /// compares them in a run with a rude client and a run without one.
+    frames: Vec<String>,
     received_close: Option<(u16, String)>,
     sent_close: Option<u16>,
     has_ended: bool,
@@ -199,13 +207,13 @@ fn mix(hash: u64, bytes: &[u8]) -> u64 {
 
 pub fn run(script: &Script, is_tracing: bool) -> Outcome {
     let mut run = Run::new(script, is_tracing);
-    let mut step = 0;
+    STEP.set(0);
     for timed in &script.actions {
         run.run_until(timed.at);
         if run.has_failed() {
             break;
         }
-        step += 1;
+        STEP.set(STEP.get() + 1);
         run.act(timed);
     }
     run.run_until(script.end);
@@ -215,7 +223,7 @@ pub fn run(script: &Script, is_tracing: bool) -> Outcome {
     if !run.has_failed() {
         if script.ends_with_shutdown { run.shut_down() } else { run.disconnect_all() }
     }
-    run.outcome(step)
+    run.outcome()
 }
 
 impl<'a> Run<'a> {
@@ -307,19 +315,17 @@ impl<'a> Run<'a> {
         self.model.borrow_mut().count(what);
     }
 
-    fn outcome(self, step: usize) -> Outcome {
+    fn outcome(self) -> Outcome {
         let model = self.model.borrow();
-        let mut received = BTreeMap::new();
+        let mut received = BTreeMap::<usize, Vec<String>>::new();
         let mut hash = mix(0xcbf2_9ce4_8422_2325, &self.world.now().as_nanos().to_le_bytes());
         for conn in &self.conns {
-            let entry = received.entry(conn.actor).or_insert(0xcbf2_9ce4_8422_2325_u64);
-            let seen = if self.script.is_independent { conn.polite_hash } else { conn.hash };
-            *entry = mix(*entry, &seen.to_le_bytes());
+            received.entry(conn.actor).or_default().extend_from_slice(&conn.frames);
             hash = mix(hash, &conn.hash.to_le_bytes());
         }
         Outcome {
             violation: model.violation.clone(),
-            step,
+            step: last_step(),
             trace: last_trace(),
             hash,
             received,

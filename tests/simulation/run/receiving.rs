@@ -169,10 +169,8 @@ impl Run<'_> {
 
     pub(super) fn read_frame(&mut self, at: usize, frame: &Frame) {
         if self.script.is_independent {
-            let text = String::from_utf8_lossy(&frame.payload);
-            let conn = &mut self.conns[at];
-            let seen = strip_rude_clients(&text).unwrap_or_default();
-            conn.polite_hash = mix(conn.polite_hash, seen.as_bytes());
+            let text = strip_rude_clients(&String::from_utf8_lossy(&frame.payload));
+            self.conns[at].frames.extend(text.map(|text| format!("{:#04x} {text}", frame.first)));
         }
         if let Some(close) = &self.conns[at].received_close {
             let payload = String::from_utf8_lossy(&frame.payload);
