@@ -258,7 +258,7 @@ impl Script {
     /// Enables compression in half of the scripts. Excludes scripts that compare two runs with different clients,
     /// because the compressed bytes that a client receives depend on other clients.
     fn compress(&mut self, random: &mut Rng) {
-        if random.bool() && !self.shares_room {
+        if random.bool() {
             self.options.push(("--deflate", "true".into()));
             self.options.push(("--deflate-min", ["1", "32", "200"][random.usize(..3)].into()));
         }

@@ -20,14 +20,14 @@ impl Section {
 #[rustfmt::skip]
 pub const SECTIONS: &[Section] = &[
     Section::new("1.2", "overview of the protocol", "src/ws/handshake.rs",
-        "The connection starts with a handshake, an HTTP request and its response. Then both sides send messages. A \
+        "The connection starts with a handshake, an HTTP request and its response. Then both endpoints send messages. A \
          message is one frame or several. A frame is text, binary data, or a control frame such as a Close."),
     Section::new("1.3", "overview of the opening handshake", "src/ws/handshake.rs",
         "The server proves that it understood the handshake: it appends the GUID 258EAFA5-E914-47DA-95CA-C5AB0DC85B11 to \
          the client's key, computes the SHA-1, and sends its base64. This is a proof, not a secret."),
     Section::new("1.4", "overview of the closing handshake", "src/ws/protocol.rs",
-        "One side sends a Close, the other replies with a Close. After sending a Close, a side sends nothing more; after \
-         receiving one, it discards what follows. Either side may start, and both may start at once."),
+        "One endpoint sends a Close, the other replies with a Close. After sending a Close, an endpoint sends nothing more; \
+         after receiving one, it discards what follows. Either endpoint may start, and both may start at once."),
     Section::new("1.9", "overview of subprotocols", "src/ws/handshake.rs",
         "A client offers names of subprotocols in its order of preference. The server selects one of them, or none."),
     Section::new("3", "URLs", "src/tools/url.rs",
@@ -50,7 +50,7 @@ pub const SECTIONS: &[Section] = &[
         "A server that does not support the requested version lists those that it supports in Sec-WebSocket-Version. The \
          client may retry with one of them."),
     Section::new("5.1", "masking by role", "src/ws/frame.rs",
-        "A client masks every frame, with or without TLS. A server masks no frame. Each side closes the connection when \
+        "A client masks every frame, with or without TLS. A server masks no frame. Each endpoint closes the connection when \
          the other breaks this rule; 1002 is the code for it."),
     Section::new("5.2", "base framing protocol", "src/ws/frame.rs",
         "The header of a frame: FIN, three reserved bits (0 without an extension), four bits of opcode; the mask bit, \
@@ -72,7 +72,7 @@ pub const SECTIONS: &[Section] = &[
          nothing."),
     Section::new("5.5.2", "Ping", "src/ws/protocol.rs",
         "An endpoint replies with a Pong as soon as practical, unless it has received a Close. Pings keep a connection \
-         alive, and show whether the other side still is."),
+         alive, and show whether the other endpoint still is."),
     Section::new("5.5.3", "Pong", "src/ws/protocol.rs",
         "A Pong has the payload of the Ping that it replies to. Of several Pings, only the most recent needs a Pong. An \
          unsolicited Pong is a heartbeat, and gets no reply."),
@@ -95,7 +95,7 @@ pub const SECTIONS: &[Section] = &[
     Section::new("7.1.3", "the closing handshake is started", "src/ws/protocol.rs",
         "A connection is CLOSING once a Close has been sent or received."),
     Section::new("7.1.4", "the connection is closed", "src/ws/protocol.rs",
-        "A connection is CLOSED once TCP has ended. It was closed cleanly if both sides had sent a Close."),
+        "A connection is CLOSED once TCP has ended. It was closed cleanly if both endpoints had sent a Close."),
     Section::new("7.1.5", "the connection close code", "src/ws/close.rs",
         "An application sees the code of the first Close received; 1005 if that had none; 1006 if no Close arrived."),
     Section::new("7.1.6", "the connection close reason", "src/ws/protocol.rs, src/ws/close.rs",
@@ -143,7 +143,7 @@ pub const SECTIONS: &[Section] = &[
     Section::new("10.6", "confidentiality and integrity", "",
         "wss:// provides what TLS provides. Masking is not encryption."),
     Section::new("10.7", "invalid data", "src/ws/close.rs, src/ws/protocol.rs",
-        "Both sides validate what they receive, at any time, and may close the connection. The content of messages is for \
+        "Both endpoints validate what they receive, at any time, and may close the connection. The content of messages is for \
          the application to validate."),
     Section::new("10.8", "use of SHA-1", "src/ws/handshake.rs",
         "The accept value does not depend on the security of SHA-1: it only shows that the server understood the request."),

@@ -182,7 +182,7 @@ fn code_range(code: u16) -> (&'static str, &'static str) {
             ("reserved", "Reserved for later versions of the protocol and its extensions. It must not be sent.")
         }
         3000..=3999 => ("registered", "For libraries, frameworks and applications, registered with IANA."),
-        4000..=4999 => ("private", "For private use: both sides have to agree on its meaning."),
+        4000..=4999 => ("private", "For private use: both endpoints have to agree on its meaning."),
         _ => ("not used", "Close codes end at 4999."),
     }
 }
