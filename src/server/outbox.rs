@@ -166,7 +166,8 @@ impl Outbox {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
 
-    /// Drops all output except the rest of a half-sent frame.
+    /// Drops all output except the rest of a half-sent frame, and the HTTP response, without which the peer could not
+    /// read a Close.
     pub fn drop_unsent(&mut self) {
         let (start, end) = (self.sent as usize, self.frame_end(self.sent as usize));
         let rest = self.chunks.front().map(|chunk| chunk.bytes()[start..end].to_vec()).unwrap_or_default();
@@ -179,7 +180,7 @@ impl Outbox {
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
-        let mut end = if position > 0 && matches!(chunk, Chunk::Response(_)) { bytes.len() } else { 0 };
+        let mut end = if matches!(chunk, Chunk::Response(_)) { bytes.len() } else { 0 };
         while end < position.min(bytes.len()) {
             end += frame::server_frame_len(&bytes[end..]);
         }
@@ -361,7 +362,7 @@ mod tests {
     }
 
     /// `all` is the content of `outbox`, whose frames end at `ends`. After the socket has accepted `cut` bytes and
-    /// `drop_unsent` has run, the socket must receive only the rest of the half-sent frame.
+    /// `drop_unsent` has run, the socket must receive only what is left up to the next end.
     fn assert_dropped_at_frame_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
         let mut socket = pipe(cut);
         outbox.flush(&mut socket, None).unwrap();
@@ -376,7 +377,7 @@ mod tests {
     fn a_response_counts_as_one_frame() {
         let response = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
         let all = [response, &frame(3)[..], &frame(1)].concat();
-        let ends = [0, response.len(), response.len() + 5, all.len()];
+        let ends = [response.len(), response.len() + 5, all.len()]; // even an unsent response is not dropped
         for cut in 0..=all.len() {
             let mut outbox = Outbox::default();
             outbox.push_response(response.to_vec());

@@ -432,8 +432,8 @@ impl Run<'_> {
             || conn.received_close.is_some()
             || conn.has_paused
             || conn.is_silent;
-        // With too many rejected connections, the server drops one, even if its response is not complete.
-        let is_upgraded = conn.is_polite && conn.status == Some(101);
+        // The server may cut a frame only if its buffers are full, and a response if too many rejected connections linger.
+        let is_upgraded = conn.is_polite && conn.status == Some(101) && !self.script.is_buffer_tight();
         let is_cut = end == End::Ended && !conn.is_reset && !conn.input.is_empty();
         if is_upgraded && is_cut && (conn.received_close.is_some() || !conn.has_paused) {
             let text = format!("the stream to {} ends with the bytes {:02x?}", self.name(at), self.conns[at].input);
