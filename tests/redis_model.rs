@@ -261,7 +261,7 @@ impl Calls {
         let (is_beat, read) = (random.bool() as u8, caller.read.saturating_sub(random.u64(..3)));
         let words = ["call", "p", &(at + 1).to_string(), &caller.generation, &caller.connection];
         let mut words = words.map(str::to_owned).to_vec();
-        words.extend([read.to_string(), is_beat.to_string(), history.to_owned(), "2000".to_owned()]);
+        words.extend([read.to_string(), is_beat.to_string(), "0".to_owned(), history.to_owned(), "2000".to_owned()]);
         words.extend(["100", "100000000", "600000"].map(str::to_owned));
         for _ in 0..random.usize(1..6) {
             let request = self.request(random);
@@ -413,8 +413,9 @@ impl<'a> Instance<'a> {
     /// one message per room, so that a test can exceed it with few messages.
     fn resend(&self, words: &[&str]) -> Vec<String> {
         let (number, count) = (self.requests.to_string(), (words.len() - 1).to_string());
-        let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", "1", "2000", "100"];
-        call.extend(["100000", "600000", &number, words[0], &count]);
+        let previous = (self.requests - 1).to_string();
+        let mut call = vec!["call", "p", self.number, &self.generation, &self.connection, "0", "1", &previous];
+        call.extend(["1", "2000", "100", "100000", "600000", &number, words[0], &count]);
         call.extend(&words[1..]);
         self.redis.call(&call.into_iter().map(str::to_owned).collect::<Vec<_>>()).expect("a reply")
     }
@@ -489,6 +490,18 @@ fn a_gap_before_the_current_generation_is_detected() {
     assert_eq!(open("", 2), "lost", "the instance has missed an entry");
 }
 
+/// Redis may reject a call, for example because it is full, and execute the next one. The next one must not overtake.
+#[test]
+fn requests_do_not_overtake_those_of_a_rejected_call() {
+    let redis = Redis::new(SCRIPT);
+    let mut instance = Instance::open(&redis, "1");
+    instance.join("5", "ann");
+    instance.requests += 1; // the request that Redis has rejected
+    instance.publish("5", "ann", "");
+    assert_eq!(ask(&redis, "XLEN p:log:room"), 0);
+    assert_eq!(instance.request(&["probe"]), ["stale"]);
+}
+
 #[test]
 fn the_history_and_its_nonces_have_one_bound() {
     let redis = Redis::new(SCRIPT);
@@ -513,6 +526,27 @@ fn only_an_instance_without_a_new_heartbeat_is_removed() {
     assert_eq!(members(&redis), json!([]));
     assert_eq!(open(&redis, "1", "1", &silent.generation, 0)[0], "dead");
     assert_ne!(silent.beat(), beat, "other instances must not measure the silence from the old beat");
+}
+
+/// The reply that tells an instance to add its clients again may be lost, so Redis repeats it until the instance does so.
+#[test]
+fn a_registration_is_repeated_until_the_clients_are_back() {
+    let redis = Redis::new(SCRIPT);
+    let (mut silent, mut other) = (Instance::open(&redis, "1"), Instance::open(&redis, "2"));
+    silent.join("5", "ann");
+    let beat = silent.beat();
+    other.request(&["reap", "1", beat.as_str().expect("a beat")]);
+    let generation = silent.generation.clone();
+    let open = || open(&redis, "1", "1", &generation, 0);
+    assert_eq!(open()[0], "dead");
+    let reply = open();
+    assert_eq!(reply[0], "dead", "the first reply was lost");
+    silent.connection = reply[2].clone();
+    silent.request(&["probe"]);
+    assert_eq!(open()[0], "dead", "a request proves nothing about the clients");
+    silent.connection = open()[2].clone();
+    silent.request(&["retain", "0"]);
+    assert_eq!(open()[0], "known");
 }
 
 #[test]

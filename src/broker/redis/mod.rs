@@ -153,6 +153,7 @@ impl RedisBroker {
         let BrokerLimits { max_messages, max_backlog, max_empty_rooms, ttl, .. } = self.settings.limits;
         let mut arguments = self.first_arguments("call");
         arguments.extend([generation.clone(), connection.clone(), last_read.to_string(), format_flag(is_beat)]);
+        arguments.push(self.requests.last_sent.to_string());
         arguments.extend([max_messages, max_backlog, max_empty_rooms].map(|limit| limit.to_string()));
         arguments.extend([ttl, INSTANCE_TTL].map(|time| time.as_millis().max(1).to_string()));
         let (requests, last) = if is_registered { self.requests.take_batch() } else { Default::default() };
@@ -297,6 +298,7 @@ impl RedisBroker {
                 self.beats.calls.clear();
                 self.inbox.has_gap = false;
                 (self.inbox.generation, self.inbox.connection) = (generation.into(), connection.into());
+                self.requests.last_sent = number(executed);
                 if status == "lost" {
                     self.inbox.last_read = number(last); // Redis has emptied the inbox: new entries follow this id
                 } else {
@@ -323,11 +325,14 @@ impl RedisBroker {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();
         self.mirror.remove_leaving();
-        let members = self.mirror.members();
-        for client in &members {
-            self.push_rejoin(*client);
+        for client in self.mirror.members() {
+            self.push_rejoin(client);
         }
-        let retained = std::iter::once(members.len()).chain(members.iter().map(|client| client.0));
+        // Also retain clients whose join is pending. If Redis has executed such a join and then removed the client, this
+        // instance would forget the client, and never answer the join.
+        let mut clients: Vec<usize> = self.mirror.clients.keys().map(|client| client.0).collect();
+        clients.sort_unstable();
+        let retained = std::iter::once(clients.len()).chain(clients);
         self.push_internal("retain", retained.map(|number| number.to_string()).collect());
         for (name, epoch, last_id) in self.mirror.rooms.start_sync() {
             self.push_internal("sync", vec![name.to_string(), epoch.to_string(), last_id.to_string()]);
@@ -428,6 +433,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::broker::{Request, User};
 
     /// A fake link that records the broker's calls, and returns the events that a test has queued.
     #[derive(Default)]
@@ -519,5 +525,21 @@ mod tests {
                 assert_eq!(run(broker, &link, Vec::new()), ["call"]);
             }
         }
+    }
+
+    /// Redis may have executed a join whose events are missing from the inbox. The broker sends the join again, so Redis
+    /// must not remove the client in between.
+    #[test]
+    fn a_client_whose_join_is_pending_is_retained() {
+        let link = Rc::new(RefCell::new(FakeLink::default()));
+        let broker = &mut broker(&link);
+        run(broker, &link, vec![connected(), reply(&["known", "1-a", "1", "0", "0"]), reply(&["done"])]);
+        let join = Join::new("ann".into(), "room", User::Connection(Token(5)));
+        broker.submit(Token(5), Request::Join(join), Duration::ZERO);
+        assert_eq!(run(broker, &link, vec![reply(&["done"]), entry(2)]), ["call", "open"], "entry 1 is missing");
+        link.borrow_mut().events.push_back(reply(&["lost", "1-a", "2", "0", "2"]));
+        while broker.next_event().is_some() {}
+        let call = link.borrow().calls.concat().join(" ");
+        assert!(call.contains(" retain 2 1 5 ") && call.contains(" join 12 5 room ann "), "{call}");
     }
 }

@@ -39,7 +39,8 @@ pub struct Requests {
     queue: VecDeque<QueuedRequest>, // requests that were sent come before unsent ones
     sent: usize,                    // number of requests in the queue that were sent
     last_number: u64,
-    pub bytes: usize, // sum of `QueuedRequest::counted_bytes` over the queue
+    pub last_sent: u64, // number of the last request that was sent, or that Redis has executed
+    pub bytes: usize,   // sum of `QueuedRequest::counted_bytes` over the queue
 }
 
 impl QueuedRequest {
@@ -88,6 +89,7 @@ impl Requests {
             arguments.extend(request.arguments.iter().cloned());
             (request.is_sent, last) = (true, request.number);
             self.sent += 1;
+            self.last_sent = last;
         }
         (arguments, last)
     }

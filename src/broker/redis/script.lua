@@ -12,7 +12,8 @@
 --   PREFIX:seen            zset    instances with a beat in the last minute
 --   PREFIX:unproven        set     instances that may have seen more before this generation than Redis still has
 --   PREFIX:instance:N      hash    connection (newest number), executed (number of the newest request), entry (id of
---                                  the newest inbox entry), beat, generation, base (see `prepare_inbox`), dead
+--                                  the newest inbox entry), beat, generation, base (see `prepare_inbox`), dead,
+--                                  rejoins (see `open`)
 --   PREFIX:inbox:N         stream  the events for instance N
 --   PREFIX:clients:N       hash    client -> JSON: room, username, key, share, client_id, credential, session
 --   PREFIX:room:R          hash    last_id, epoch, generation, past (JSON: earlier epochs with their last ids)
@@ -59,7 +60,8 @@ end
 -- Redis has a lineage, which identifies the server process that holds it. If the lineage has changed, Redis may have
 -- lost its newest writes, so a new generation begins, and with it a new epoch in each room. An epoch of an earlier
 -- generation counts for the messages that Redis still had when that generation ended, and for all messages if it had
--- lost nothing.
+-- lost nothing. If the instance must add its clients again, `rejoins` keeps this status until the instance has done so:
+-- the reply may be lost.
 local function open()
     local protocol, lineage, new_generation, believed, read, expiry = take(), take(), take(), take(), take(), take()
     local known = call('HMGET', meta, 'protocol', 'lineage', 'generation')
@@ -80,8 +82,8 @@ local function open()
     end
     local exists = call('EXISTS', record) == 1
     prepare_inbox(record, generation)
-    local fields = call('HMGET', record, 'base', 'dead', 'executed', 'entry')
-    local status = 'known'
+    local fields = call('HMGET', record, 'base', 'dead', 'executed', 'entry', 'rejoins')
+    local status = fields[5] or fields[2] and 'dead' or 'known'
     local entry, base, has_read = tonumber(fields[4] or '0'), tonumber(fields[1]), tonumber(read)
     if not exists or believed == '' or entry < has_read or (believed ~= generation and base < has_read) then
         -- Redis has lost entries that the instance has read, or the instance has missed some: then `believed` is empty.
@@ -94,13 +96,13 @@ local function open()
         call('HSET', record, 'executed', '0', 'entry', read)
         fields[3], fields[4] = '0', read
     else
-        if fields[2] then
-            status = 'dead'
-        end
         -- Once every instance has shown that it saw nothing that Redis has lost, no client has.
         if call('SREM', prefix .. ':unproven', instance) == 1 and call('EXISTS', prefix .. ':unproven') == 0 then
             call('HSET', meta, 'continuous_from', call('HGET', meta, 'if_proven'))
         end
+    end
+    if status ~= 'known' and (exists or has_read > 0) then
+        call('HSET', record, 'rejoins', status)
     end
     call('HDEL', record, 'dead')
     call('SADD', prefix .. ':instances', instance)
@@ -114,7 +116,7 @@ if mode == 'open' then
     return open()
 end
 
-local generation, connection, read, beats = take(), take(), take(), take()
+local generation, connection, read, beats, previous = take(), take(), take(), take(), tonumber(take())
 local history, max_bytes, max_empty, ttl, expiry =
     tonumber(take()), tonumber(take()), tonumber(take()), take(), take()
 
@@ -126,6 +128,9 @@ if own[1] ~= connection or own[3] then
     return { 'stale' }
 end
 local executed = tonumber(own[2] or '0')
+if executed < previous then
+    return { 'stale' } -- Redis has rejected an earlier call, whose requests must be sent again before these
+end
 
 local quote = cjson.encode
 local outgoing, clients, rooms, present = {}, {}, {}, {}
@@ -593,8 +598,10 @@ function requests.close()
     call('SREM', prefix .. ':instances', instance)
 end
 
--- Removes the clients of the instance that are not in the list: they left while Redis was unavailable.
+-- Removes the clients of the instance that are not in the list: they left while Redis was unavailable. An instance sends
+-- this after its last `rejoin`.
 function requests.retain()
+    call('HDEL', record, 'rejoins')
     local list, count = {}, tonumber(take())
     for _ = 1, count do
         list[take()] = true
