@@ -534,7 +534,7 @@ mod tests {
         let link = Rc::new(RefCell::new(FakeLink::default()));
         let broker = &mut broker(&link);
         run(broker, &link, vec![connected(), reply(&["known", "1-a", "1", "0", "0"]), reply(&["done"])]);
-        let join = Join::new("ann".into(), "room", User::Connection(Token(5)));
+        let join = Join::new("ann", "room", User::Connection(Token(5)));
         broker.submit(Token(5), Request::Join(join), Duration::ZERO);
         assert_eq!(run(broker, &link, vec![reply(&["done"]), entry(2)]), ["call", "open"], "entry 1 is missing");
         link.borrow_mut().events.push_back(reply(&["lost", "1-a", "2", "0", "2"]));
