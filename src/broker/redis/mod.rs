@@ -138,7 +138,6 @@ impl RedisBroker {
             return;
         }
         if self.inbox.has_gap {
-            self.inbox.generation.clear();
             return self.register();
         }
         let is_beat = self.now >= self.beats.next_heartbeat_at;
@@ -258,8 +257,12 @@ impl RedisBroker {
         }
     }
 
-    /// Registers the instance with Redis: on each new connection, and again if Redis has removed the instance.
+    /// Registers the instance with Redis: on each new connection, and again if Redis has removed the instance or the inbox
+    /// has a gap. After a gap, the empty generation tells Redis that the instance has missed events.
     fn register(&mut self) {
+        if self.inbox.has_gap {
+            self.inbox.generation.clear();
+        }
         let mut name = [0; 8];
         (self.random)(&mut name);
         let mut arguments = self.first_arguments("open");
@@ -296,11 +299,11 @@ impl RedisBroker {
                 let number = |text: &str| text.parse().unwrap_or(0);
                 self.beats.rejection = None;
                 self.beats.calls.clear();
-                self.inbox.has_gap = false;
                 (self.inbox.generation, self.inbox.connection) = (generation.into(), connection.into());
                 self.requests.last_sent = number(executed);
                 if status == "lost" {
-                    self.inbox.last_read = number(last); // Redis has emptied the inbox: new entries follow this id
+                    // Redis has emptied the inbox: new entries follow this id.
+                    (self.inbox.last_read, self.inbox.has_gap) = (number(last), false);
                 } else {
                     self.requests.mark_unsent_after(number(executed));
                 }
@@ -541,5 +544,26 @@ mod tests {
         while broker.next_event().is_some() {}
         let call = link.borrow().calls.concat().join(" ");
         assert!(call.contains(" retain 2 1 5 ") && call.contains(" join 12 5 room ann "), "{call}");
+    }
+
+    /// The broker finds a gap while a call is pending, and then loses the connection. Or it finds the gap while it waits
+    /// for the reply to `open`. In both cases, it must register without a generation.
+    #[test]
+    fn a_gap_is_not_forgotten_during_a_registration() {
+        let known = || reply(&["known", "1-a", "1", "0", "0"]);
+        for (events, expected) in [
+            (vec![entry(2), LinkEvent::Lost { reason: "timed out".into() }, connected()], vec![""]),
+            (vec![LinkEvent::Lost { reason: "timed out".into() }, connected(), entry(2), known()], vec!["1-a", ""]),
+        ] {
+            let link = Rc::new(RefCell::new(FakeLink::default()));
+            let broker = &mut broker(&link);
+            run(broker, &link, vec![connected(), known()]);
+            broker.begin_turn(Duration::from_secs(1));
+            link.borrow_mut().calls.clear(); // a call with a heartbeat is pending
+            link.borrow_mut().events.extend(events);
+            while broker.next_event().is_some() {}
+            let opened: Vec<String> = link.borrow().calls.iter().map(|call| call[6].clone()).collect();
+            assert_eq!(opened, expected, "the generation in each `open`");
+        }
     }
 }
