@@ -394,6 +394,12 @@ impl Script {
         self.delay.is_some() && self.actions.iter().any(|timed| timed.action == Action::RejectJoin)
     }
 
+    /// Whether the server may reject a client because of a limit on connections, addresses or rooms.
+    pub fn has_limits(&self) -> bool {
+        let rooms = ["--max-rooms", "--max-empty-rooms"];
+        self.max_connections().is_some() || self.is_public || rooms.iter().any(|name| self.option(name).is_some())
+    }
+
     pub fn is_buffer_tight(&self) -> bool {
         self.option("--max-buffered").is_some()
     }

@@ -142,13 +142,9 @@ impl Run<'_> {
         let has_jumped = self.has_jumped;
         let conn = &mut self.conns[at];
         conn.status = Some(status);
-        let is_limited = script.max_connections().is_some()
-            || script.is_public
-            || script.option("--max-rooms").is_some()
-            || script.option("--max-empty-rooms").is_some();
         let is_right = match status {
             101 => true,
-            503 => is_limited,
+            503 => script.has_limits(),
             429 => script.is_public,
             408 => has_jumped || conn.is_silent,
             403 => script.is_public,
@@ -408,7 +404,8 @@ impl Run<'_> {
         note!(self, "{} sees the end of the stream: {end:?}", self.name(at));
         let is_tight =
             self.script.is_buffer_tight() || self.script.max_connections().is_some() || self.script.is_public;
-        let is_stopping = self.is_stopping || self.world.storage_failed();
+        // Without a response: the server stops, or too many rejected connections linger.
+        let may_drop = self.is_stopping || self.world.storage_failed() || self.script.has_limits();
         let conn = &mut self.conns[at];
         conn.is_over = conn.has_ended || conn.is_reset || end == End::Reset || conn.is_silent;
         if !conn.has_ended && !conn.is_reset && !conn.is_silent {
@@ -426,7 +423,7 @@ impl Run<'_> {
             || conn.is_reset
             || conn.is_silent
             || conn.has_paused
-            || conn.status.map_or(is_stopping, |status| status != 101);
+            || conn.status.map_or(may_drop, |status| status != 101);
         let is_answered = conn.nonces.is_empty()
             || conn.is_reset
             || conn.received_close.is_some()
