@@ -428,6 +428,11 @@ impl<'a> Instance<'a> {
         self.request(&["publish", client, name, name, "0", "null", nonce_key, r#"{"text":"Hi"}"#]);
     }
 
+    /// Declares another instance dead if its newest heartbeat still is `beat`.
+    fn reap(&mut self, other: &str, beat: &Value) {
+        self.request(&["reap", other, beat.as_str().expect("a beat")]);
+    }
+
     fn beat(&self) -> Value {
         ask(self.redis, &format!("HGET p:instance:{} beat", self.number))
     }
@@ -519,10 +524,10 @@ fn only_an_instance_without_a_new_heartbeat_is_removed() {
     silent.join("5", "ann");
     let beat = silent.beat();
     silent.request(&["probe"]);
-    other.request(&["reap", "1", beat.as_str().expect("a beat")]);
+    other.reap("1", &beat);
     assert_eq!(members(&redis), json!(["1/5", "ann"]), "the instance has sent a beat in the meantime");
     let beat = silent.beat();
-    other.request(&["reap", "1", beat.as_str().expect("a beat")]);
+    other.reap("1", &beat);
     assert_eq!(members(&redis), json!([]));
     assert_eq!(open(&redis, "1", "1", &silent.generation, 0)[0], "dead");
     assert_ne!(silent.beat(), beat, "other instances must not measure the silence from the old beat");
@@ -535,7 +540,7 @@ fn a_registration_is_repeated_until_the_clients_are_back() {
     let (mut silent, mut other) = (Instance::open(&redis, "1"), Instance::open(&redis, "2"));
     silent.join("5", "ann");
     let beat = silent.beat();
-    other.request(&["reap", "1", beat.as_str().expect("a beat")]);
+    other.reap("1", &beat);
     let generation = silent.generation.clone();
     let open = || open(&redis, "1", "1", &generation, 0);
     assert_eq!(open()[0], "dead");

@@ -255,8 +255,8 @@ impl World {
 
     /// Returns the number of connections, upgraded connections, chat clients and open rooms that the server holds.
     pub fn entry_counts(&self) -> [usize; 4] {
-        let Server { chat, connections, limits, .. } = &self.server;
-        [connections.table.len(), limits.client_count, chat.clients.len(), chat.rooms.len()]
+        let Server { chat, limits, .. } = &self.server;
+        [self.connection_count(), limits.client_count, chat.clients.len(), chat.rooms.len()]
     }
 
     pub fn buffered_bytes(&self) -> usize {
