@@ -47,6 +47,8 @@ MUTANTS = [
      '{ Duration::from_millis(1) };'),
     ('a lingering connection counts as a client', 'src/server/limits.rs', 'self.client_count >= self.max_clients',
      'self.client_count + self.lingering.len() >= self.max_clients'),
+    ('all users share one rate limit', 'src/chat/rate_limiter.rs', 'self.users.entry(user.clone(), new,',
+     'let _ = user;\n        self.users.entry(User::Connection(mio::Token(0)), new,'),
     ('no ping is sent', LIFECYCLE, 'if pings {', 'if pings && token.0 == 0 {'),
     ('a half-sent frame is dropped', OUTBOX, 'self.push(rest);', 'drop(rest);'),
     ('a partial write starts the next chunk anew', OUTBOX, 'self.sent -= len;', 'self.sent = 0;'),
