@@ -261,8 +261,10 @@ impl Calls {
         let (is_beat, read) = (random.bool() as u8, caller.read.saturating_sub(random.u64(..3)));
         let words = ["call", "p", &(at + 1).to_string(), &caller.generation, &caller.connection];
         let mut words = words.map(str::to_owned).to_vec();
-        words.extend([read.to_string(), is_beat.to_string(), "0".to_owned(), history.to_owned(), "2000".to_owned()]);
-        words.extend(["100", "100000000", "600000"].map(str::to_owned));
+        // Redis must reject a call if it has not executed the previous one, such as a rejected call.
+        let previous = if random.bool() { caller.number } else { 0 };
+        words.extend([read.to_string(), is_beat.to_string(), previous.to_string(), history.to_owned()]);
+        words.extend(["2000", "100", "100000000", "600000"].map(str::to_owned));
         for _ in 0..random.usize(1..6) {
             let request = self.request(random);
             let number = &mut self.callers[at].number;

@@ -32,6 +32,7 @@ mod run;
 mod script;
 #[path = "../support/mod.rs"]
 mod support;
+mod trace;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -162,7 +163,7 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: NO_PANIC, text: LAST_PANIC.take() }),
         step: run::last_step(),
-        trace: run::last_trace(),
+        trace: trace::take(),
         hash: 0,
         received: BTreeMap::new(),
         time: Duration::ZERO,
@@ -171,17 +172,18 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
     })
 }
 
-/// Runs a script. Some scripts run twice, to check that a seed reproduces its run. Some scripts with a client that
-/// violates the protocol also run without that client, to check that this client does not affect the others.
+/// Runs a script. Some scripts run twice, the second time with a trace, to check that a seed reproduces its run. Some
+/// scripts with a client that violates the protocol also run without that client, to check that this client does not
+/// affect the others.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {
         return outcome;
     }
     if script.seed.is_multiple_of(REPLAY_EVERY) {
-        let again = run(script, false);
-        if again.hash != outcome.hash || again.time != outcome.time {
-            let text = format!("hashes {:016x} and {:016x}", outcome.hash, again.hash);
+        let again = run(script, true);
+        if again.hash != outcome.hash || again.time != outcome.time || again.trace.is_empty() {
+            let text = format!("hashes {:016x} and {:016x}, {} events", outcome.hash, again.hash, again.trace.len());
             outcome.violation = Some(Violation { rule: DETERMINISM, text });
         }
     }

@@ -36,7 +36,6 @@ pub struct Rules {
     pub history: usize,
     pub history_ttl: Duration,
     pub max_outbox: usize,
-    pub deflates: bool,
     pub max_text: usize,
     pub max_message: usize,
     pub max_listed: usize,
@@ -967,15 +966,18 @@ impl Model {
     /// Checks that the frames that the server still has to send to a client fit in its outbox. Does not count the
     /// `in_flight` bytes, which are already in the socket.
     pub fn check_outbox_bound(&mut self, client: Token, in_flight: usize) {
-        let Some(unsent) = self.members.get(&client).map(|member| member.expected_bytes.saturating_sub(in_flight))
-        else {
-            return;
-        };
-        // `unsent` counts uncompressed bytes, but the outbox holds compressed frames. A text of one repeated letter
-        // shrinks to a thousandth of its size, so `unsent` may be up to 1,000 times `max_outbox`.
-        let shrinks = if self.rules.deflates { 1000 } else { 1 };
-        let bound = shrinks * self.rules.max_outbox + 2 * self.largest_frame;
+        let Some(member) = self.members.get(&client) else { return };
+        let unsent = member.expected_bytes.saturating_sub(in_flight);
+        let bound = self.rules.max_outbox + 2 * self.largest_frame;
         self.require(BOUNDS, unsent <= bound, || format!("{unsent} bytes wait for {client:?}, which is still open"));
+    }
+
+    /// Checks the number of bytes that the server counts in a client's outbox. This check also covers clients whose
+    /// messages are compressed.
+    pub fn check_queued_bytes(&mut self, client: Token, queued: usize) {
+        // One frame may exceed the bound.
+        let is_bounded = queued <= self.rules.max_outbox + self.largest_frame;
+        self.require(BOUNDS, is_bounded, || format!("{queued} bytes are queued for {client:?}, which is still open"));
     }
 
     pub fn message_count(&self) -> usize {

@@ -411,7 +411,6 @@ impl Script {
             history: self.number("--history", 50),
             history_ttl: self.seconds("--history-ttl", 3600),
             max_outbox: self.number("--max-outbox", 256 * 1024),
-            deflates: self.option("--deflate").is_some(),
             max_text: self.number("--max-text", 500),
             max_message: self.number("--max-message", 64 * 1024),
             max_listed: self.number("--max-listed", 1000),

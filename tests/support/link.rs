@@ -9,12 +9,15 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use fastrand::Rng;
 use mio::Token;
 use serde_json::Value;
+use wirechat::inspect::{Record, Records, Tap};
 use wirechat::server::Readiness;
 use wirechat::server::connection::Socket;
+use wirechat::ws::frame::Role;
 
 use super::NO_EDGE;
 use crate::support::{Frame, masked, split_frame};
@@ -49,6 +52,35 @@ impl Faults {
     }
 }
 
+/// Outputs one record of a trace.
+pub type WriteRecord = Rc<dyn Fn(&Record)>;
+
+/// Traces a connection as `--trace` does. Taps the socket, because an [`Observer`](wirechat::server::observer::Observer)
+/// could change what the server does.
+pub struct Trace {
+    tap: Tap,
+    records: Records,
+    write: WriteRecord,
+}
+
+impl Trace {
+    pub fn new(connection: Token, write: WriteRecord) -> Trace {
+        let records = Records::default();
+        Trace { tap: Tap::new(connection.0, records.clone()).hold_failures(), records, write }
+    }
+
+    /// The records get no time, because `write` knows it.
+    fn observe(&mut self, from: Role, bytes: &[u8]) {
+        self.tap.observe(from, bytes, SystemTime::UNIX_EPOCH);
+        self.records.take().iter().for_each(|record| (self.write)(record));
+    }
+
+    fn finish(&mut self) {
+        self.tap.finish("the server closed its socket", SystemTime::UNIX_EPOCH);
+        self.records.take().iter().for_each(|record| (self.write)(record));
+    }
+}
+
 pub type SharedLink = Rc<RefCell<Link>>;
 
 /// The state of a connection, which the server's end and the client's end share.
@@ -69,6 +101,7 @@ pub struct Link {
     is_reading: bool,
     received: Vec<u8>,
     pub faults: Option<Faults>,
+    pub trace: Option<Trace>,
     /// Whether, since the last turn, bytes have passed between the server and this socket, or a fault has occurred.
     pub is_active: bool,
 }
@@ -144,6 +177,7 @@ impl Read for MemorySocket {
         // edge. So report an edge if bytes are left. Also report one if the client's end of stream arrives now: it
         // arrives once all bytes before it fit in the socket's receive buffer.
         link.is_active |= len > 0;
+        link.trace.iter_mut().filter(|_| len > 0).for_each(|trace| trace.observe(Role::Client, &buffer[..len]));
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.has_ended() && !was_ended);
         match (len, link.client_end) {
@@ -176,7 +210,11 @@ impl Write for MemorySocket {
             return Err(ErrorKind::WouldBlock.into());
         }
         link.is_active = true;
-        link.to_client.extend(slices.iter().flat_map(|slice| slice.iter()).take(room));
+        let written = slices.iter().flat_map(|slice| slice.iter()).take(room);
+        if let Some(trace) = &mut link.trace {
+            trace.observe(Role::Server, &written.clone().copied().collect::<Vec<u8>>());
+        }
+        link.to_client.extend(written);
         Ok(total.min(room))
     }
 
@@ -196,6 +234,7 @@ impl Drop for MemorySocket {
     fn drop(&mut self) {
         let link = &mut *self.0.borrow_mut();
         link.is_dropped = true;
+        link.trace.iter_mut().for_each(Trace::finish);
         if !link.to_server.is_empty() {
             // Closing a socket with unread input sends a TCP reset, which discards the bytes that the peer has not
             // read yet.

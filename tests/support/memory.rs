@@ -31,7 +31,7 @@ use wirechat::ws::request::Rejection;
 use crate::support::upgrade_request;
 use crate::support::watched::DEMO_TOKENS;
 pub use link::{Client, End};
-use link::{MemorySocket, SharedLink};
+use link::{MemorySocket, SharedLink, Trace, WriteRecord};
 
 /// A copy of the private constant `MAX_ACCEPTS_PER_TURN` in `net/event_loop.rs`, so that a turn accepts as many
 /// connections here as in the real event loop.
@@ -61,6 +61,8 @@ pub struct World {
     /// Number of turns since a turn in which something happened: bytes were read or written, or a connection was
     /// accepted or removed, or a fault occurred.
     pub idle_turns: usize,
+    /// Traces each new connection, if set.
+    pub trace: Option<WriteRecord>,
 }
 
 impl World {
@@ -102,7 +104,8 @@ impl World {
         let listener = Listener { socket: Backlog::default(), next_accept_at: None, logged_at: None, file: None };
         let (links, capacity, is_stopped, spurious, log) = (BTreeMap::new(), 64 * 1024, false, NO_EDGE, None);
         LOG_WRITER.set(None);
-        World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious, idle_turns: 0 }
+        let (idle_turns, trace) = (0, None);
+        World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious, idle_turns, trace }
     }
 
     /// Connects a client from loopback. The server accepts the client in a later turn.
@@ -161,6 +164,7 @@ impl World {
         {
             let token = self.server.next_token();
             link.borrow_mut().token = Some(token);
+            link.borrow_mut().trace = self.trace.clone().map(|write| Trace::new(token, write));
             self.server.accept(MemorySocket(Rc::clone(&link)), Some(peer));
             self.links.insert(token, link);
         }
@@ -261,6 +265,11 @@ impl World {
 
     pub fn buffered_bytes(&self) -> usize {
         self.server.limits.buffered + self.server.limits.shared_bytes.get()
+    }
+
+    /// Returns the number of bytes in the outbox of an open connection, and 0 for any other connection.
+    pub fn queued_bytes(&self, connection: Token) -> usize {
+        self.server.connections.queued_bytes(connection).unwrap_or_default()
     }
 
     /// The time by which the event loop must run again: the earliest deadline of the server, the listener and the log.

@@ -21,6 +21,7 @@ use wirechat::server::broker_limits;
 use crate::memory::{World, take_log_lines};
 use crate::model::{ACKNOWLEDGEMENT, BOUNDS, DETERMINISM, LIVENESS, MEMBERS, NO_PANIC, ORDER, Violation};
 use crate::support::users::Dialect;
+use crate::trace;
 use network::{Data, NEVER, Network};
 pub use plan::Plan;
 use plan::{Fault, ROOMS, Step};
@@ -30,13 +31,7 @@ use users::{PrivateMessages, ReceiveOutcome, User};
 const SECOND: Duration = Duration::from_secs(1);
 /// Maximum number of turns at one instant of simulated time. More turns mean that an instance loops endlessly.
 const MAX_TURNS: usize = 20_000;
-const TRACE_LEN: usize = 60;
 const PREFIX: &str = "p";
-
-thread_local! {
-    /// The last events of the run, in a thread-local variable because that survives a panic in a server.
-    static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
-}
 
 pub struct Outcome {
     pub violation: Option<Violation>,
@@ -75,7 +70,6 @@ struct Cluster<'a> {
     hash: u64,
     turns: (Duration, usize),
     counters: BTreeMap<&'static str, u64>,
-    is_tracing: bool,
 }
 
 /// Runs the plan that `seed` determines. For some seeds, runs the plan twice and compares the two runs. If a rule is
@@ -84,8 +78,8 @@ pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     let plan = Plan::new(seed);
     let outcome = run_safely(&plan, false);
     let Some(violation) = outcome.violation else {
-        let again = seed.is_multiple_of(5 * crate::INSTANCES_EVERY).then(|| run_safely(&plan, false));
-        if again.is_some_and(|again| again.hash != outcome.hash) {
+        let again = seed.is_multiple_of(5 * crate::INSTANCES_EVERY).then(|| run_safely(&plan, true));
+        if again.is_some_and(|again| again.hash != outcome.hash || again.trace.is_empty()) {
             println!("seed {seed} breaks a rule with several instances.\n  rule     {DETERMINISM}");
             return None;
         }
@@ -111,7 +105,7 @@ pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
 fn run_safely(plan: &Plan, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run(plan, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: NO_PANIC, text: crate::LAST_PANIC.take() }),
-        trace: TRACE.take(),
+        trace: trace::take(),
         hash: 0,
         time: Duration::ZERO,
         messages: 0,
@@ -120,7 +114,8 @@ fn run_safely(plan: &Plan, is_tracing: bool) -> Outcome {
 }
 
 fn run(plan: &Plan, is_tracing: bool) -> Outcome {
-    let mut cluster = Cluster::new(plan, is_tracing);
+    trace::start(is_tracing);
+    let mut cluster = Cluster::new(plan);
     for (at, step) in &plan.steps {
         cluster.run_until(*at);
         if cluster.has_failed() {
@@ -136,11 +131,11 @@ fn run(plan: &Plan, is_tracing: bool) -> Outcome {
     let _ = take_log_lines();
     let Cluster { record, hash, now, counters, .. } = cluster;
     let messages = record.messages;
-    Outcome { violation: record.violation, trace: TRACE.take(), hash, time: now, messages, counters }
+    Outcome { violation: record.violation, trace: trace::take(), hash, time: now, messages, counters }
 }
 
 impl<'a> Cluster<'a> {
-    fn new(plan: &'a Plan, is_tracing: bool) -> Cluster<'a> {
+    fn new(plan: &'a Plan) -> Cluster<'a> {
         let network = Rc::new(RefCell::new(Network::new(plan.seed, plan.max_delay, plan.timeout)));
         network.borrow().redis.store.borrow_mut().max_stream_len = plan.max_inbox;
         let random = Rng::with_seed(plan.seed ^ 0xc1u64);
@@ -162,10 +157,9 @@ impl<'a> Cluster<'a> {
             hash: 0xcbf2_9ce4_8422_2325,
             turns: (Duration::ZERO, 0),
             counters: BTreeMap::new(),
-            is_tracing,
         };
-        for _ in 0..plan.instances {
-            let (link, world) = cluster.start();
+        for at in 0..plan.instances {
+            let (link, world) = cluster.start(at);
             let (until, pause, may_be_declared_dead) = (Duration::ZERO, Duration::ZERO, false);
             cluster.instances.push(Instance { world: Some(world), link, until, pause, may_be_declared_dead });
         }
@@ -173,14 +167,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn note(&self, line: impl FnOnce() -> String) {
-        if self.is_tracing {
-            TRACE.with_borrow_mut(|trace| {
-                if trace.len() == TRACE_LEN {
-                    trace.pop_front();
-                }
-                trace.push_back(format!("{:>12.3} s  {}", self.now.as_secs_f64(), line()));
-            });
-        }
+        trace::set_time(self.now);
+        trace::push(line);
     }
 
     fn count(&mut self, what: &'static str) {
@@ -191,8 +179,8 @@ impl<'a> Cluster<'a> {
         self.record.violation.is_some()
     }
 
-    /// Starts an instance. Returns the index of the instance's link to Redis, and the [`World`] that runs the server.
-    fn start(&mut self) -> (usize, World) {
+    /// Starts the instance `number`. Returns the index of its link to Redis, and the [`World`] that runs the server.
+    fn start(&mut self, number: usize) -> (usize, World) {
         let link = Network::add_link(&self.network);
         let at = link.at;
         let mut args = vec!["wirechat"];
@@ -207,6 +195,7 @@ impl<'a> Cluster<'a> {
         let broker = Box::new(RedisBroker::new(Box::new(link), settings, random, names));
         let seed = self.plan.seed * 7 + at as u64;
         let mut world = World::with_broker(&args[1..], seed, false, |_| broker);
+        world.trace = trace::writer(format!("instance {number} "));
         world.jump(self.now);
         (at, world)
     }
@@ -285,7 +274,7 @@ impl<'a> Cluster<'a> {
                 continue;
             }
             if self.instances[at].world.is_none() {
-                let (link, world) = self.start();
+                let (link, world) = self.start(at);
                 (self.instances[at].link, self.instances[at].world) = (link, Some(world));
             }
         }
@@ -300,6 +289,7 @@ impl<'a> Cluster<'a> {
         let instance = &mut self.instances[at];
         let Some(world) = instance.world.as_mut().filter(|_| instance.until <= self.now) else { return false };
         world.jump(self.now - world.now());
+        trace::set_time(self.now);
         if !world.is_stopped && !world.has_work() && !self.network.borrow().has_events(instance.link) {
             return false;
         }
@@ -361,9 +351,6 @@ impl<'a> Cluster<'a> {
         let after = self.users[user].conn.as_ref().map_or(0, |conn| conn.hash);
         if before != after {
             self.hash = (self.hash ^ after).wrapping_mul(0x0100_0000_01b3);
-        }
-        for line in std::mem::take(&mut self.users[user].lines) {
-            self.note(|| format!("user{user} receives {line}"));
         }
         if matches!(outcome, ReceiveOutcome::End) {
             self.note(|| format!("user{user} has lost its connection"));

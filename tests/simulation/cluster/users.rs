@@ -30,8 +30,6 @@ pub struct User {
     /// Whether the server closed the last connection with 1013. Before such a Close, the server sends an error for each
     /// rejected message.
     has_all_rejections: bool,
-    /// Events and Close frames that the user has received but that are not yet in the trace.
-    pub lines: Vec<String>,
 }
 
 pub struct Conn {
@@ -92,7 +90,6 @@ impl User {
             connects_at: None,
             connections: 0,
             has_all_rejections: false,
-            lines: Vec::new(),
         }
     }
 
@@ -265,11 +262,9 @@ impl User {
                             .bytes()
                             .fold(conn.hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
                     }
-                    self.lines.push(text.clone());
                     self.handle_event(&text, now, at, record, private_messages);
                 }
                 8 => {
-                    self.lines.push(format!("{frame:?}"));
                     let code = frame.payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
                     self.has_all_rejections = code == 1013;
                     if !matches!(code, 1000 | 1001 | 1008 | 1013) {

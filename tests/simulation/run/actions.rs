@@ -4,10 +4,7 @@ use super::*;
 
 impl Run<'_> {
     pub(super) fn queue(&mut self, at: usize, out: Output) {
-        let latency = self.script.latency;
-        let number = self.conns[at].last_send_at.as_nanos() as u64 ^ self.conns[at].number << 20;
-        let delay = latency.mul_f64(Rng::with_seed(number ^ self.script.seed).f64());
-        let delay = if self.is_calm { delay / 10 } else { delay };
+        let delay = self.delay(at, self.conns[at].last_send_at);
         let conn = &mut self.conns[at];
         let time = conn.last_send_at.max(self.world.now() + delay);
         conn.last_send_at = time;
@@ -15,6 +12,14 @@ impl Run<'_> {
         if !self.active.contains(&at) {
             self.active.push(at);
         }
+    }
+
+    /// Returns the network delay of the next bytes. Depends only on the seed, the connection, and the time `last` of the
+    /// bytes before.
+    pub(super) fn delay(&self, at: usize, last: Duration) -> Duration {
+        let number = last.as_nanos() as u64 ^ self.conns[at].number << 20;
+        let delay = self.script.latency.mul_f64(Rng::with_seed(number ^ self.script.seed).f64());
+        if self.is_calm { delay / 10 } else { delay }
     }
 
     pub(super) fn queue_bytes(&mut self, at: usize, bytes: Vec<u8>) {
@@ -43,6 +48,7 @@ impl Run<'_> {
             conn.client.reset();
             conn.is_reset = true;
             conn.outgoing.clear();
+            conn.incoming.clear();
         }
     }
 
@@ -71,6 +77,7 @@ impl Run<'_> {
             status: None,
             outgoing: VecDeque::new(),
             last_send_at: Duration::ZERO,
+            incoming: VecDeque::new(),
             hash: 0xcbf2_9ce4_8422_2325,
             frames: Vec::new(),
             received_close: None,
@@ -154,7 +161,6 @@ impl Run<'_> {
     }
 
     pub(super) fn send_text(&mut self, at: usize, text: &str, random: &mut Rng) {
-        note!(self, "{} sends {}", self.name(at), text.chars().take(200).collect::<String>());
         let bytes = if text.len() > 2 && random.u8(..12) == 0 {
             let (start, end) = text.as_bytes().split_at(text.len() / 2);
             [masked(0x01, start), masked(0x80, end)].concat()
@@ -208,14 +214,16 @@ impl Run<'_> {
         self.actor_states[actor].texts += 1;
         let mut text = format!("m{actor}.{}", self.actor_states[actor].texts);
         let filler = [" x", "é", "\\", "\"", "z", "😀"][random.usize(..6)];
-        let count = text.chars().count();
-        let mut rest = len.saturating_sub(count + 1) / filler.chars().count();
+        let rest = len.saturating_sub(text.chars().count() + 1);
         if rest > 0 {
             text.push(' ');
         }
-        while rest > 0 {
-            text.push_str(filler);
-            rest -= 1;
+        // A repeated filler compresses to almost nothing, so it could never fill an outbox of compressed messages.
+        let mut letters = random.clone();
+        if self.script.option("--deflate").is_some() && letters.bool() {
+            text.extend((0..rest).map(|_| letters.alphanumeric()));
+        } else {
+            text.push_str(&filler.repeat(rest / filler.chars().count()));
         }
         text.trim_end().to_owned()
     }
@@ -352,7 +360,6 @@ impl Run<'_> {
             Action::Close => {
                 let code = [1000, 1000, 1001, 3000, 4999][random.usize(..5)];
                 if let Some(at) = open {
-                    note!(self, "{} sends a Close", self.name(at));
                     self.close(at, code);
                 }
             }
@@ -395,9 +402,9 @@ impl Run<'_> {
                 self.has_jumped = true;
                 self.count("a jump of the clock");
                 for at in &self.active {
-                    // After a clock jump, the idle timeout may expire before a queued Pong reaches the server.
+                    // After a clock jump, the idle timeout may expire before a Ping or its Pong arrives.
                     let conn = &mut self.conns[*at];
-                    conn.has_paused |= !conn.outgoing.is_empty();
+                    conn.has_paused |= !conn.outgoing.is_empty() || !conn.incoming.is_empty();
                 }
                 self.world.jump(Duration::from_millis(random.u64(1..100_000)));
             }

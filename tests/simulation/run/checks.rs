@@ -20,8 +20,11 @@ impl Run<'_> {
             let conn = &self.conns[*at];
             // Skip a reset connection: bytes lost in the reset would count as bytes in the server's outbox.
             let is_checked = conn.is_polite && !conn.is_reset;
-            if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
-                model.check_outbox_bound(token, conn.client.in_flight() + conn.input.len());
+            let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) else { continue };
+            model.check_queued_bytes(token, self.world.queued_bytes(token));
+            if self.script.option("--deflate").is_none() {
+                let incoming: usize = conn.incoming.iter().map(|(_, bytes)| bytes.len()).sum();
+                model.check_outbox_bound(token, conn.client.in_flight() + incoming + conn.input.len());
             }
         }
     }
@@ -240,7 +243,10 @@ impl Run<'_> {
         if !self.world.is_stopped {
             self.run_until(self.world.now() + self.script.drain.unwrap_or_default() + 3 * SECOND);
         }
-        self.active.clone().into_iter().for_each(|at| self.receive(at));
+        for at in self.active.clone() {
+            self.conns[at].incoming.iter_mut().for_each(|(at, _)| *at = Duration::ZERO);
+            self.receive(at);
+        }
         if self.has_failed() {
             return;
         }

@@ -22,6 +22,7 @@ impl Run<'_> {
             let broker = durable::broker(disk, inner, limits, model);
             Box::new(Events { broker, model: Rc::clone(model) })
         });
+        world.trace = trace::writer(String::new());
         world.jump(at);
         world
     }
@@ -60,6 +61,7 @@ impl Run<'_> {
         for conn in self.conns.iter_mut().filter(|conn| !conn.is_from_earlier_run) {
             conn.client.reset();
             conn.outgoing.clear();
+            conn.incoming.clear();
             (conn.is_over, conn.is_reset, conn.is_from_earlier_run) = (true, true, true);
         }
         self.active.clear();

@@ -3,17 +3,10 @@
 //! checks the bytes that it has received against the model.
 
 macro_rules! note {
-    ($run:expr, $($arg:tt)*) => {
-        if $run.is_tracing {
-            let line = format!("{:>12.3} s  {}", $run.world.now().as_secs_f64(), format!($($arg)*));
-            TRACE.with_borrow_mut(|trace| {
-                if trace.len() == TRACE_LEN {
-                    trace.pop_front();
-                }
-                trace.push_back(line);
-            });
-        }
-    };
+    ($run:expr, $($arg:tt)*) => {{
+        trace::set_time($run.world.now());
+        trace::push(|| format!($($arg)*));
+    }};
 }
 
 mod actions;
@@ -49,6 +42,7 @@ use crate::model::{ACKNOWLEDGEMENT, BOUNDS, FRAMES, LIVENESS, LOG, MEMBERS, Mode
 use crate::script::{Action, Actor, ROOMS, Script, TimedAction};
 use crate::support::users::{self, Dialect, encode};
 use crate::support::{KEY, masked, upgrade_request};
+use crate::trace;
 use flate2::{Decompress, FlushDecompress};
 
 use receiving::parse_frame;
@@ -60,15 +54,12 @@ const MAX_TURNS: usize = 50_000;
 /// it fails: the server wakes up for nothing. A client that does not read causes 20 such turns: with `--ping-interval 3`,
 /// the server queues a Ping every 3 seconds, and drops the client after a minute.
 const MAX_IDLE_TURNS: usize = 25;
-const TRACE_LEN: usize = 50;
 /// The username of rude clients, which play the test cases of `wirechat poke` and so may violate the protocol.
 const RUDE_USERNAME: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// The last trace lines of a run. They are in a thread-local, because [`Run`] is dropped when the server panics.
-    static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
-    /// Number of actions that the current run has executed.
+    /// Number of actions that the current run has executed. In a thread-local, because a panic drops [`Run`].
     static STEP: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -77,16 +68,11 @@ pub fn last_step() -> usize {
     STEP.get()
 }
 
-/// Removes and returns the last trace lines of the most recent traced run.
-pub fn last_trace() -> VecDeque<String> {
-    TRACE.take()
-}
-
 pub struct Outcome {
     pub violation: Option<Violation>,
     /// Number of actions executed before the end of the script or the first violation.
     pub step: usize,
-    /// The last trace lines, which describe events in plain words. Empty if the run was not traced.
+    /// The last events. Empty if the run was not traced.
     pub trace: VecDeque<String>,
     pub hash: u64,
     /// For each actor, the frames that it has received on all of its connections, without everything that depends on rude
@@ -116,6 +102,8 @@ struct Conn {
     status: Option<u16>,
     outgoing: VecDeque<(Duration, Output)>,
     last_send_at: Duration,
+    /// Bytes on their way from the server, each with the time of its arrival.
+    incoming: VecDeque<(Duration, Vec<u8>)>,
     hash: u64,
     /// The received frames, after `strip_rude_clients` has removed everything that depends on rude clients. A test
     /// compares them in a run with a rude client and a run without one.
@@ -153,6 +141,21 @@ impl Conn {
         let (at, out) = self.outgoing.front()?;
         let is_blocked = matches!(out, Output::Bytes(_)) && self.client.is_open() && self.client.space() == 0;
         (!is_blocked).then_some(*at)
+    }
+
+    fn receives_at(&self) -> Option<Duration> {
+        self.incoming.front().map(|(at, _)| *at)
+    }
+
+    /// When the client next sends or receives something.
+    fn acts_at(&self) -> Option<Duration> {
+        self.sends_at().into_iter().chain(self.receives_at()).min()
+    }
+
+    /// The bytes that the server has written and the client has not processed.
+    fn unread(&self) -> Vec<u8> {
+        let incoming = self.incoming.iter().flat_map(|(_, bytes)| bytes);
+        self.input.iter().chain(incoming).copied().chain(self.client.unread()).collect()
     }
 }
 
@@ -196,7 +199,6 @@ pub struct Run<'a> {
     is_calm: bool,
     is_stopping: bool,
     has_jumped: bool,
-    is_tracing: bool,
     turns: (Duration, usize),
     messages: u64,
 }
@@ -206,7 +208,8 @@ fn mix(hash: u64, bytes: &[u8]) -> u64 {
 }
 
 pub fn run(script: &Script, is_tracing: bool) -> Outcome {
-    let mut run = Run::new(script, is_tracing);
+    trace::start(is_tracing);
+    let mut run = Run::new(script);
     STEP.set(0);
     for timed in &script.actions {
         run.run_until(timed.at);
@@ -227,7 +230,7 @@ pub fn run(script: &Script, is_tracing: bool) -> Outcome {
 }
 
 impl<'a> Run<'a> {
-    fn new(script: &'a Script, is_tracing: bool) -> Run<'a> {
+    fn new(script: &'a Script) -> Run<'a> {
         let model = Rc::new(RefCell::new(Model::new(script.rules())));
         let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
@@ -269,7 +272,6 @@ impl<'a> Run<'a> {
             is_calm: false,
             is_stopping: false,
             has_jumped: false,
-            is_tracing,
             turns: (Duration::ZERO, 0),
             messages: 0,
         };
@@ -287,7 +289,7 @@ impl<'a> Run<'a> {
         }
         let mut late = None;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let world = World::with_broker(&args, script.seed, script.is_observed, |broker| {
+        let mut world = World::with_broker(&args, script.seed, script.is_observed, |broker| {
             let (broker, events) = (Box::new(broker), VecDeque::new());
             let inner = Box::new(Decisions { broker, model: Rc::clone(model), events });
             let broker: Box<dyn wirechat::broker::Broker> = match script.delay {
@@ -300,6 +302,7 @@ impl<'a> Run<'a> {
             };
             Box::new(Events { broker, model: Rc::clone(model) })
         });
+        world.trace = trace::writer(String::new());
         (late, world)
     }
 
@@ -326,7 +329,7 @@ impl<'a> Run<'a> {
         Outcome {
             violation: model.violation.clone(),
             step: last_step(),
-            trace: last_trace(),
+            trace: trace::take(),
             hash,
             received,
             time: self.world.now(),
@@ -344,9 +347,9 @@ impl<'a> Run<'a> {
                 continue;
             }
             let now = self.world.now();
-            let outgoing = self.active.iter().filter_map(|at| self.conns[*at].sends_at()).min();
+            let clients = self.active.iter().filter_map(|at| self.conns[*at].acts_at()).min();
             let release = self.has_pending_events().then_some(self.release_at);
-            let times = [outgoing, release, self.world.next_turn_at()];
+            let times = [clients, release, self.world.next_turn_at()];
             let next = times.into_iter().flatten().min().unwrap_or(end).max(now);
             if next >= end {
                 self.world.jump(end.saturating_sub(now));
@@ -364,7 +367,7 @@ impl<'a> Run<'a> {
     fn is_ready(&self) -> bool {
         let now = self.world.now();
         let is_due = || {
-            self.active.iter().any(|at| self.conns[*at].sends_at().is_some_and(|at| at <= now))
+            self.active.iter().any(|at| self.conns[*at].acts_at().is_some_and(|at| at <= now))
                 || self.has_pending_events() && self.release_at <= now
         };
         self.world.has_work() || is_due()
@@ -372,6 +375,7 @@ impl<'a> Run<'a> {
 
     fn turn(&mut self) {
         let now = self.world.now();
+        trace::set_time(now);
         self.turns = if self.turns.0 == now { (now, self.turns.1 + 1) } else { (now, 1) };
         if self.turns.1 > MAX_TURNS {
             return self.fail(LIVENESS, "the server spins");
@@ -427,7 +431,8 @@ impl<'a> Run<'a> {
         if self.model.borrow().leave_count > leave_count + 128 {
             self.count("a hold of broadcasts");
         }
-        if self.read_log() || has_sent || releases > 0 || self.stderr_ready_at > now {
+        let has_received = self.active.iter().any(|at| self.conns[*at].receives_at().is_some_and(|at| at <= now));
+        if self.read_log() || has_sent || has_received || releases > 0 || self.stderr_ready_at > now {
             self.world.idle_turns = 0;
         }
         // During a drain, the server runs a turn every 100 ms, even if no client is to be closed.
@@ -499,9 +504,8 @@ impl<'a> Run<'a> {
             let slow = line.starts_with("LEAVE") && line.contains("too slow to read");
             if let Some(at) = slow.then(|| self.connection_of(line)).flatten() {
                 let conn = &self.conns[at];
-                let mut unread = conn.input.clone();
                 let is_half = conn.status == Some(101) && {
-                    unread.extend(conn.client.unread());
+                    let unread = conn.unread();
                     let mut rest = &unread[..];
                     while let Ok(Some(frame)) = parse_frame(rest, conn.inflater.is_some()) {
                         rest = &rest[frame.len..];

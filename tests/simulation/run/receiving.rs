@@ -64,15 +64,26 @@ fn strip_rude_clients(text: &str) -> Option<String> {
 
 impl Run<'_> {
     pub(super) fn receive(&mut self, at: usize) {
+        let now = self.world.now();
         let bytes = self.conns[at].client.read();
         if !bytes.is_empty() {
-            let conn = &mut self.conns[at];
+            let last = self.conns[at].incoming.back().map_or(now, |(last, _)| *last);
+            let arrives_at = last.max(now + self.delay(at, now));
+            self.conns[at].incoming.push_back((arrives_at, bytes));
+        }
+        let conn = &mut self.conns[at];
+        let mut has_arrived = false;
+        while let Some((_, bytes)) = conn.incoming.pop_front_if(|(at, _)| *at <= now) {
             conn.hash = mix(conn.hash, &bytes);
             conn.input.extend(bytes);
+            has_arrived = true;
+        }
+        if has_arrived {
             self.read_input(at);
         }
-        let end = self.conns[at].client.server_end();
-        if end != End::Open || self.conns[at].is_reset {
+        let conn = &self.conns[at];
+        let end = conn.client.server_end();
+        if conn.is_reset || end != End::Open && conn.incoming.is_empty() {
             self.handle_end(at, end);
         }
     }
@@ -137,7 +148,6 @@ impl Run<'_> {
     pub(super) fn read_head(&mut self, at: usize, head: &str) {
         let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
         let Some(status) = status else { return self.fail(FRAMES, format!("no HTTP response: {head:?}")) };
-        note!(self, "{} receives {status}", self.name(at));
         let script = self.script;
         let has_jumped = self.has_jumped;
         let conn = &mut self.conns[at];
@@ -178,7 +188,6 @@ impl Run<'_> {
         }
         match frame.first {
             0x89 => {
-                note!(self, "{} receives a Ping", self.name(at));
                 if !self.conns[at].is_silent {
                     self.queue_bytes(at, masked(0x8a, &frame.payload));
                 }
@@ -208,7 +217,6 @@ impl Run<'_> {
 
     pub(super) fn read_text(&mut self, at: usize, text: &str) {
         let Some(token) = self.conns[at].token else { return };
-        note!(self, "{} receives {}", self.name(at), text.chars().take(200).collect::<String>());
         let expected = self.model.borrow_mut().receive(token, text);
         let (actor, dialect) = (self.conns[at].actor, self.conns[at].dialect);
         let Some(expected) = expected else { return self.read_reply(at, text) };
@@ -327,7 +335,6 @@ impl Run<'_> {
             }
             [_] => return self.fail(FRAMES, "a Close with one byte"),
         };
-        note!(self, "{} receives the Close {close:?}", self.name(at));
         let conn = &self.conns[at];
         let script = self.script;
         let is_right = match close.0 {
