@@ -68,7 +68,8 @@ impl Run<'_> {
         let bytes = self.conns[at].client.read();
         if !bytes.is_empty() {
             let last = self.conns[at].incoming.back().map_or(now, |(last, _)| *last);
-            let arrives_at = last.max(now + self.delay(at, now));
+            // The delay of a connection is constant. Otherwise, an event about the rude client could delay the next one.
+            let arrives_at = last.max(now + self.delay(at, Duration::ZERO));
             self.conns[at].incoming.push_back((arrives_at, bytes));
         }
         let conn = &mut self.conns[at];
