@@ -41,7 +41,7 @@
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`]: the other tools.
 //! 16. [`config_file`], [`systemd`], [`proxy_protocol`]: options from a file; sockets from systemd; a proxy's header.
-//! 17. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
+//! 17. [`tools::poke`]: a table of valid and hostile client behavior, and the client that runs it.
 //!
 //! # One message, seven hops
 //! | | code | what happens to the message |

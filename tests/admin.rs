@@ -1002,7 +1002,7 @@ fn a_server_without_descriptors_is_not_ready() {
     let limit = ["--pid".to_owned(), host.server.pid().to_string(), format!("--nofile={free}:")];
     assert!(Command::new("prlimit").args(limit).status().expect("prlimit runs").success());
     let _waiting = host.server.connect();
-    host.server.wait_for_log("REJECT all clients wait in the backlog");
+    host.server.wait_for_log("ACCEPT failed");
     monitor.send(&get("/ready").bytes());
     let response = monitor.read_response();
     assert_eq!((response.status, response.body.starts_with("descriptors: ")), (503, true), "{response:?}");

@@ -379,7 +379,7 @@ fn running_out_of_file_descriptors() {
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
     let request = upgrade_request(&events_path("late", "late"));
     let waiting: Vec<usize> = (0..20).map(|_| crowd.connect(&server, &request, true)).collect();
-    server.wait_for_log("REJECT all clients wait in the backlog");
+    server.wait_for_log("ACCEPT failed");
     clients.talk(50);
     clients.settle();
     crowd.turn();

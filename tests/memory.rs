@@ -278,10 +278,10 @@ fn a_silent_peer_in_a_busy_room() {
     sleeper.expect_end();
 }
 
-/// The time during which the machine is suspended does not count as silence. The server pings the peer, and keeps the
+/// The time during which the process is suspended does not count as silence. The server pings the peer, and keeps the
 /// connection if the peer replies.
 #[test]
-fn a_suspended_machine_does_not_disconnect_its_peers() {
+fn a_suspended_process_does_not_disconnect_its_peers() {
     let mut world = World::new(&[]);
     let client = world.upgrade(ECHO);
     world.jump(seconds(3600));
@@ -292,11 +292,11 @@ fn a_suspended_machine_does_not_disconnect_its_peers() {
     client.expect_nothing();
 }
 
-/// The machine is suspended, and resumes an hour after the server's next check for silence was due. The server counts
+/// The process is suspended, and resumes an hour after the server's next check for silence was due. The server counts
 /// only the 10 seconds of silence up to the time when the check was due. The Ping therefore follows 20 seconds later,
 /// after 30 counted seconds (the default `--ping-interval`).
 #[test]
-fn a_suspended_machine_does_not_ping_its_peers_early() {
+fn a_suspended_process_does_not_ping_its_peers_early() {
     let mut world = World::new(&[]);
     let client = world.upgrade(ECHO);
     world.advance(seconds(20));
@@ -334,7 +334,7 @@ fn spurious_edges_do_not_postpone_pings() {
         let client = world.upgrade(ECHO);
         for _ in 0..60 {
             world.advance(seconds(1));
-            if !client.is_cut() {
+            if !client.is_closed_by_server() {
                 world.turn();
             }
         }
@@ -374,10 +374,10 @@ fn peers_that_do_not_reply_to_a_close() {
             while world.now() + millis(100) < end {
                 client.send(then);
                 world.advance(millis(100));
-                assert!(!client.is_cut(), "at {:?}", world.now());
+                assert!(!client.is_closed_by_server(), "at {:?}", world.now());
             }
             world.advance(millis(100));
-            assert!(client.is_cut());
+            assert!(client.is_closed_by_server());
             client.expect_end();
             witnesses.chat(&mut world);
         },
@@ -394,11 +394,11 @@ fn a_rejected_peer_that_stays_is_disconnected() {
     world.settle();
     assert_eq!(Response::parse(&client.read()).status, 401);
     for _ in 0..5 {
-        assert!(!client.is_cut());
+        assert!(!client.is_closed_by_server());
         client.send(b"and another thing");
         world.advance(seconds(1));
     }
-    assert!(client.is_cut());
+    assert!(client.is_closed_by_server());
     client.expect_end();
 }
 
@@ -477,11 +477,11 @@ fn a_slow_consumer_that_never_reads_again_is_disconnected() {
         slow.set_reading(false);
         assert_eq!(send_until_left_event(&mut world, &talker), "slow");
         for _ in 0..5 {
-            assert!(!slow.is_cut());
+            assert!(!slow.is_closed_by_server());
             slow.send(&masked(0x8a, b""));
             world.advance(seconds(1));
         }
-        assert!(slow.is_cut());
+        assert!(slow.is_closed_by_server());
         slow.set_reading(true);
         for frame in slow.read_frames() {
             json_of(&frame);
@@ -628,7 +628,7 @@ fn a_slow_client_that_half_closes() {
         world.settle();
         assert_eq!(talker.read_event("left"), json!({"username": "late"}), "at once");
         world.advance(millis(4_900));
-        assert!(!late.is_cut());
+        assert!(!late.is_closed_by_server());
         if returns {
             late.set_reading(true);
             world.settle();
@@ -637,7 +637,7 @@ fn a_slow_client_that_half_closes() {
             assert_eq!(world.reason(&late), "the peer ended the stream without a Close");
         } else {
             world.advance(millis(100));
-            assert!(late.is_cut());
+            assert!(late.is_closed_by_server());
             assert_eq!(world.reason(&late), "the peer did not read the last bytes in time");
         }
     }
@@ -803,7 +803,7 @@ fn a_rejected_connection_is_not_counted() {
         members.push(next);
         assert_eq!(request_upgrade(&mut world).1, 503, "the server accepts only one client");
     }
-    assert!(!rejected.is_cut(), "the rejected connection still lingers");
+    assert!(!rejected.is_closed_by_server(), "the rejected connection still lingers");
 }
 
 #[test]
@@ -820,7 +820,7 @@ fn rejected_connections_are_bounded_in_number_and_time() {
         .collect();
     let (cut, lingering) = rejected.split_at(50 - (MAX_LINGERING - 1));
     assert!(cut.iter().all(|client| world.reason(client) == "too many rejected connections linger"));
-    assert!(lingering.iter().all(|client| !client.is_cut()));
+    assert!(lingering.iter().all(|client| !client.is_closed_by_server()));
     world.advance(CLOSE_TIMEOUT);
     assert!(lingering.iter().all(|client| world.reason(client) == "the peer did not end the stream in time"));
     assert_eq!(world.connection_count(), 8);
@@ -878,7 +878,7 @@ fn a_rejected_connection_is_not_counted_for_its_address() {
     first.0.send(&close_frame(1000));
     world.settle();
     assert_eq!(from(&mut world).1, 101, "the server accepts the next client at once");
-    assert!(!rejected.0.is_cut());
+    assert!(!rejected.0.is_closed_by_server());
     world.advance(CLOSE_TIMEOUT);
     assert_eq!(from(&mut world).1, 503, "the end of the lingering connection frees no second place");
 }
@@ -1029,7 +1029,7 @@ fn request_heads_fill_the_buffers() {
     let mut witnesses = Witnesses::join(&mut world);
     let head = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(8000));
     let clients: Vec<Client> = (0..30).map(|_| connect_and_send(&mut world, head.as_bytes())).collect();
-    let cut: Vec<&Client> = clients.iter().filter(|client| client.is_cut()).collect();
+    let cut: Vec<&Client> = clients.iter().filter(|client| client.is_closed_by_server()).collect();
     assert_eq!(cut.len(), 30 - 200_000 / head.len());
     assert!(cut.iter().all(|client| world.reason(client) == "the server's buffers are full"));
     witnesses.chat(&mut world);

@@ -82,7 +82,7 @@ impl<S> Listener<S> {
                     self.next_accept_at = Some(now + RETRY_DELAY);
                     if self.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL) {
                         self.logged_at = Some(now);
-                        log::warn!("REJECT all clients wait in the backlog: {error}");
+                        log::warn!("ACCEPT failed, all clients wait in the backlog: {error}");
                     }
                 }
             }

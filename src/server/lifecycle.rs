@@ -179,7 +179,7 @@ impl<S: Socket> Server<S> {
         connection.outbox.push_response(response);
         (connection.cold.service, connection.cold.proof) = (Some(service), Proof::new(&identity));
         (connection.cold.deflate, connection.variant) = (deflate.filter(|_| service == Service::Echo), deflate.into());
-        connection.cold.stage = Stage::Open(self.fanout.deflater.open(limits));
+        connection.cold.stage = Stage::Open(self.fanout.deflater.new_protocol(limits));
         self.connections.queue(Work::Write, token);
         if let Some(request) = join {
             self.chat.join(token, *request, self.now);
@@ -410,7 +410,7 @@ impl<S: Socket> Server<S> {
         if self.shutdown.is_some() {
             return false;
         }
-        log::info!("STOP connections to close: {}", self.connection_count());
+        log::info!("STOP connections={}", self.connection_count());
         if !drains {
             (self.config.drain_delay, self.config.drain) = (Duration::ZERO, Duration::ZERO);
         }

@@ -166,8 +166,8 @@ impl Outbox {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
 
-    /// Drops all output except the HTTP response and the rest of a half-sent frame. Without the response, the peer could
-    /// not read a Close.
+    /// Drops all output except the HTTP response and the rest of a half-sent frame. Without the response, the peer
+    /// could not read a Close.
     pub fn drop_unsent(&mut self) {
         let (start, end) = (self.sent as usize, self.frame_end(self.sent as usize));
         let rest = self.chunks.front().map(|chunk| chunk.bytes()[start..end].to_vec()).unwrap_or_default();

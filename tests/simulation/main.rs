@@ -54,7 +54,7 @@ const INSTANCES_EVERY: u64 = 3;
 /// States that a run of 300 or more seeds must reach.
 const FREQUENT_STATES: &[&str] = &[
     "a Close by the server",
-    "a Close that is answered",
+    "a Close in reply",
     "a Close with 1013",
     "a Close without a reply",
     "a drain",
@@ -130,13 +130,21 @@ thread_local! {
     static LAST_PANIC: Cell<String> = const { Cell::new(String::new()) };
 }
 
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a. Starts from `hash`, which is `FNV_OFFSET` or the hash of the previous bytes.
+fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 struct Arguments {
     seed: Option<u64>,
     seeds: u64,
     from: u64,
     /// Whether to reduce a failing script to fewer actions that still cause the failure.
     shrinks: bool,
-    /// Whether to simulate several instances of the server with every seed, and to skip single-server runs.
+    /// Whether to simulate several instances of the server with every seed. In a range of seeds, also skips the
+    /// single-server runs.
     instances: bool,
 }
 
@@ -173,8 +181,7 @@ fn run(script: &Script, is_tracing: bool) -> Outcome {
 }
 
 /// Runs a script. Some scripts run twice, the second time with a trace, to check that a seed reproduces its run. Some
-/// scripts with a client that violates the protocol also run without that client, to check that this client does not
-/// affect the others.
+/// scripts with a rude client also run without it, to check that it does not affect the others.
 fn check(script: &Script) -> Outcome {
     let mut outcome = run(script, false);
     if outcome.violation.is_some() {
@@ -182,6 +189,7 @@ fn check(script: &Script) -> Outcome {
     }
     if script.seed.is_multiple_of(REPLAY_EVERY) {
         let again = run(script, true);
+        // An empty trace would mean that nothing was traced: a failing seed would then be reported without its events.
         if again.hash != outcome.hash || again.time != outcome.time || again.trace.is_empty() {
             let text = format!("hashes {:016x} and {:016x}, {} events", outcome.hash, again.hash, again.trace.len());
             outcome.violation = Some(Violation { rule: DETERMINISM, text });

@@ -920,9 +920,9 @@ impl Model {
                     }
                 };
                 let (message, Some(dialect)) = (quoted(&message), self.dialect(*client)) else { return };
-                let answer = nonce.as_ref().map(|nonce| format!(r#","nonce":{}"#, quoted(nonce))).unwrap_or_default();
+                let reply = nonce.as_ref().map(|nonce| format!(r#","nonce":{}"#, quoted(nonce))).unwrap_or_default();
                 let text = match dialect {
-                    Dialect::Events => format!(r#"{{"event":"error","data":{{"message":{message}{answer}}}}}"#),
+                    Dialect::Events => format!(r#"{{"event":"error","data":{{"message":{message}{reply}}}}}"#),
                     Dialect::Rooms => format!(r#"{{"type":"error","message":{message}}}"#),
                     Dialect::Presence => format!(r#"{{"error":{message}}}"#),
                 };

@@ -30,11 +30,10 @@ pub struct Script {
     pub is_observed: bool,
     pub has_crowd: bool,
     pub is_public: bool,
-    /// One client violates the protocol. Unless `shares_room` is also set, the other clients must receive the same
-    /// bytes as in a run without that client.
+    /// The script has one rude client and also runs without it. In both runs, each other client must receive the same
+    /// frames, apart from random values (`epoch`, `session`) and everything about the rude client.
     pub is_independent: bool,
-    /// The client that violates the protocol joins a room of other clients. In a run without that client, the others
-    /// must receive the same events, except those about that client.
+    /// The rude client joins a room of other clients, instead of a room of its own.
     pub shares_room: bool,
     pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
@@ -90,7 +89,8 @@ pub enum Action {
     JumpClock,
     FailPublish,
     RejectJoin,
-    Rest,
+    /// Stops the faults for 8 simulated seconds and checks that the server delivers everything that is pending.
+    StopFaults,
 }
 
 pub const ROOMS: [&str; 5] = ["general", "rust", "tea", "Été", "a b"];
@@ -150,7 +150,7 @@ impl Script {
             }
         }
         if shares_room {
-            // The test repeats this script without its misbehaving client and compares what the other clients receive.
+            // The test repeats this script without its rude client and compares what the other clients receive.
             // Exclude options with which that client's presence would change their history or member list.
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
@@ -198,7 +198,7 @@ impl Script {
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
         // Each read, write and turn of the event loop advances the random number generator that decides a connection's
-        // faults. A misbehaving client causes additional turns and, in a shared room, additional reads and writes on
+        // faults. A rude client causes additional turns and, in a shared room, additional reads and writes on
         // the other connections. Turn off the faults that would differ in a run without that client.
         let [short_io_chance, would_block_chance, interrupt_chance, spurious_edge_chance] =
             if shares_room { [0.0; 4] } else { chances };
@@ -255,8 +255,8 @@ impl Script {
         self.drain = Some(Duration::from_secs(delay + drain));
     }
 
-    /// Enables compression in half of the scripts. Excludes scripts that compare two runs with different clients,
-    /// because the compressed bytes that a client receives depend on other clients.
+    /// Enables compression in half of the scripts. Do not call this for a script that compares two runs with different
+    /// clients: the compressed bytes that a client receives depend on the other clients.
     fn compress(&mut self, random: &mut Rng) {
         if random.bool() {
             self.options.push(("--deflate", "true".into()));
@@ -308,7 +308,7 @@ impl Script {
             (JumpClock, 1, 30),
             (FailPublish, 4, 60),
             (RejectJoin, 2, 50),
-            (Rest, 1, 50),
+            (StopFaults, 1, 50),
         ] {
             if random.u32(..100) < chance {
                 weights.push((action, weight * random.u32(1..6)));
@@ -321,7 +321,7 @@ impl Script {
         if self.is_independent {
             // Exclude actions after which many handshakes are pending at once: the server limits the handshakes per
             // turn, so the clients would delay each other.
-            weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
+            weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | StopFaults));
         }
         if self.shares_room {
             weights.retain(|(action, _)| !matches!(action, StopReading | ReadSome | ReadAll));

@@ -1,5 +1,6 @@
-//! The last events of a traced run: every frame and state change of each connection in the words of `--trace`, the log
-//! lines, and the actions and faults of the script. In thread-locals, because a panic in the server drops the run.
+//! The last events of a traced run, one line each, as `--trace` writes them: the state changes and frames of each
+//! connection (except empty Pings and Pongs), the log lines, and the script's actions and faults. The lines are in a
+//! thread-local, because a panic in the server drops the run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -45,16 +46,16 @@ pub fn push(line: impl FnOnce() -> String) {
     }
 }
 
-/// Returns a function that adds a record of a connection to the trace, with `server` in front: the name of the server,
-/// if a run has several. Returns `None` if the run is not traced.
-pub fn writer(server: String) -> Option<WriteRecord> {
+/// Returns a function that adds a connection's records to the trace, or `None` if the run is not traced. `prefix`
+/// starts each line: empty, or, in a run with several instances, the instance's name and a space.
+pub fn writer(prefix: String) -> Option<WriteRecord> {
     let write = move |record: &Record| {
         if is_keepalive(record) {
             return;
         }
         let mut line = String::new();
         text::write(record, STYLE, &mut line);
-        push(|| format!("{server}{}", line[TIMESTAMP_LEN..].trim()));
+        push(|| format!("{prefix}{}", line[TIMESTAMP_LEN..].trim()));
     };
     IS_ON.get().then(|| Rc::new(write) as _)
 }

@@ -55,8 +55,8 @@ impl Faults {
 /// Outputs one record of a trace.
 pub type WriteRecord = Rc<dyn Fn(&Record)>;
 
-/// Traces a connection as `--trace` does. Taps the socket, because an [`Observer`](wirechat::server::observer::Observer)
-/// could change what the server does.
+/// Traces a connection as `--trace` does. Taps the socket instead of using an observer, which could change what the
+/// server does.
 pub struct Trace {
     tap: Tap,
     records: Records,
@@ -69,7 +69,7 @@ impl Trace {
         Trace { tap: Tap::new(connection.0, records.clone()).hold_failures(), records, write }
     }
 
-    /// The records get no time, because `write` knows it.
+    /// Passes a dummy time: `write` drops the tracer's timestamp and uses the simulated time.
     fn observe(&mut self, from: Role, bytes: &[u8]) {
         self.tap.observe(from, bytes, SystemTime::UNIX_EPOCH);
         self.records.take().iter().for_each(|record| (self.write)(record));
@@ -330,7 +330,7 @@ impl Client {
     }
 
     /// Whether the server has closed its socket.
-    pub fn is_cut(&self) -> bool {
+    pub fn is_closed_by_server(&self) -> bool {
         self.link().is_dropped
     }
 

@@ -87,7 +87,7 @@ impl World {
         wrap: impl FnOnce(MemoryBroker) -> Box<dyn Broker>,
     ) -> World {
         // Only the first call in a process succeeds. All tests of the process share the logger.
-        let _ = log::set_logger(&LogCheck);
+        let _ = log::set_logger(&TestLogger);
         log::set_max_level(log::LevelFilter::Debug);
         let config = Config::try_parse_from([&["wirechat"], args].concat()).expect("arguments");
         config.validate().expect("a valid configuration");
@@ -220,7 +220,7 @@ impl World {
         self.settle();
     }
 
-    /// Advances the clock by `time` without running a turn, as if the machine had been suspended.
+    /// Advances the clock by `time` without running a turn, as if the server process had been suspended (SIGSTOP).
     pub fn jump(&mut self, time: Duration) {
         self.now.monotonic += time;
         self.now.time += time;
@@ -435,10 +435,10 @@ pub fn take_log_lines() -> Vec<String> {
     LOG_LINES.take()
 }
 
-/// A logger that panics if a line contains a token or a control character.
-struct LogCheck;
+/// A logger that collects the lines, and panics if a line contains a token or a control character.
+struct TestLogger;
 
-impl log::Log for LogCheck {
+impl log::Log for TestLogger {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }

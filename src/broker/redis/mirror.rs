@@ -229,8 +229,8 @@ impl Mirror {
         remote.map(|(instance, connection, username)| (MemberId::Remote { instance, connection }, username)).collect()
     }
 
-    /// Removes a client of this instance from its room. Queues `Left` if the chat knew the client as a member. Does nothing
-    /// if the client's join is pending: Redis has removed the client, but will execute the join again.
+    /// Removes a client of this instance from its room. Queues `Left` if the chat knew the client as a member. Does
+    /// nothing if the client's join is pending: Redis has removed the client, but will execute the join again.
     pub fn remove_local(&mut self, client: Token) {
         let Some(record) = self.clients.get(&client) else { return };
         let (Some(name), is_visible) = (record.room.clone(), !record.is_hidden) else { return };

@@ -257,8 +257,8 @@ impl RedisBroker {
         }
     }
 
-    /// Registers the instance with Redis: on each new connection, and again if Redis has removed the instance or the inbox
-    /// has a gap. After a gap, the empty generation tells Redis that the instance has missed events.
+    /// Registers the instance with Redis: on each new connection, and again if Redis has removed the instance or the
+    /// inbox has a gap. After a gap, the empty generation tells Redis that the instance has missed events.
     fn register(&mut self) {
         if self.inbox.has_gap {
             self.inbox.generation.clear();
@@ -545,8 +545,8 @@ mod tests {
         assert!(matches!(broker.next_event(), Some(RoomEvent::Joined { client: Token(5), .. })));
     }
 
-    /// The broker finds a gap while a call is pending, and then loses the connection. Or it finds the gap while it waits
-    /// for the reply to `open`. In both cases, it must register without a generation.
+    /// The broker finds a gap while a call is pending, and then loses the connection. Or it finds the gap while it
+    /// waits for the reply to `open`. In both cases, it must register without a generation.
     #[test]
     fn a_gap_is_not_forgotten_during_a_registration() {
         let known = || reply(&["known", "1-a", "1", "0", "0"]);

@@ -52,7 +52,7 @@ impl Report {
             }
             self.screen.print("");
         }
-        self.screen.print("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
+        self.screen.print("wirechat poke CASE [URL] runs one of them, wirechat poke all [URL] runs all.");
     }
 
     /// Runs one test case and prints all details. Returns `true` if the result is expected or allowed.

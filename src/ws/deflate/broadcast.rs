@@ -75,7 +75,7 @@ struct Group {
     // The end of the text that every current `Shared` member has inflated. The next compressed message may refer to it,
     // because it is still in the window of each of these members.
     tail: Vec<u8>,
-    has: [bool; Variant::COUNT], // which compressed variants members use; stale after a member leaves, until `update`
+    is_used: [bool; Variant::COUNT], // the variants that members use; stale after a member leaves, until `update`
 }
 
 impl<K> Default for Deflater<K> {
@@ -99,7 +99,7 @@ impl<K> Deflater<K> {
     }
 
     /// Returns the [`Protocol`] of a new connection, which uses the server's shared pool of inflaters.
-    pub fn open(&self, limits: Limits) -> Protocol {
+    pub fn new_protocol(&self, limits: Limits) -> Protocol {
         let mut protocol = Protocol::new(limits);
         protocol.inflaters = self.inflaters.clone();
         protocol
@@ -119,7 +119,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
             self.context_group = None;
         }
         let members = self.groups.entry(group).or_default();
-        members.has[variant as usize] = true;
+        members.is_used[variant as usize] = true;
         if variant == Variant::Shared {
             members.tail.clear(); // the new member's inflater does not have these bytes
             self.context_group.take_if(|last| *last == group);
@@ -129,10 +129,10 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
     /// Records which [`Variant`]s of a message the current members of the given groups receive. Removes each given
     /// group in which no member receives compressed messages.
     pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
-        for (group, has) in groups {
+        for (group, is_used) in groups {
             let Some(members) = self.groups.get_mut(&group) else { continue };
-            members.has = has;
-            if has[1..] == [false; Variant::COUNT - 1] {
+            members.is_used = is_used;
+            if is_used[1..] == [false; Variant::COUNT - 1] {
                 self.groups.remove(&group);
                 self.context_group.take_if(|last| *last == group);
             }
@@ -142,12 +142,12 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
     /// Appends a message to `frames`, once for each compressed [`Variant`] that the group's members receive. The caller
     /// has already appended the uncompressed message, which begins at `start` in the frames of `Plain`.
     pub fn append(&mut self, group: K, recipients: Recipients, start: usize, frames: &mut [Vec<u8>; Variant::COUNT]) {
-        let Some(Group { tail, has }) = self.groups.get_mut(&group) else { return };
+        let Some(Group { tail, is_used }) = self.groups.get_mut(&group) else { return };
         let [plain_frames, shared_frames, standalone_frames] = frames;
         let Ok(Some(header)) = FrameHeader::parse(Role::Server, &plain_frames[start..]) else { return };
         let text = &plain_frames[start + header.size..];
         let is_plain = text.len() < self.min_payload_len || recipients == Recipients::AllButOne;
-        if has[Variant::Shared as usize] {
+        if is_used[Variant::Shared as usize] {
             if is_plain {
                 shared_frames.extend_from_slice(&plain_frames[start..]);
             } else {
@@ -165,7 +165,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
                 }
             }
         }
-        if has[Variant::Standalone as usize] {
+        if is_used[Variant::Standalone as usize] {
             if is_plain {
                 standalone_frames.extend_from_slice(&plain_frames[start..]);
             } else {
@@ -323,9 +323,9 @@ mod tests {
                     continue;
                 }
                 3 => {
-                    let mut has = [false; Variant::COUNT];
-                    groups[group].iter().for_each(|member| has[member.variant as usize] = true);
-                    deflater.update([(key, has)]);
+                    let mut is_used = [false; Variant::COUNT];
+                    groups[group].iter().for_each(|member| is_used[member.variant as usize] = true);
+                    deflater.update([(key, is_used)]);
                 }
                 _ => {}
             }

@@ -34,7 +34,7 @@ pub struct Network {
     /// The number of the current Redis process. Each start of Redis increments the number.
     process: u32,
     snapshot: Store,
-    links: Vec<Wire>,
+    links: Vec<LinkState>,
     /// Calls that Redis may still execute although their connection is lost. Each entry has the call's arrival time,
     /// the number of the Redis process that it was sent to, and its arguments.
     delayed_calls: Vec<(Duration, u32, Vec<String>)>,
@@ -45,7 +45,7 @@ pub struct Network {
 
 /// The two connections between an instance and Redis: one for calls, one for reading the inbox.
 #[derive(Default)]
-struct Wire {
+struct LinkState {
     queue: VecDeque<(u64, Vec<String>)>,
     events: VecDeque<(u64, LinkEvent)>,
     session: u64,
@@ -133,7 +133,7 @@ impl Network {
 
     pub fn add_link(this: &Rc<RefCell<Network>>) -> SimulatedLink {
         let links = &mut this.borrow_mut().links;
-        links.push(Wire { backoff: MIN_BACKOFF, ..Wire::default() });
+        links.push(LinkState { backoff: MIN_BACKOFF, ..LinkState::default() });
         SimulatedLink { network: Rc::clone(this), at: links.len() - 1, session: 0, reading: 0 }
     }
 
@@ -183,7 +183,7 @@ impl Network {
     /// Removes an instance whose process has ended. Its last call may still be on its way and reach Redis later.
     pub fn forget(&mut self, at: usize) {
         self.break_calls(at, Break::Late);
-        self.links[at] = Wire { is_dead: true, ..Wire::default() };
+        self.links[at] = LinkState { is_dead: true, ..LinkState::default() };
     }
 
     /// Breaks the instance's connection for calls. `how` decides whether and when Redis executes a call in flight.
@@ -217,7 +217,8 @@ impl Network {
         self.snapshot = self.redis.store.borrow().clone();
     }
 
-    /// Kills the Redis process. A partitioned instance notices the lost connection only after the partition ends.
+    /// Kills the Redis process. A partitioned instance gets no reset: it notices when a call times out, or after the
+    /// partition ends.
     pub fn kill_redis(&mut self) {
         self.is_down = true;
         for at in 0..self.links.len() {
@@ -410,7 +411,7 @@ impl Network {
         }
     }
 
-    fn has_entries(&self, link: &Wire) -> bool {
+    fn has_entries(&self, link: &LinkState) -> bool {
         let Some(read) = &link.read else { return false };
         let store = self.redis.store.borrow();
         let Some(Value::Stream(stream)) = store.keys.get(&read.key).map(|entry| &entry.value) else { return false };

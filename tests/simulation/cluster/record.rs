@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::model::{ACKNOWLEDGEMENT, ORDER, Violation};
+use crate::{FNV_OFFSET, fnv1a};
 
 /// For each message id, a hash of the message that clients received. The test compares it with the stored message.
 pub type Fingerprints = BTreeMap<u64, u64>;
@@ -41,10 +42,7 @@ struct Entry {
 
 pub fn fingerprint(message: &Value) -> u64 {
     let fields = ["username", "text", "time", "nonce"].map(|name| message[name].to_string());
-    fields
-        .concat()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    fnv1a(FNV_OFFSET, fields.concat().as_bytes())
 }
 
 impl Record {
@@ -128,8 +126,8 @@ impl Record {
         seen.is_empty() || self.rooms.get(room).is_some_and(|histories| histories.iter().rev().any(fits))
     }
 
-    /// Records the messages of a backlog with this epoch. Fails if no single history contains all messages that clients
-    /// have received under the epoch.
+    /// Records the messages of a backlog with this epoch. Fails if no single history contains the messages of all
+    /// backlogs that clients have received with this epoch.
     pub fn add_backlog(&mut self, room: &str, epoch: &str, given: &Fingerprints) {
         let known = self.epochs.entry((room.to_owned(), epoch.to_owned())).or_default();
         let differs = given.iter().find(|(id, fingerprint)| known.get(id).is_some_and(|known| known != *fingerprint));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::record::{Fingerprints, Record, fingerprint};
+use crate::fnv1a;
 use crate::memory::{Client, End};
 use crate::model::{ACKNOWLEDGEMENT, FRAMES, MEMBERS, ORDER, RESUME};
 use crate::support::users::{Dialect, encode};
@@ -47,9 +48,9 @@ pub struct Conn {
     seen: Fingerprints,
     numbers: u64,
     members: BTreeMap<String, i64>,
-    /// Requests that still wait for a reply, oldest first. An entry is the target room of a switch, or `None` for a
-    /// history request.
-    queries: VecDeque<Option<String>>,
+    /// Commands that still wait for a reply, oldest first. An entry is the target room of a switch, or `None` for a
+    /// `history` command.
+    commands: VecDeque<Option<String>>,
     /// Target rooms of switches that failed with an error. Redis may still execute such a switch later.
     abandoned: Vec<String>,
     /// The user's room, as confirmed by the server.
@@ -134,7 +135,7 @@ impl User {
             seen: Fingerprints::new(),
             numbers: 0,
             members: BTreeMap::new(),
-            queries: VecDeque::new(),
+            commands: VecDeque::new(),
             abandoned: Vec::new(),
             room: self.room.clone(),
             hash: 0,
@@ -143,7 +144,7 @@ impl User {
 
     /// Returns the user's connection if it is still open and the user has joined a room on it.
     pub fn joined(&mut self) -> Option<&mut Conn> {
-        self.conn.as_mut().filter(|conn| conn.is_joined && conn.client.is_open() && !conn.client.is_cut())
+        self.conn.as_mut().filter(|conn| conn.is_joined && conn.client.is_open() && !conn.client.is_closed_by_server())
     }
 
     pub fn send(&mut self, has_nonce: bool) {
@@ -191,7 +192,7 @@ impl User {
         }
         let Some(conn) = self.joined() else { return };
         conn.send(&json!({"event": "switch_room", "data": {"room": room}}));
-        conn.queries.push_back(Some(room.to_owned()));
+        conn.commands.push_back(Some(room.to_owned()));
         room.clone_into(&mut self.room);
         self.epoch.clear();
     }
@@ -206,7 +207,7 @@ impl User {
         let is_events = self.dialect == Dialect::Events;
         let Some(conn) = self.joined().filter(|_| is_events) else { return };
         conn.send(&json!({"event": "history", "data": {"before": before, "limit": limit}}));
-        conn.queries.push_back(None);
+        conn.commands.push_back(None);
     }
 
     /// Disconnects the user: with a TCP reset if `is_reset` is set, otherwise with a Close and a half-close.
@@ -215,7 +216,7 @@ impl User {
             record.unordered.extend(self.pending.iter().map(|(_, text)| text.clone()));
         }
         let Some(conn) = &self.conn else { return };
-        if conn.client.is_open() && !conn.client.is_cut() {
+        if conn.client.is_open() && !conn.client.is_closed_by_server() {
             if is_reset {
                 conn.client.reset();
             } else {
@@ -258,9 +259,7 @@ impl User {
                 1 => {
                     let text = frame.text().to_owned();
                     if let Some(conn) = &mut self.conn {
-                        conn.hash = text
-                            .bytes()
-                            .fold(conn.hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+                        conn.hash = fnv1a(conn.hash, text.as_bytes());
                     }
                     self.handle_event(&text, now, at, record, private_messages);
                 }
@@ -330,7 +329,7 @@ impl User {
         let count = conn.members.entry(name.clone()).or_default();
         *count += by;
         if *count < 0 {
-            record.fail(MEMBERS, format!("{} is told that {name} left, who was no member", self.name));
+            record.fail(MEMBERS, format!("{} receives `left` for {name}, which was not a member", self.name));
         }
     }
 
@@ -368,16 +367,16 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
-            // Remove the request that this event answers, and all earlier requests. Some of those may never get a
+            // Remove the command that this event replies to, and all earlier commands. Some of those may never get a
             // reply, because the server does not reply to a switch to the user's current room.
-            if let Some(at) = conn.queries.iter().position(|query| query.as_deref() == Some(room)) {
-                conn.queries.drain(..=at);
+            if let Some(at) = conn.commands.iter().position(|command| command.as_deref() == Some(room)) {
+                conn.commands.drain(..=at);
             } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {
-                if !conn.queries.iter().any(Option::is_some) {
+                if !conn.commands.iter().any(Option::is_some) {
                     room.clone_into(&mut self.room);
                 }
             } else {
-                record.fail(ORDER, format!("{} is switched to {room}, but asked for {:?}", self.name, conn.queries));
+                record.fail(ORDER, format!("{} is switched to {room}, but asked for {:?}", self.name, conn.commands));
             }
             room.clone_into(&mut conn.room);
         }
@@ -447,7 +446,7 @@ impl User {
             conn.last_id = id;
             conn.seen.insert(id, fingerprint(data));
             if !record.contains_all(&conn.room, &conn.seen) {
-                record.fail(ORDER, format!("{} receives what is not message {id} of {}: {data}", self.name, conn.room));
+                record.fail(ORDER, format!("{} receives a wrong message {id} of {}: {data}", self.name, conn.room));
             }
         } else {
             let text = format!("{} receives message {id} of {} after {}: {data}", self.name, conn.room, conn.last_id);
@@ -461,7 +460,7 @@ impl User {
         let message = data["message"].as_str().unwrap_or_default();
         if message != "Message not stored" && !message.starts_with("No such user") {
             if let Some(conn) = &mut self.conn
-                && let Some(Some(room)) = conn.queries.pop_front()
+                && let Some(Some(room)) = conn.commands.pop_front()
             {
                 if room == self.room {
                     conn.room.clone_into(&mut self.room);
@@ -488,7 +487,7 @@ impl User {
 
     fn handle_page(&mut self, data: &Value, record: &mut Record) {
         let Some(conn) = &mut self.conn else { return };
-        conn.queries.pop_front_if(|query| query.is_none());
+        conn.commands.pop_front_if(|command| command.is_none());
         let messages = data["messages"].as_array().map_or(&[][..], Vec::as_slice);
         let page: Fingerprints =
             messages.iter().map(|message| (message["id"].as_u64().unwrap_or_default(), fingerprint(message))).collect();

@@ -14,8 +14,8 @@ impl Run<'_> {
         }
     }
 
-    /// Returns the network delay of the next bytes. Depends only on the seed, the connection, and the time `last` of the
-    /// bytes before.
+    /// Returns the network delay of the next bytes. Depends on the seed, the connection and `last`, the time of the
+    /// previous bytes, but not on other connections. While faults are stopped, the delay is a tenth.
     pub(super) fn delay(&self, at: usize, last: Duration) -> Duration {
         let number = last.as_nanos() as u64 ^ self.conns[at].number << 20;
         let delay = self.script.latency.mul_f64(Rng::with_seed(number ^ self.script.seed).f64());
@@ -78,14 +78,14 @@ impl Run<'_> {
             outgoing: VecDeque::new(),
             last_send_at: Duration::ZERO,
             incoming: VecDeque::new(),
-            hash: 0xcbf2_9ce4_8422_2325,
+            hash: FNV_OFFSET,
             frames: Vec::new(),
             received_close: None,
             sent_close: None,
             has_ended: false,
             is_reset: false,
             is_silent: false,
-            has_paused: false,
+            may_lose_events: false,
             nonces: Vec::new(),
             errors: 0,
             long_texts: 0,
@@ -200,9 +200,9 @@ impl Run<'_> {
         match nonce {
             Some(nonce) => {
                 self.conns[at].nonces.push(nonce.clone());
-                let unanswered = &mut self.actor_states[actor].unanswered;
-                if !unanswered.iter().any(|(sent, _)| *sent == nonce) {
-                    unanswered.push((nonce, text.to_owned()));
+                let unacknowledged = &mut self.actor_states[actor].unacknowledged;
+                if !unacknowledged.iter().any(|(sent, _)| *sent == nonce) {
+                    unacknowledged.push((nonce, text.to_owned()));
                 }
             }
             None => self.conns[at].allowed_errors += 1,
@@ -260,7 +260,7 @@ impl Run<'_> {
             Action::Resend => {
                 let Some(at) = open else { return };
                 let known = &self.actor_states[actor];
-                if let Some((nonce, text)) = random.choice(known.unanswered.clone()) {
+                if let Some((nonce, text)) = random.choice(known.unacknowledged.clone()) {
                     self.send_message(at, &text, Some(nonce), random);
                 } else if known.texts > 0 {
                     let number = known.texts;
@@ -268,7 +268,7 @@ impl Run<'_> {
                     self.send_message(at, &text, Some(format!("n{number}")), random);
                 }
             }
-            Action::Burst if open.is_some_and(|at| self.conns[at].has_paused) && random.bool() => {
+            Action::Burst if open.is_some_and(|at| self.conns[at].may_lose_events) && random.bool() => {
                 let Some(at) = open else { return };
                 for number in 0..random.u8(20..100) {
                     self.conns[at].ping_frames.push_back(vec![number; 100]);
@@ -340,7 +340,7 @@ impl Run<'_> {
             Action::StopReading => {
                 if let Some(at) = open {
                     self.conns[at].client.set_reading(false);
-                    self.conns[at].has_paused = true;
+                    self.conns[at].may_lose_events = true;
                     note!(self, "{} stops reading", self.name(at));
                 }
             }
@@ -404,7 +404,7 @@ impl Run<'_> {
                 for at in &self.active {
                     // After a clock jump, the idle timeout may expire before a Ping or its Pong arrives.
                     let conn = &mut self.conns[*at];
-                    conn.has_paused |= !conn.outgoing.is_empty() || !conn.incoming.is_empty();
+                    conn.may_lose_events |= !conn.outgoing.is_empty() || !conn.incoming.is_empty();
                 }
                 self.world.jump(Duration::from_millis(random.u64(1..100_000)));
             }
@@ -418,7 +418,7 @@ impl Run<'_> {
                 Some(DelayedEvents::Disk(disk)) => self.inject_disk_fault(&disk, action, random),
                 None => {}
             },
-            Action::Rest => {
+            Action::StopFaults => {
                 self.stop_faults_and_check();
                 self.inject_faults();
             }
@@ -467,5 +467,5 @@ impl Run<'_> {
 
 /// The nonces and texts of the unacknowledged messages that a client resends when it rejoins the room.
 fn messages_to_resend(known: &ActorState, room: &str, resends: bool) -> Vec<(String, String)> {
-    if resends && known.room == room { known.unanswered.clone() } else { Vec::new() }
+    if resends && known.room == room { known.unacknowledged.clone() } else { Vec::new() }
 }

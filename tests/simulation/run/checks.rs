@@ -98,11 +98,11 @@ impl Run<'_> {
                 }
                 if without_event > conn.errors {
                     let text =
-                        format!("{name} has sent {without_event} texts in vain, but received {} errors", conn.errors);
+                        format!("{name} has {without_event} texts without an event, but only {} errors", conn.errors);
                     return self.fail(ORDER, text);
                 }
                 if !conn.nonces.is_empty() || !conn.ping_frames.is_empty() {
-                    return self.fail(LIVENESS, format!("{name} waits for an answer for {:?}", conn.nonces));
+                    return self.fail(LIVENESS, format!("{name} waits for replies to {:?}", conn.nonces));
                 }
                 if conn.pings > 0 && self.script.option("--rate-limit") == Some("0") {
                     return self.fail(LIVENESS, format!("{name} waits for a pong"));
@@ -111,7 +111,7 @@ impl Run<'_> {
         }
         for token in self.model.borrow().all_members() {
             if !self.conn_by_token.contains_key(&token) {
-                self.fail(MEMBERS, format!("{token:?} is a member, but no connection"));
+                self.fail(MEMBERS, format!("{token:?} is a member without a connection"));
             }
         }
         self.check_log();

@@ -75,8 +75,8 @@ impl Run<'_> {
         self.inject_faults();
     }
 
-    /// Checks that the server has stored exactly the messages that clients have received. Valid only while no message
-    /// is pending.
+    /// Checks that the history file contains exactly the messages that the broker has published. Valid only while no
+    /// message is pending.
     pub(super) fn check_file(&mut self) {
         let Some(DelayedEvents::Disk(disk)) = &self.late else { return };
         let file = disk.messages();
@@ -85,7 +85,7 @@ impl Run<'_> {
         let known = model.message_count();
         let stored: usize = file.values().map(|(last_id, _)| *last_id as usize).sum();
         if stored != known {
-            model.fail(ACKNOWLEDGEMENT, format!("{stored} messages are stored, but {known} were delivered"));
+            model.fail(ACKNOWLEDGEMENT, format!("{stored} messages are stored, but {known} were published"));
         }
     }
 }

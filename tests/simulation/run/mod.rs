@@ -42,7 +42,7 @@ use crate::model::{ACKNOWLEDGEMENT, BOUNDS, FRAMES, LIVENESS, LOG, MEMBERS, Mode
 use crate::script::{Action, Actor, ROOMS, Script, TimedAction};
 use crate::support::users::{self, Dialect, encode};
 use crate::support::{KEY, masked, upgrade_request};
-use crate::trace;
+use crate::{FNV_OFFSET, fnv1a, trace};
 use flate2::{Decompress, FlushDecompress};
 
 use receiving::parse_frame;
@@ -50,11 +50,11 @@ use receiving::parse_frame;
 /// Maximum number of event-loop turns at the same virtual time. A run that exceeds it fails: the server is probably in
 /// an endless loop.
 const MAX_TURNS: usize = 50_000;
-/// Maximum number of consecutive turns per connection in which no byte passes and nothing else happens. A run that exceeds
-/// it fails: the server wakes up for nothing. A client that does not read causes 20 such turns: with `--ping-interval 3`,
-/// the server queues a Ping every 3 seconds, and drops the client after a minute.
+/// Maximum number of consecutive turns per connection in which no byte passes and nothing else happens. A run that
+/// exceeds it fails: the server wakes up for nothing. A client that does not read causes 20 such turns: with
+/// `--ping-interval 3`, the server queues a Ping every 3 seconds, and drops the client after a minute.
 const MAX_IDLE_TURNS: usize = 25;
-/// The username of rude clients, which play the test cases of `wirechat poke` and so may violate the protocol.
+/// The username of rude clients. They run the test cases of `wirechat poke`, so they may violate the protocol.
 const RUDE_USERNAME: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -75,8 +75,8 @@ pub struct Outcome {
     /// The last events. Empty if the run was not traced.
     pub trace: VecDeque<String>,
     pub hash: u64,
-    /// For each actor, the frames that it has received on all of its connections, without everything that depends on rude
-    /// clients. Empty unless the script also runs without its rude client.
+    /// For each actor, the frames that it has received on all of its connections. `strip_rude_clients` has removed what
+    /// depends on rude clients. The lists are empty unless the script also runs without its rude client.
     pub received: BTreeMap<usize, Vec<String>>,
     pub time: Duration,
     pub messages: u64,
@@ -113,7 +113,9 @@ struct Conn {
     has_ended: bool,
     is_reset: bool,
     is_silent: bool,
-    has_paused: bool,
+    /// Whether the client may miss events or lose its connection without a violation: it has stopped reading, or a
+    /// clock jump came while bytes were in flight.
+    may_lose_events: bool,
     /// Nonces for which no acknowledgement or error has arrived yet.
     nonces: Vec<String>,
     /// Number of errors that the client has received.
@@ -135,8 +137,8 @@ struct Conn {
 }
 
 impl Conn {
-    /// The time at which the client sends its next bytes or ends its stream. `None`: it has nothing to send, or its queue
-    /// to the server is full.
+    /// The time at which the client sends its next bytes or ends its stream. `None`: it has nothing to send, or its
+    /// queue to the server is full.
     fn sends_at(&self) -> Option<Duration> {
         let (at, out) = self.outgoing.front()?;
         let is_blocked = matches!(out, Output::Bytes(_)) && self.client.is_open() && self.client.space() == 0;
@@ -171,7 +173,7 @@ struct ActorState {
     epoch: String,
     last_id: u64,
     session: String,
-    unanswered: Vec<(String, String)>,
+    unacknowledged: Vec<(String, String)>,
     texts: usize,
 }
 
@@ -201,10 +203,6 @@ pub struct Run<'a> {
     has_jumped: bool,
     turns: (Duration, usize),
     messages: u64,
-}
-
-fn mix(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 pub fn run(script: &Script, is_tracing: bool) -> Outcome {
@@ -321,10 +319,10 @@ impl<'a> Run<'a> {
     fn outcome(self) -> Outcome {
         let model = self.model.borrow();
         let mut received = BTreeMap::<usize, Vec<String>>::new();
-        let mut hash = mix(0xcbf2_9ce4_8422_2325, &self.world.now().as_nanos().to_le_bytes());
+        let mut hash = fnv1a(FNV_OFFSET, &self.world.now().as_nanos().to_le_bytes());
         for conn in &self.conns {
             received.entry(conn.actor).or_default().extend_from_slice(&conn.frames);
-            hash = mix(hash, &conn.hash.to_le_bytes());
+            hash = fnv1a(hash, &conn.hash.to_le_bytes());
         }
         Outcome {
             violation: model.violation.clone(),
@@ -471,7 +469,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Counts what the log says. Returns whether the server has logged anything since the last call.
+    /// Reads the new log lines and counts their events. Returns whether the server has logged anything since the last
+    /// call.
     fn read_log(&mut self) -> bool {
         let lines = take_log_lines();
         for line in &lines {

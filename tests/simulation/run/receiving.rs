@@ -34,8 +34,8 @@ pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>,
 }
 
 /// Removes from an event everything that depends on whether the rude client takes part: its name, its share of the
-/// member count, and the epoch and session, which are random and change if the rude client draws random bytes. Returns
-/// `None` for the rude client's own join and leave events.
+/// member count, and the epoch and session, which are random and change because the server draws random bytes for the
+/// rude client. Returns `None` for the rude client's own join and leave events.
 fn strip_rude_clients(text: &str) -> Option<String> {
     let Ok(mut json) = serde_json::from_str::<Value>(text) else { return Some(text.to_owned()) };
     let is_rude = |name: &Value| name == RUDE_USERNAME;
@@ -68,14 +68,15 @@ impl Run<'_> {
         let bytes = self.conns[at].client.read();
         if !bytes.is_empty() {
             let last = self.conns[at].incoming.back().map_or(now, |(last, _)| *last);
-            // The delay of a connection is constant. Otherwise, an event about the rude client could delay the next one.
+            // The delay towards a client is constant. If it depended on the previous bytes, as in `queue`, an event
+            // about the rude client could change the delay of the next event.
             let arrives_at = last.max(now + self.delay(at, Duration::ZERO));
             self.conns[at].incoming.push_back((arrives_at, bytes));
         }
         let conn = &mut self.conns[at];
         let mut has_arrived = false;
         while let Some((_, bytes)) = conn.incoming.pop_front_if(|(at, _)| *at <= now) {
-            conn.hash = mix(conn.hash, &bytes);
+            conn.hash = fnv1a(conn.hash, &bytes);
             conn.input.extend(bytes);
             has_arrived = true;
         }
@@ -222,7 +223,7 @@ impl Run<'_> {
         let (actor, dialect) = (self.conns[at].actor, self.conns[at].dialect);
         let Some(expected) = expected else { return self.read_reply(at, text) };
         if let Some(nonce) = &expected.in_reply_to {
-            self.answer(at, nonce);
+            self.settle_nonce(at, nonce);
         }
         if let Some(id) = expected.id {
             self.messages += 1;
@@ -257,15 +258,15 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn answer(&mut self, at: usize, nonce: &str) {
+    pub(super) fn settle_nonce(&mut self, at: usize, nonce: &str) {
         let conn = &mut self.conns[at];
         let actor = conn.actor;
         if let Some(found) = conn.nonces.iter().position(|sent| sent == nonce) {
             conn.nonces.remove(found);
         } else if conn.is_polite {
-            return self.fail(ACKNOWLEDGEMENT, format!("an answer for {nonce}, which is answered or was not sent"));
+            return self.fail(ACKNOWLEDGEMENT, format!("an unexpected or repeated reply to {nonce}"));
         }
-        self.actor_states[actor].unanswered.retain(|(sent, _)| sent != nonce);
+        self.actor_states[actor].unacknowledged.retain(|(sent, _)| sent != nonce);
     }
 
     /// Checks a text message other than the event that the model expects next. It must be a `pong` event, or an error
@@ -316,10 +317,10 @@ impl Run<'_> {
             Some(nonce) => {
                 let nonce = nonce.to_owned();
                 let actor = self.conns[at].actor;
-                let kept = self.actor_states[actor].unanswered.clone();
-                self.answer(at, &nonce);
+                let kept = self.actor_states[actor].unacknowledged.clone();
+                self.settle_nonce(at, &nonce);
                 if message == "Slow down" {
-                    self.actor_states[actor].unanswered = kept;
+                    self.actor_states[actor].unacknowledged = kept;
                 }
             }
             // An error without a nonce is the reply to a command without a nonce.
@@ -364,14 +365,14 @@ impl Run<'_> {
             return self.fail(FRAMES, text);
         }
         if is_replied && !is_done && conn.is_polite {
-            let text = format!("{} gets a Close, but no answer for {:?}", self.name(at), conn.nonces);
+            let text = format!("{} receives a Close, but no reply to {:?}", self.name(at), conn.nonces);
             return self.fail(ACKNOWLEDGEMENT, text);
         }
         let reply = conn.sent_close.is_none() && !conn.is_silent;
         let counter = match (close.0, close.1.as_str()) {
             (1008, "username already in use") if script.delay.is_some() => "a join that is rejected late",
             (1013, _) => "a Close with 1013",
-            _ if is_replied => "a Close that is answered",
+            _ if is_replied => "a Close in reply",
             _ => "a Close by the server",
         };
         self.count(counter);
@@ -412,7 +413,8 @@ impl Run<'_> {
         note!(self, "{} sees the end of the stream: {end:?}", self.name(at));
         let is_tight =
             self.script.is_buffer_tight() || self.script.max_connections().is_some() || self.script.is_public;
-        // Without a response: the server stops, or too many rejected connections linger.
+        // The server may close a connection without a response while it stops, after its storage has failed, and if a
+        // limit applies: then too many rejected connections may linger.
         let may_drop = self.is_stopping || self.world.storage_failed() || self.script.has_limits();
         let conn = &mut self.conns[at];
         conn.is_over = conn.has_ended || conn.is_reset || end == End::Reset || conn.is_silent;
@@ -421,7 +423,7 @@ impl Run<'_> {
                 let at = conn.last_send_at.max(self.world.now());
                 conn.outgoing.push_back((at, Output::End));
             }
-            if !conn.client.is_open() || conn.client.is_cut() {
+            if !conn.client.is_open() || conn.client.is_closed_by_server() {
                 conn.is_over = true;
             }
         }
@@ -430,17 +432,18 @@ impl Run<'_> {
             || conn.has_ended
             || conn.is_reset
             || conn.is_silent
-            || conn.has_paused
+            || conn.may_lose_events
             || conn.status.map_or(may_drop, |status| status != 101);
-        let is_answered = conn.nonces.is_empty()
+        let has_all_replies = conn.nonces.is_empty()
             || conn.is_reset
             || conn.received_close.is_some()
-            || conn.has_paused
+            || conn.may_lose_events
             || conn.is_silent;
-        // The server may cut a frame only if its buffers are full, and a response if too many rejected connections linger.
+        // The server may cut a frame short only if its buffers are full, and a response only if too many rejected
+        // connections linger.
         let is_upgraded = conn.is_polite && conn.status == Some(101) && !self.script.is_buffer_tight();
-        let is_cut = end == End::Ended && !conn.is_reset && !conn.input.is_empty();
-        if is_upgraded && is_cut && (conn.received_close.is_some() || !conn.has_paused) {
+        let is_truncated = end == End::Ended && !conn.is_reset && !conn.input.is_empty();
+        if is_upgraded && is_truncated && (conn.received_close.is_some() || !conn.may_lose_events) {
             let text = format!("the stream to {} ends with the bytes {:02x?}", self.name(at), self.conns[at].input);
             return self.fail(FRAMES, text);
         }
@@ -448,14 +451,14 @@ impl Run<'_> {
             if !is_explained {
                 let text = format!("the server drops {}, which was neither slow nor silent", self.name(at));
                 self.fail(LIVENESS, text);
-            } else if !is_answered
+            } else if !has_all_replies
                 && end == End::Ended
                 && conn.status == Some(101)
                 && conn.sent_close.is_none()
                 && self.script.delay.is_none()
                 && !self.script.has_crowd
             {
-                let text = format!("{} sees the end, but no answer for {:?}", self.name(at), self.conns[at].nonces);
+                let text = format!("{} sees the end, but no reply to {:?}", self.name(at), self.conns[at].nonces);
                 self.fail(ACKNOWLEDGEMENT, text);
             }
         }
