@@ -367,11 +367,15 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
+            let is_next = conn.commands.iter().flatten().next().is_some_and(|next| next == room);
+            let was_abandoned = conn.abandoned.iter().any(|abandoned| abandoned == room);
+            let at = conn.commands.iter().position(|command| command.as_deref() == Some(room));
             // Remove the command that this event replies to, and all earlier commands. Some of those may never get a
-            // reply, because the server does not reply to a switch to the user's current room.
-            if let Some(at) = conn.commands.iter().position(|command| command.as_deref() == Some(room)) {
+            // reply, because the server does not reply to a switch to the user's current room. If an abandoned command
+            // has the same room, the event may reply to that command: Redis executes it before the commands that wait.
+            if let Some(at) = at.filter(|_| is_next || !was_abandoned) {
                 conn.commands.drain(..=at);
-            } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {
+            } else if was_abandoned {
                 if !conn.commands.iter().any(Option::is_some) {
                     room.clone_into(&mut self.room);
                 }
