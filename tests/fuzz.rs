@@ -1,6 +1,11 @@
 //! Runs the oracle of every fuzz target on the target's seeds. The seeds are one input of each kind, and every input
-//! that has ever failed. The fuzz targets themselves need a nightly compiler:
-//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz frames tests/fuzz/seeds/frames`.
+//! that has ever failed. The fuzz targets themselves need a nightly compiler. They can start with a minimised corpus,
+//! whose inputs reach nearly all code that earlier fuzzing has reached:
+//!
+//! ```text
+//!   tar -xzf tests/fuzz/corpus.tar.gz -C tests/fuzz
+//!   cargo +nightly fuzz run --fuzz-dir tests/fuzz frames tests/fuzz/corpus/frames tests/fuzz/seeds/frames
+//! ```
 
 #[path = "fuzz/oracles/mod.rs"]
 mod oracles;
