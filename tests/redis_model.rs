@@ -497,6 +497,29 @@ fn a_gap_before_the_current_generation_is_detected() {
     assert_eq!(open("", 2), "lost", "the instance has missed an entry");
 }
 
+/// Redis restarts twice without its newest writes while an instance is suspended. After the first restart, another
+/// instance writes entries with the ids of those that are lost. The first instance has read the lost entries, not these.
+#[test]
+fn entries_that_replace_lost_ones_are_detected_after_two_restarts() {
+    let redis = Redis::new(SCRIPT);
+    let mut suspended = Instance::open(&redis, "1");
+    suspended.join("5", "ann");
+    let entry =
+        |of: &str| ask(&redis, &format!("HGET p:instance:{of} entry")).as_str().unwrap().parse::<u64>().unwrap();
+    let has_read = entry("1") + 1; // Redis has lost the last entry that the instance has read
+    let generation = suspended.generation.clone();
+    let reply = open_in_lineage(&redis, "2", "1", "first restart", "", 0);
+    let connection = reply[2].clone();
+    let mut other = Instance { redis: &redis, number: "2", generation: reply[1].clone(), connection, requests: 0 };
+    other.join("6", "bob");
+    other.publish("6", "bob", "");
+    assert!(entry("1") >= has_read, "another entry has the id of the lost one");
+    let reply = open_in_lineage(&redis, "2", "1", "second restart", &reply[1], entry("2"));
+    (other.generation, other.connection) = (reply[1].clone(), reply[2].clone());
+    other.publish("6", "bob", "");
+    assert_eq!(open_in_lineage(&redis, "1", "1", "second restart", &generation, has_read)[0], "lost");
+}
+
 /// Redis may reject a call, for example because it is full, and execute the next one. The next one must not overtake.
 #[test]
 fn requests_do_not_overtake_those_of_a_rejected_call() {

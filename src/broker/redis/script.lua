@@ -46,12 +46,17 @@ local function text(number)
     return string.format('%.0f', number)
 end
 
--- In a new generation, remembers the id of the last entry of the old one (`base`). Returns whether the instance is
--- registered and alive, so that it reads its inbox.
+-- In a new generation, remembers the id of the last entry of the old one (`base`). If the instance has not registered in
+-- the old one, it has not seen that one's entries, so the lower `base` stays. Returns whether the instance is registered
+-- and alive, so that it reads its inbox.
 local function prepare_inbox(of, generation)
-    local fields = call('HMGET', of, 'generation', 'entry', 'dead')
+    local fields = call('HMGET', of, 'generation', 'entry', 'dead', 'base', 'registered')
     if fields[1] ~= generation then
-        call('HSET', of, 'generation', generation, 'base', fields[2] or '0')
+        local base = tonumber(fields[2] or '0')
+        if fields[5] and fields[5] ~= fields[1] then
+            base = math.min(base, tonumber(fields[4]))
+        end
+        call('HSET', of, 'generation', generation, 'base', text(base))
     end
     return fields[1] and not fields[3]
 end
@@ -105,6 +110,7 @@ local function open()
         call('HSET', record, 'rejoins', status)
     end
     call('HDEL', record, 'dead')
+    call('HSET', record, 'registered', generation)
     call('SADD', prefix .. ':instances', instance)
     call('HINCRBY', record, 'beat', 1) -- otherwise, the others would still count from its last beat before the silence
     local connection = call('HINCRBY', record, 'connection', 1)
