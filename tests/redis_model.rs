@@ -402,6 +402,11 @@ impl<'a> Instance<'a> {
     fn open(redis: &'a Redis, number: &'static str) -> Instance<'a> {
         let reply = open(redis, number, "1", "", 0);
         assert_eq!(reply[0], "lost", "an instance that Redis does not know");
+        Instance::new(redis, number, &reply)
+    }
+
+    /// Creates an instance that has received `reply` to its registration.
+    fn new(redis: &'a Redis, number: &'static str, reply: &[String]) -> Instance<'a> {
         Instance { redis, number, generation: reply[1].clone(), connection: reply[2].clone(), requests: 0 }
     }
 
@@ -508,14 +513,12 @@ fn entries_that_replace_lost_ones_are_detected_after_two_restarts() {
         |of: &str| ask(&redis, &format!("HGET p:instance:{of} entry")).as_str().unwrap().parse::<u64>().unwrap();
     let has_read = entry("1") + 1; // Redis has lost the last entry that the instance has read
     let generation = suspended.generation.clone();
-    let reply = open_in_lineage(&redis, "2", "1", "first restart", "", 0);
-    let connection = reply[2].clone();
-    let mut other = Instance { redis: &redis, number: "2", generation: reply[1].clone(), connection, requests: 0 };
+    let mut other = Instance::new(&redis, "2", &open_in_lineage(&redis, "2", "1", "first restart", "", 0));
     other.join("6", "bob");
     other.publish("6", "bob", "");
     assert!(entry("1") >= has_read, "another entry has the id of the lost one");
-    let reply = open_in_lineage(&redis, "2", "1", "second restart", &reply[1], entry("2"));
-    (other.generation, other.connection) = (reply[1].clone(), reply[2].clone());
+    let reply = open_in_lineage(&redis, "2", "1", "second restart", &other.generation, entry("2"));
+    other = Instance { requests: other.requests, ..Instance::new(&redis, "2", &reply) };
     other.publish("6", "bob", "");
     assert_eq!(open_in_lineage(&redis, "1", "1", "second restart", &generation, has_read)[0], "lost");
 }

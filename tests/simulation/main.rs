@@ -82,6 +82,7 @@ const FREQUENT_STATES: &[&str] = &[
     "a stream that ends without a Close",
     "a takeover",
     "a stalled stderr",
+    "bytes that arrive late",
     "clients that waited for a descriptor",
 ];
 /// The additional states that a run of 300 or more seeds must reach if the feature `deflate` is enabled.
@@ -170,7 +171,7 @@ fn arguments() -> Arguments {
 fn run(script: &Script, is_tracing: bool) -> Outcome {
     panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
         violation: Some(Violation { rule: NO_PANIC, text: LAST_PANIC.take() }),
-        step: run::last_step(),
+        step: trace::step_count(),
         trace: trace::take(),
         hash: 0,
         received: BTreeMap::new(),
@@ -189,9 +190,8 @@ fn check(script: &Script) -> Outcome {
     }
     if script.seed.is_multiple_of(REPLAY_EVERY) {
         let again = run(script, true);
-        // An empty trace would mean that nothing was traced: a failing seed would then be reported without its events.
-        if again.hash != outcome.hash || again.time != outcome.time || again.trace.is_empty() {
-            let text = format!("hashes {:016x} and {:016x}, {} events", outcome.hash, again.hash, again.trace.len());
+        if again.hash != outcome.hash || again.time != outcome.time || !trace::has_records(&again.trace) {
+            let text = format!("hashes {:016x} and {:016x}, trace {:?}", outcome.hash, again.hash, again.trace);
             outcome.violation = Some(Violation { rule: DETERMINISM, text });
         }
     }

@@ -1,6 +1,6 @@
-//! The last events of a traced run, one line each, as `--trace` writes them: the state changes and frames of each
-//! connection (except empty Pings and Pongs), the log lines, and the script's actions and faults. The lines are in a
-//! thread-local, because a panic in the server drops the run.
+//! What a run reports when it fails: the number of steps, and, if the run is traced, its last events. These are the
+//! records of each connection as `--trace` writes them (except empty Pings and Pongs), the log lines, and the script's
+//! actions and faults. All of it is in thread-locals, because a panic in the server drops the run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,20 +22,36 @@ thread_local! {
     static LINES: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
     static IS_ON: Cell<bool> = const { Cell::new(false) };
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    static STEPS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Removes the lines of the last run. If `is_on`, collects those of the next one.
 pub fn start(is_on: bool) {
     LINES.take();
     IS_ON.set(is_on);
+    STEPS.set(0);
 }
 
-/// Sets the time of the next lines, since the start of the run.
+/// Sets the time of the next records, since the start of the run.
 pub fn set_time(now: Duration) {
     NOW.set(now);
 }
 
-pub fn push(line: impl FnOnce() -> String) {
+pub fn count_step() {
+    STEPS.set(STEPS.get() + 1);
+}
+
+/// Returns the number of steps (actions or faults) that the current or most recent run has executed.
+pub fn step_count() -> usize {
+    STEPS.get()
+}
+
+pub fn note(now: Duration, line: impl FnOnce() -> String) {
+    set_time(now);
+    push(line);
+}
+
+fn push(line: impl FnOnce() -> String) {
     if IS_ON.get() {
         LINES.with_borrow_mut(|lines| {
             if lines.len() == LEN {
@@ -64,6 +80,11 @@ pub fn writer(prefix: String) -> Option<WriteRecord> {
 fn is_keepalive(record: &Record) -> bool {
     let RecordKind::Frame(Frame { header, .. }) = &record.kind else { return false };
     matches!(header.name(), "PING" | "PONG") && header.length_7() == 0
+}
+
+/// Whether the lines include a record of a connection, which starts with the connection's number, such as `#7`.
+pub fn has_records(lines: &VecDeque<String>) -> bool {
+    lines.iter().any(|line| line.contains(" #"))
 }
 
 pub fn take() -> VecDeque<String> {

@@ -72,11 +72,15 @@ impl Trace {
     /// Passes a dummy time: `write` drops the tracer's timestamp and uses the simulated time.
     fn observe(&mut self, from: Role, bytes: &[u8]) {
         self.tap.observe(from, bytes, SystemTime::UNIX_EPOCH);
-        self.records.take().iter().for_each(|record| (self.write)(record));
+        self.write_records();
     }
 
     fn finish(&mut self) {
         self.tap.finish("the server closed its socket", SystemTime::UNIX_EPOCH);
+        self.write_records();
+    }
+
+    fn write_records(&self) {
         self.records.take().iter().for_each(|record| (self.write)(record));
     }
 }

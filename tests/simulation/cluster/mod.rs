@@ -79,15 +79,16 @@ pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     let outcome = run_safely(&plan, false);
     let Some(violation) = outcome.violation else {
         let again = seed.is_multiple_of(5 * crate::INSTANCES_EVERY).then(|| run_safely(&plan, true));
-        // An empty trace would mean that nothing was traced: a failing seed would then be reported without its events.
-        if again.is_some_and(|again| again.hash != outcome.hash || again.trace.is_empty()) {
+        if again.is_some_and(|again| again.hash != outcome.hash || !trace::has_records(&again.trace)) {
             println!("seed {seed} breaks a rule with several instances.\n  rule     {DETERMINISM}");
             return None;
         }
         return Some(Outcome { violation: None, ..outcome });
     };
     let Violation { rule, text } = violation;
-    println!("seed {seed} breaks a rule with several instances.\n  rule     {rule}\n  found    {text}");
+    let (done, all) = (trace::step_count(), plan.steps.len());
+    println!("seed {seed} breaks a rule with several instances after {done} of {all} steps.");
+    println!("  rule     {rule}\n  found    {text}");
     let breaks = |steps| {
         let smaller = Plan { steps, ..plan.clone() };
         run_safely(&smaller, false).violation.is_some_and(|violation| violation.rule == rule)
@@ -122,6 +123,7 @@ fn run(plan: &Plan, is_tracing: bool) -> Outcome {
         if cluster.has_failed() {
             break;
         }
+        trace::count_step();
         cluster.note(|| format!("{step:?}"));
         cluster.act(*step);
     }
@@ -168,8 +170,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn note(&self, line: impl FnOnce() -> String) {
-        trace::set_time(self.now);
-        trace::push(line);
+        trace::note(self.now, line);
     }
 
     fn count(&mut self, what: &'static str) {

@@ -3,10 +3,9 @@
 //! checks the bytes that it has received against the model.
 
 macro_rules! note {
-    ($run:expr, $($arg:tt)*) => {{
-        trace::set_time($run.world.now());
-        trace::push(|| format!($($arg)*));
-    }};
+    ($run:expr, $($arg:tt)*) => {
+        trace::note($run.world.now(), || format!($($arg)*))
+    };
 }
 
 mod actions;
@@ -15,7 +14,7 @@ mod checks;
 mod crash;
 mod receiving;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -57,16 +56,6 @@ const MAX_IDLE_TURNS: usize = 25;
 /// The username of rude clients. They run the test cases of `wirechat poke`, so they may violate the protocol.
 const RUDE_USERNAME: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
-
-thread_local! {
-    /// Number of actions that the current run has executed. In a thread-local, because a panic drops [`Run`].
-    static STEP: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Returns the number of actions that the most recent run executed.
-pub fn last_step() -> usize {
-    STEP.get()
-}
 
 pub struct Outcome {
     pub violation: Option<Violation>,
@@ -208,13 +197,12 @@ pub struct Run<'a> {
 pub fn run(script: &Script, is_tracing: bool) -> Outcome {
     trace::start(is_tracing);
     let mut run = Run::new(script);
-    STEP.set(0);
     for timed in &script.actions {
         run.run_until(timed.at);
         if run.has_failed() {
             break;
         }
-        STEP.set(STEP.get() + 1);
+        trace::count_step();
         run.act(timed);
     }
     run.run_until(script.end);
@@ -326,7 +314,7 @@ impl<'a> Run<'a> {
         }
         Outcome {
             violation: model.violation.clone(),
-            step: last_step(),
+            step: trace::step_count(),
             trace: trace::take(),
             hash,
             received,

@@ -72,6 +72,9 @@ impl Run<'_> {
             // about the rude client could change the delay of the next event.
             let arrives_at = last.max(now + self.delay(at, Duration::ZERO));
             self.conns[at].incoming.push_back((arrives_at, bytes));
+            if arrives_at > now {
+                self.count("bytes that arrive late");
+            }
         }
         let conn = &mut self.conns[at];
         let mut has_arrived = false;
